@@ -1,0 +1,3 @@
+from trainmgr.cli import main
+
+main()

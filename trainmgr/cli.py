@@ -1,0 +1,447 @@
+"""The command line. The only user of typer: a command parses, makes one call, prints.
+
+Data goes to stdout, narration to stderr.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from trainmgr import (
+    __version__,
+    display,
+    errors,
+    history,
+    launch,
+    proof,
+    replay,
+    schemas,
+    screen,
+    tables,
+)
+from trainmgr import (
+    check as checking,
+)
+from trainmgr import (
+    compare as comparing,
+)
+from trainmgr import policy as policies
+from trainmgr.errors import TrainmgrError, UserError
+from trainmgr.managers import catalog
+from trainmgr.paths import POLICY_VARIABLE, RUNS_DIR_VARIABLE, RunPaths, find_run, list_runs
+
+EXIT_TEXT = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in errors.EXIT_CODES.items()) + "."
+
+app = typer.Typer(
+    name="trainmgr",
+    help="Put a bounded supervisor on a training run.",
+    epilog=EXIT_TEXT,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+narration = Console(stderr=True)
+data = Console()
+
+
+class Mode(StrEnum):
+    auto = "auto"
+    shadow = "shadow"
+    approve = "approve"
+
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, the beginning of one, a path, or `latest`.")
+]
+ScriptArgument = Annotated[
+    Path, typer.Argument(metavar="SCRIPT", help="A .py file, or anything executable.", show_default=False)
+]
+RestArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[-- ARGUMENTS...]", help="What the script gets; put `--` before it.", show_default=False),
+]
+RunsDirOption = Annotated[Path, typer.Option("--runs-dir", envvar=RUNS_DIR_VARIABLE, help="Folder of all runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option("--policy", envvar=POLICY_VARIABLE, help="Policy file (TOML); `trainmgr policy` prints the defaults."),
+]
+ManagerOption = Annotated[
+    str, typer.Option("--manager", "-m", help=f"Who decides: {', '.join(catalog.NAMES)}.", metavar="NAME")
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"trainmgr {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    script: ScriptArgument,
+    arguments: RestArgument = None,
+    manager: ManagerOption = "auto",
+    mode: Annotated[
+        Mode, typer.Option(help="auto: apply; shadow: decide and log only; approve: ask you first.")
+    ] = Mode.auto,
+    policy: PolicyOption = None,
+    seed: Annotated[int | None, typer.Option(help="Given to the script as TRAINMGR_SEED.")] = None,
+    runs_dir: RunsDirOption = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Name in the run's id; default: the script's.")] = None,
+    restarts: Annotated[int | None, typer.Option(help="Start a crashed script again, so often.", min=0)] = None,
+    stall_timeout: Annotated[
+        float | None, typer.Option(help="Seconds without telemetry after which it counts as hung.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the last lines.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Every event as a JSON line on stdout.")] = False,
+) -> None:
+    """Start a training script and supervise it to its end. The script's exit code is kept.
+
+    Example: `trainmgr run workloads/tinystories.py --manager rules --seed 1 -- --profile quick`
+
+    Ctrl-C once asks the script to end, twice kills it.
+    """
+    request = launch.Request(
+        script=script,
+        arguments=arguments or [],
+        manager=manager,
+        mode=mode.value,
+        policy=_policy(policy, restarts, stall_timeout),
+        seed=seed,
+        runs_dir=runs_dir,
+        name=name,
+    )
+    name_of, why = launch.choose_manager(manager)
+    if manager == "auto" and not quiet and not json:
+        narration.print(f"manager: {name_of} ({why})", style="dim", highlight=False)
+    paths, closing = _watched(lambda listener: launch.launch(request, listener), quiet, json)
+    if not json:
+        _closing_words(paths)
+    raise typer.Exit(closing.exit_code if closing.status != "failed" or closing.exit_code else errors.EXIT_FAILED)
+
+
+@app.command()
+def attach(
+    run: RunArgument = "latest", runs_dir: RunsDirOption = Path("runs"), quiet: bool = False, json: JsonOption = False
+) -> None:
+    """Take over a run whose supervisor died; its training goes on meanwhile.
+
+    Example: `trainmgr attach latest`
+    """
+    paths = find_run(runs_dir, run)
+    closing = _watched(lambda listener: (paths, launch.attach(paths, runs_dir, listener)), quiet, json)[1]
+    if not json:
+        _closing_words(paths)
+    raise typer.Exit(closing.exit_code)
+
+
+@app.command()
+def audit(
+    run: RunArgument = "latest",
+    runs_dir: RunsDirOption = Path("runs"),
+    head: Annotated[
+        bool, typer.Option("--head", help="Print the digest of the log's last line, to keep elsewhere.")
+    ] = False,
+    expect: Annotated[
+        str | None, typer.Option(metavar="DIGEST", help="Fail unless the log ends with this digest.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Prove from the files alone that a run is what its log says, and list its interventions. Exits 1 if it is not.
+
+    Example: `trainmgr audit latest`
+    """
+    paths = find_run(runs_dir, run)
+    result = proof.prove(paths)
+    if expect is not None and result.head != expect:
+        result.findings.append(
+            proof.Finding("audit.jsonl", f"it ends with {result.head}, not with the digest expected")
+        )
+    if head and result.holds:
+        print(result.head)
+    elif json:
+        print(tables.proof_json(result))
+    else:
+        tables.print_proof(data, result)
+    raise typer.Exit(errors.EXIT_OK if result.holds else errors.EXIT_FAILED)
+
+
+@app.command("replay")
+def replay_run(
+    run: RunArgument = "latest",
+    runs_dir: RunsDirOption = Path("runs"),
+    manager: Annotated[
+        str | None, typer.Option("--manager", "-m", metavar="NAME", help="Put the snapshots to this manager.")
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train again with the recorded changes at their steps; compare bit for bit.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Play it back in the terminal.")] = False,
+    speed: Annotated[float, typer.Option(help="With --watch: so many times as fast.", min=0.01)] = 20.0,
+    json: JsonOption = False,
+) -> None:
+    """Decide a recorded run again and compare byte for byte. Exits 1 where anything differs.
+
+    Examples: `trainmgr replay latest`, `trainmgr replay latest --train`, `trainmgr replay latest -m schedule:cosine`
+    """
+    paths = find_run(runs_dir, run)
+    if sum((manager is not None, train, watch)) > 1:
+        raise UserError("--manager, --train and --watch are three different replays. Choose one.")
+    if watch:
+        _watch(paths, speed)
+        return
+    if train:
+        _train(paths, runs_dir, json)
+    record = history.manifest_of(paths)
+    if manager is not None:
+        found = list(replay.opinions(paths, catalog.make(manager, record.policy, runs_dir)))
+        if json:
+            print(jsonlib.dumps([vars(opinion) for opinion in found], indent=2))
+        else:
+            tables.print_opinions(data, found, record.manager, manager)
+        return
+    result = replay.rebuild(paths, _own_manager(record.manager, record.policy, runs_dir))
+    if json:
+        print(jsonlib.dumps(vars(result), indent=2))
+    else:
+        tables.print_rebuilt(data, result)
+    raise typer.Exit(errors.EXIT_FAILED if result.differences else errors.EXIT_OK)
+
+
+@app.command()
+def runs(runs_dir: RunsDirOption = Path("runs"), json: JsonOption = False) -> None:
+    """List the runs, the latest last.
+
+    Example: `trainmgr runs`
+    """
+    found = [(paths, history.run_file(paths)) for paths in list_runs(runs_dir)]
+    if json:
+        print(jsonlib.dumps([{"run": p.id, **(_file_json(f))} for p, f in found], indent=2))
+    elif not found:
+        narration.print(f"There are no runs in {runs_dir}/ yet. Start one: trainmgr run SCRIPT")
+    else:
+        tables.print_runs(data, found)
+
+
+@app.command()
+def show(run: RunArgument = "latest", runs_dir: RunsDirOption = Path("runs"), json: JsonOption = False) -> None:
+    """Show one run: curves, recipe, interventions.
+
+    Example: `trainmgr show latest`
+    """
+    paths = find_run(runs_dir, run)
+    manifest, state, ledger = history.latest(paths)
+    if json:
+        print(tables.show_json(paths, manifest, state, ledger))
+        return
+    data.print(screen.render(state, ledger, manifest, width=min(data.width, 120)))
+    tables.print_closing(data, manifest, state, ledger)
+
+
+@app.command("check")
+def check_script(
+    script: ScriptArgument,
+    arguments: RestArgument = None,
+    seconds: Annotated[float, typer.Option(help="How long it may take.", min=1)] = 60.0,
+    json: JsonOption = False,
+) -> None:
+    """Run a workload briefly, change each of its parameters once, and name every breach of the protocol with its fix.
+
+    Example: `trainmgr check workloads/minimal.py`
+    """
+    checked = checking.Probe(script, arguments or [], seconds).run()
+    if json:
+        print(checking.dumps(checked))
+    else:
+        tables.print_checked(data, checked)
+    raise typer.Exit(errors.EXIT_OK if checked.ok else errors.EXIT_FAILED)
+
+
+@app.command()
+def compare(
+    script: ScriptArgument,
+    arguments: RestArgument = None,
+    managers: Annotated[
+        str, typer.Option(help="Managers, with commas between; the first is what the others are compared with.")
+    ] = "none,rules",
+    seeds: Annotated[str, typer.Option(help="Seeds: 1-3 or 1,2,5.")] = "1-3",
+    metrics: Annotated[str, typer.Option(help="Metrics of the workload's end record, with commas between.")] = "",
+    jobs: Annotated[int, typer.Option(help="Runs at a time; each gets one thread.", min=1)] = 1,
+    policy: PolicyOption = None,
+    runs_dir: RunsDirOption = Path("runs"),
+    json: JsonOption = False,
+) -> None:
+    """Run a workload under several managers and seeds and print one table. Finished runs are reused.
+
+    Example: `trainmgr compare workloads/tinystories.py --managers none,schedule:cosine,rules --seeds 1-3 --jobs 2`
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    request = launch.Request(script=script, arguments=arguments or [], policy=policies.load(policy), runs_dir=runs_dir)
+    for name in managers.split(","):
+        catalog.make(name, request.policy, runs_dir)
+    arms = comparing.compare(request, managers.split(","), _seeds(seeds), jobs, _say_result)
+    chosen = [m for m in metrics.split(",") if m] or _all_metrics(arms)
+    if json:
+        print(jsonlib.dumps(comparing.as_json(arms), indent=2))
+    else:
+        print(comparing.markdown(arms, chosen))
+    failed = [r for arm in arms for r in arm.results if r.failure]
+    for result in failed:
+        narration.print(f"{result.cell.manager} seed {result.cell.seed} ({result.run}): {result.failure}", style="red")
+    raise typer.Exit(errors.EXIT_FAILED if failed else errors.EXIT_OK)
+
+
+@app.command()
+def schema(
+    folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path("schemas"),
+) -> None:
+    """Write the JSON schemas of every file of a run, with example records: the contract for other languages.
+
+    Example: `trainmgr schema schemas/`
+    """
+    for path in schemas.write(folder):
+        print(path)
+
+
+@app.command()
+def policy() -> None:
+    """Print a policy file with every key at its default and explained.
+
+    Example: `trainmgr policy > policy.toml`
+    """
+    print(policies.document(), end="")
+
+
+# -- helpers of the commands -------------------------------------------------------------------------------------------
+
+
+def _policy(path: Path | None, restarts: int | None, stall_timeout: float | None) -> policies.Policy:
+    """The policy file, with what the flags say instead."""
+    policy = policies.load(path)
+    flags: dict[str, Any] = {}
+    if restarts is not None:
+        flags["restarts"] = restarts
+    if stall_timeout is not None:
+        flags["stall_timeout"] = stall_timeout
+    return policy.model_copy(update={"process": policy.process.model_copy(update=flags)}) if flags else policy
+
+
+def _watched(call: Any, quiet: bool, json: bool) -> Any:
+    """Make the call with the view that fits: JSON lines, the live view in a terminal, plain lines elsewhere."""
+    if json:
+        return call(lambda *_: display.JsonLines())
+    if quiet or not narration.is_terminal:
+        return call(lambda *_: display.Lines(quiet=quiet))
+    views: list[screen.LiveView] = []
+
+    def live(_: RunPaths, manifest: Any) -> screen.LiveView:
+        views.append(screen.LiveView(manifest, narration))
+        return views[0].__enter__()
+
+    try:
+        return call(live)
+    finally:
+        for view in views:
+            view.__exit__(None, None, None)
+
+
+def _closing_words(paths: RunPaths) -> None:
+    manifest, state, ledger = history.latest(paths)
+    tables.print_closing(data, manifest, state, ledger, stderr=paths.stderr)
+
+
+def _own_manager(name: str, policy: policies.Policy, runs_dir: Path) -> Any:
+    """The run's own manager, to be asked again; None where it cannot be made any more."""
+    try:
+        return catalog.make(name, policy, runs_dir)
+    except UserError:
+        return None
+
+
+def _train(paths: RunPaths, runs_dir: Path, json: bool) -> NoReturn:
+    manifest = history.manifest_of(paths)
+    schedule = replay.schedule_of(paths)
+    request = launch.Request(
+        script=Path(manifest.script), arguments=manifest.arguments, manager="none", policy=manifest.policy,
+        seed=manifest.seed, runs_dir=runs_dir, name=f"{Path(manifest.script).stem}-replay",
+        directory=Path(manifest.directory), replay_of=paths.id, schedule=schedule or None,
+    )  # fmt: skip
+    narration.print(f"training {paths.id} again, with {len(schedule)} changes at their recorded steps", highlight=False)
+    again, _ = _watched(lambda listener: launch.launch(request, listener), False, False)
+    result = replay.compare_training(paths, again)
+    if json:
+        print(jsonlib.dumps({"run": paths.id, "again": again.id, **vars(result)}, indent=2))
+    else:
+        tables.print_comparison(data, paths, again, result)
+    raise typer.Exit(errors.EXIT_FAILED if result.first else errors.EXIT_OK)
+
+
+def _watch(paths: RunPaths, speed: float) -> None:
+    """Play the run back: its telemetry and its log in the order of their times."""
+    manifest = history.manifest_of(paths)
+    with screen.LiveView(manifest, narration) as view:
+        before: float | None = None
+        for moment, t in replay.frames(paths):
+            if before is not None:
+                time.sleep(min(1.0, max(0.0, (t - before) / speed)))
+            before = t
+            view.tick(moment.state, moment.ledger)
+    _closing_words(paths)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise UserError(f"--seeds {text!r} is neither a range like 1-3 nor a list like 1,2,5.") from None
+    return seeds
+
+
+def _all_metrics(arms: list[comparing.Arm]) -> list[str]:
+    names: dict[str, None] = {}
+    for arm in arms:
+        for result in arm.results:
+            names.update(dict.fromkeys(result.closing.metrics if result.closing else {}))
+    return list(names)
+
+
+def _say_result(result: comparing.Result, count: int, total: int) -> None:
+    end = result.failure or (result.closing.status if result.closing else "?")
+    how = "reused" if result.reused else f"{result.seconds:.0f} s"
+    narration.print(
+        f"[{count}/{total}] {result.cell.manager} seed {result.cell.seed}: {end} ({how})", highlight=False, markup=False
+    )
+
+
+def _file_json(found: Any) -> dict[str, Any]:
+    result: dict[str, Any] = jsonlib.loads(found.model_dump_json()) if found else {"manifest": None, "closing": None}
+    return result
+
+
+def main() -> None:
+    """The entry point: a mistake ends with a message and an exit code, never with a traceback."""
+    try:
+        app()
+    except TrainmgrError as error:
+        print(f"trainmgr: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(errors.EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(errors.EXIT_OK)

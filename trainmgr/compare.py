@@ -1,0 +1,170 @@
+"""`trainmgr compare`: one workload under several managers and seeds, as ordinary supervised runs, in one table.
+
+Finished runs are found again by what they were started with, so that an interrupted comparison goes on where it was.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trainmgr import display, events
+from trainmgr.errors import TrainmgrError
+from trainmgr.history import run_file
+from trainmgr.launch import Request, choose_manager, launch
+from trainmgr.paths import list_runs
+
+GOOD = ("completed", "stopped")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One manager with one seed."""
+
+    manager: str
+    seed: int
+
+
+@dataclass
+class Result:
+    """What came of a cell."""
+
+    cell: Cell
+    run: str | None = None
+    closing: events.Closing | None = None
+    seconds: float = 0.0
+    failure: str | None = None
+    reused: bool = False
+
+
+@dataclass
+class Arm:
+    """One manager over all seeds."""
+
+    manager: str
+    results: list[Result] = field(default_factory=list)
+
+    def values(self, metric: str) -> list[float]:
+        """The metric at the end of each good run, in the order of the seeds."""
+        return [r.closing.metrics[metric] for r in self.results if r.closing and metric in r.closing.metrics]
+
+
+def cells(managers: list[str], seeds: list[int]) -> list[Cell]:
+    """Seed by seed, so that a comparison which is cut short is still balanced."""
+    return [Cell(choose_manager(manager)[0], seed) for seed in seeds for manager in managers]
+
+
+def compare(
+    request: Request,
+    managers: list[str],
+    seeds: list[int],
+    jobs: int,
+    progress: Callable[[Result, int, int], None],
+) -> list[Arm]:
+    """Run what is missing, ``jobs`` at a time; failed runs are results too."""
+    todo = cells(managers, seeds)
+    done = {cell: found for cell in todo if (found := find(request, cell)) is not None}
+    count = 0
+    for result in done.values():
+        count += 1
+        progress(result, count, len(todo))
+    with ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="run") as pool:
+        futures = [pool.submit(_run, request, cell) for cell in todo if cell not in done]
+        for future in as_completed(futures):
+            result = future.result()
+            done[result.cell] = result
+            count += 1
+            progress(result, count, len(todo))
+    arms = [Arm(choose_manager(manager)[0]) for manager in managers]
+    for arm in arms:
+        arm.results = [done[Cell(arm.manager, seed)] for seed in seeds]
+    return arms
+
+
+def find(request: Request, cell: Cell) -> Result | None:
+    """The finished run of a cell among those that are there, started with the same script, arguments and policy."""
+    for paths in reversed(list_runs(request.runs_dir)):
+        found = run_file(paths)
+        if found is None or found.closing is None or found.closing.status not in GOOD or found.closing.exit_code:
+            continue
+        m = found.manifest
+        same = (m.script, m.arguments, m.manager, m.seed, m.mode, m.policy, m.replay_of) == (
+            str(request.script), request.arguments, cell.manager, cell.seed, request.mode, request.policy, None,
+        )  # fmt: skip
+        if same:
+            return Result(cell, paths.id, found.closing, found.closing.ended - m.created, reused=True)
+    return None
+
+
+def _run(request: Request, cell: Cell) -> Result:
+    result = Result(cell)
+    slug = f"{request.name or request.script.stem}-{cell.manager.replace(':', '-')}-s{cell.seed}"
+    try:
+        paths, closing = launch(
+            replace(request, manager=cell.manager, seed=cell.seed, name=slug), lambda *_: display.Lines(quiet=True)
+        )
+    except TrainmgrError as error:
+        result.failure = str(error)
+        return result
+    result.run, result.closing = paths.id, closing
+    found = run_file(paths)
+    result.seconds = closing.ended - found.manifest.created if found else 0.0
+    if closing.status not in GOOD or closing.exit_code:
+        result.failure = f"{closing.status}: it {closing.exit}"
+    return result
+
+
+def rows(arms: list[Arm], metrics: list[str]) -> Iterator[list[str]]:
+    """The table: an arm a row, the mean and standard deviation of each metric, and the mean against the first arm."""
+    reference = [_mean(arms[0].values(metric)) for metric in metrics]
+    for arm in arms:
+        row = [arm.manager, str(sum(1 for r in arm.results if r.closing and not r.failure))]
+        for metric, base in zip(metrics, reference, strict=True):
+            values = arm.values(metric)
+            mean = _mean(values)
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            spread = f" ± {deviation:.3f}" if deviation is not None else ""
+            against = f" ({(mean / base - 1):+.1%})" if mean is not None and base and arm is not arms[0] else ""
+            row.append("–" if mean is None else f"{mean:.3f}{spread}{against}")
+        changed = [r.closing.interventions for r in arm.results if r.closing]
+        row.append(f"{statistics.fmean(changed):.1f}" if changed else "–")
+        row.append(f"{statistics.fmean([r.seconds for r in arm.results]):.0f}")
+        yield row
+
+
+def _mean(values: list[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def header(metrics: list[str]) -> list[str]:
+    return ["manager", "runs", *metrics, "changes", "seconds"]
+
+
+def as_json(arms: list[Arm]) -> list[dict[str, Any]]:
+    return [
+        {
+            "manager": arm.manager,
+            "runs": [
+                {
+                    "seed": r.cell.seed,
+                    "run": r.run,
+                    "failure": r.failure,
+                    "seconds": round(r.seconds, 1),
+                    "interventions": r.closing.interventions if r.closing else None,
+                    "metrics": dict(r.closing.metrics) if r.closing else {},
+                }
+                for r in arm.results
+            ],
+        }
+        for arm in arms
+    ]
+
+
+def markdown(arms: list[Arm], metrics: list[str]) -> str:
+    """The table as Markdown."""
+    lines = ["| " + " | ".join(header(metrics)) + " |", "|" + " --- |" * (len(metrics) + 4)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(arms, metrics)]
+    return "\n".join(lines)

@@ -1,0 +1,148 @@
+"""The life of a decision, as pure functions from state to audit events.
+
+The supervisor appends what they return; replay and audit call them again on the recorded files and compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from trainmgr import control, events, guard, protocol, snapshot
+from trainmgr.ledger import Ledger
+from trainmgr.policy import Policy
+from trainmgr.run_state import RunState
+from trainmgr.wire import plain
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in telemetry.jsonl: so many bytes, with this SHA-256."""
+
+    offset: int
+    sha256: str
+
+
+def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
+    """Why a manager should be asked now, or None.
+
+    Never while a decision is pending or a change waits for its acknowledgment.
+    """
+    if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
+        return None
+    if policy.cadence.on_alarm and state.non_finite and ledger.last_alarm != state.evals:
+        return "alarm"
+    new = state.evals - ledger.last_evals
+    steps = state.step - ledger.last_step if ledger.last_step is not None else policy.cadence.min_steps
+    if new >= policy.cadence.every_evals and steps >= policy.cadence.min_steps:
+        return "evaluation"
+    return None
+
+
+def next_id(ledger: Ledger) -> str:
+    return f"d{ledger.asked + 1}"
+
+
+def take_snapshot(
+    state: RunState, ledger: Ledger, policy: Policy, mark: Mark, why: str
+) -> tuple[snapshot.Snapshot, events.SnapshotTaken]:
+    """The snapshot to decide on, and its record."""
+    view = snapshot.take(state, ledger, policy, why)
+    event = events.SnapshotTaken(
+        decision=next_id(ledger),
+        trigger=why,
+        telemetry_offset=mark.offset,
+        telemetry_sha256=mark.sha256,
+        snapshot=plain(view),
+    )
+    return view, event
+
+
+def verdict(
+    raw: Any,
+    state: RunState,
+    ledger: Ledger,
+    policy: Policy,
+    mark: Mark,
+    *,
+    decision: str,
+    based_on_step: int,
+    age_seconds: float,
+) -> events.Verdict:
+    """What the guard says of an answer, on the state of this moment."""
+    judgment = guard.judge(
+        raw, state, ledger, policy, decision=decision, based_on_step=based_on_step, age_seconds=age_seconds
+    )
+    proposal = judgment.proposal
+    rejected = judgment.result == "rejected"
+    return events.Verdict(
+        decision=decision,
+        telemetry_offset=mark.offset,
+        telemetry_sha256=mark.sha256,
+        age_seconds=age_seconds,
+        result=judgment.result,
+        action=proposal.action if proposal else "keep",
+        diagnosis=proposal.diagnosis if proposal else None,
+        changes={} if rejected else judgment.changes,
+        command=None if rejected else judgment.command,
+        expected=proposal.expected if proposal else None,
+        evidence=proposal.evidence if proposal else "",
+        checks=judgment.checks,
+    )
+
+
+def override(
+    ruling: events.Verdict, ledger: Ledger, policy: Policy, *, run: str, issued: protocol.Issued, based_on_step: int,
+    total_steps: int | None,
+) -> events.OverrideIssued | None:  # fmt: skip
+    """What an accepted verdict puts into the control file; None where there is nothing to apply."""
+    if ruling.result == "rejected" or (not ruling.changes and ruling.command is None):
+        return None
+    lead = policy.limits.lead_steps
+    age = policy.max_age(total_steps)
+    return events.OverrideIssued(
+        decision=ruling.decision,
+        origin="manager",
+        control=control.next_control(
+            ledger,
+            run,
+            ruling.decision,
+            changes=ruling.changes,
+            command=ruling.command,
+            issued=issued,
+            based_on_step=based_on_step,
+            valid_until_step=None if age is None else based_on_step + max(age, lead),
+            at_step=based_on_step + lead if lead else None,
+        ),
+    )
+
+
+def acknowledgment(record: protocol.Applied | protocol.Refused, ledger: Ledger, offset: int) -> events.Acknowledged:
+    """The workload's answer to a revision, as our own record."""
+    applied = isinstance(record, protocol.Applied)
+    return events.Acknowledged(
+        decision=ledger.revisions.get(record.revision, "unknown"),
+        revision=record.revision,
+        telemetry_offset=offset,
+        result="applied" if applied else "refused",
+        step=record.step,
+        boundary=record.boundary if isinstance(record, protocol.Applied) else None,
+        changes=record.changes if isinstance(record, protocol.Applied) else {},
+        reason=record.reason if isinstance(record, protocol.Refused) else "",
+    )
+
+
+def outcomes(state: RunState, ledger: Ledger, offset: int) -> Iterator[events.Outcome]:
+    """What was measured of the changes whose measuring ended and is not on record yet."""
+    for item in state.interventions:
+        if item.closed is not None and item.revision > ledger.outcomes:
+            yield events.Outcome(
+                decision=ledger.revisions.get(item.revision, "unknown"),
+                revision=item.revision,
+                telemetry_offset=offset,
+                step=item.step,
+                before=item.before,
+                after=item.after,
+                closed=item.closed,
+            )

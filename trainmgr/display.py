@@ -1,0 +1,121 @@
+"""Records as a person reads them: plain lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import IO
+
+from trainmgr import events, protocol
+from trainmgr.ledger import Ledger
+from trainmgr.run_state import RunState
+from trainmgr.telemetry import Item
+from trainmgr.wire import Value, plain
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def changes_in_words(changes: dict[str, tuple[Value, Value]]) -> str:
+    """name old → new, ..."""
+    return ", ".join(f"{name} {shown(old)} → {shown(new)}" for name, (old, new) in changes.items())
+
+
+def shown(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def command_in_words(command: protocol.Command | None) -> str:
+    match command:
+        case None:
+            return ""
+        case protocol.Command(name="rollback"):
+            return f"roll back to {command.to}"
+        case protocol.Command(name="stop"):
+            return "stop, on the best" if command.to else "stop"
+        case _:
+            return command.name
+
+
+def proposal_in_words(ruling: events.Verdict) -> str:
+    """diagnosis: what is to be done (evidence)."""
+    wanted = ", ".join(f"{name} = {shown(value)}" for name, value in ruling.changes.items())
+    todo = "; ".join(part for part in (command_in_words(ruling.command), wanted) if part)
+    return f"{ruling.diagnosis}: {todo}  ({ruling.evidence})"
+
+
+def event_in_words(event: events.Payload) -> str | None:
+    """One line for what a person wants to know, None for the rest."""
+    match event:
+        case events.Verdict() if event.result == "rejected":
+            reason = next((check for check in event.checks if not check.ok), None)
+            return f"rejected: {reason.name}: {reason.reason}" if reason else "rejected"
+        case events.Verdict() if event.action != "keep":
+            return proposal_in_words(event)
+        case events.Acknowledged(result="applied"):
+            return f"in effect at step {event.step}: {changes_in_words(event.changes) or 'done'}"
+        case events.Acknowledged():
+            return f"refused by the workload at step {event.step}: {event.reason}"
+        case events.Stalled():
+            return f"no telemetry for {event.seconds:.0f} s: the workload counts as hung"
+        case events.Restarted():
+            return f"restart {event.attempt} (it {event.exit}), from {event.resume or 'the beginning'}"
+        case events.Failure():
+            return f"{event.where}: {event.message}"
+        case events.Operator():
+            return f"you asked to {event.action}"
+        case events.Approval():
+            return f"your answer: {event.answer}"
+        case _:
+            return None
+
+
+class Lines:
+    """A plain line for each event, for logs and pipes."""
+
+    def __init__(self, out: IO[str] = sys.stderr, quiet: bool = False) -> None:
+        self._out = out
+        self._quiet = quiet
+
+    def _say(self, step: int, text: str) -> None:
+        print(f"step {step:>7}  {text}", file=self._out, flush=True)
+
+    def record(self, record: Item, state: RunState) -> None:
+        if self._quiet:
+            return
+        match record:
+            case protocol.Start():
+                self._say(
+                    state.step, f"{record.workload} started, {record.total_steps or '?'} steps, seed {record.seed}"
+                )
+            case protocol.Eval() if state.best is not None:
+                mark = "  best" if state.evals_since_best == 0 else ""
+                assert state.start is not None
+                self._say(record.step, f"{state.start.objective.metric} {number(state.latest)}{mark}")
+            case protocol.Log():
+                self._say(state.step, f"{record.level}: {record.message[:200]}")
+            case protocol.End():
+                self._say(record.step, f"{record.status}")
+
+    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
+        text = event_in_words(event)
+        if text and not self._quiet:
+            self._say(state.step, text)
+
+    def tick(self, state: RunState, ledger: Ledger) -> None:
+        pass
+
+    def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
+        answer(None)  # nobody is at the terminal, and nobody answering means no
+
+
+class JsonLines(Lines):
+    """Every audit event as a JSON line on stdout, for programs."""
+
+    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
+        print(json.dumps(plain(event)), file=sys.stdout, flush=True)
+
+    def record(self, record: Item, state: RunState) -> None:
+        pass

@@ -1,0 +1,56 @@
+"""The errors that reach a person, grouped by who must act, and the exit codes.
+
+    TrainmgrError
+    ├── UserError        the person at the keyboard: a wrong name, flag or policy file
+    │   └── PolicyError  the policy file, with the key that is wrong
+    ├── WorkloadError    the author of the training script: the protocol was breached
+    ├── RecordError      the files of a run: they do not hold what they should
+    └── ManagerError     the manager or its endpoint: no answer, or none that can be used
+
+A message says what was found, what is allowed, and what to do next. It never holds a traceback or a secret.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILED = 1  # the check that was asked for failed: audit, replay, check
+EXIT_USAGE = 2
+EXIT_WORKLOAD = 3
+EXIT_INTERRUPTED = 130
+EXIT_CODES = {
+    EXIT_OK: "all is well; `run`: the workload ended with 0",
+    EXIT_FAILED: "what was checked does not hold (`audit`, `replay`, `check`), or a run could not be supervised",
+    EXIT_USAGE: "the command line, a run's name or a policy file is wrong",
+    EXIT_WORKLOAD: "the workload breached the protocol or could not be started",
+    EXIT_INTERRUPTED: "interrupted at the keyboard",
+}
+
+
+class TrainmgrError(Exception):
+    """Base of all errors that end a command with a message and an exit code."""
+
+    exit_code = EXIT_FAILED
+
+
+class UserError(TrainmgrError):
+    """Something that was typed or configured cannot be."""
+
+    exit_code = EXIT_USAGE
+
+
+class PolicyError(UserError):
+    """The policy file is wrong; the message names the key."""
+
+
+class WorkloadError(TrainmgrError):
+    """The training script could not be started or breached the protocol."""
+
+    exit_code = EXIT_WORKLOAD
+
+
+class RecordError(TrainmgrError):
+    """A file of a run directory does not hold what it should; the message names the place."""
+
+
+class ManagerError(TrainmgrError):
+    """A manager gave no answer, or none that can be used. Training goes on untouched."""

@@ -1,0 +1,264 @@
+"""The lines of audit.jsonl, and run.json: everything that the supervisor did, as records."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from trainmgr.action_space import Boundary
+from trainmgr.policy import Policy
+from trainmgr.proposal import Action, Diagnosis, Expectation
+from trainmgr.protocol import Command, Control
+from trainmgr.wire import Number, Value, Wire
+
+RunMode = Literal["auto", "shadow", "approve"]
+
+
+class Git(Wire):
+    """Where the training script came from."""
+
+    revision: str
+    dirty: bool
+    """Whether the working tree had uncommitted changes."""
+
+
+class Manifest(Wire):
+    """What a run was started with. Never edited: what changed later is in the audit log."""
+
+    version: str
+    """trainmgr's version."""
+    id: str
+    created: float
+    """Seconds since 1970."""
+    command: list[str]
+    """What was executed."""
+    script: str
+    arguments: list[str]
+    directory: str
+    """Working directory."""
+    seed: int | None
+    git: Git | None
+    python: str
+    packages: dict[str, str]
+    """Versions of those that matter, as far as they are installed."""
+    machine: dict[str, str | int]
+    manager: str
+    mode: RunMode
+    replay_of: str | None = None
+    """The run whose overrides this run repeats at their recorded steps."""
+    policy: Policy
+
+
+class Closing(Wire):
+    """How a run ended."""
+
+    ended: float
+    """Seconds since 1970."""
+    status: str
+    """completed, stopped, failed, killed, hung, interrupted."""
+    exit_code: int
+    """The child's; 128 + n for signal n."""
+    exit: str
+    """The same in words."""
+    steps: int
+    interventions: int
+    objective: str | None
+    final: Number | None
+    """The objective at the last evaluation."""
+    best: Number | None
+    best_step: int | None
+    metrics: dict[str, Number]
+    """What the workload reported at its end."""
+    info: dict[str, Any]
+    """What the workload said of itself at its start."""
+
+
+class Check(Wire):
+    """One check of the guard."""
+
+    name: str
+    ok: bool
+    reason: str = ""
+    """In plain words; empty where there is nothing to say."""
+
+
+class RunStarted(Wire):
+    kind: Literal["run started"] = "run started"
+    manifest: Manifest
+
+
+class Attached(Wire):
+    """Another supervisor process took over."""
+
+    kind: Literal["attached"] = "attached"
+    telemetry_offset: int
+    telemetry_sha256: str
+
+
+class SnapshotTaken(Wire):
+    kind: Literal["snapshot"] = "snapshot"
+    decision: str
+    trigger: str
+    telemetry_offset: int
+    """The state shown is the fold of this many bytes of telemetry.jsonl ..."""
+    telemetry_sha256: str
+    """... whose SHA-256 is this."""
+    snapshot: dict[str, Any]
+
+
+class Response(Wire):
+    """What the manager said, before any check."""
+
+    kind: Literal["response"] = "response"
+    decision: str
+    manager: str
+    raw: Any
+    """The proposal, or whatever came instead."""
+    seconds: float
+    """How long it took."""
+
+
+class Verdict(Wire):
+    """What the guard said."""
+
+    kind: Literal["verdict"] = "verdict"
+    decision: str
+    telemetry_offset: int
+    """The checks were made on the fold of this many bytes of telemetry.jsonl."""
+    telemetry_sha256: str
+    age_seconds: float
+    """Age of the snapshot at that moment."""
+    result: Literal["accepted", "clipped", "rejected"]
+    action: Action
+    diagnosis: Diagnosis | None
+    """None where the answer could not be read."""
+    changes: dict[str, Value]
+    """What may be applied."""
+    command: Command | None
+    expected: Expectation | None
+    evidence: str
+    checks: list[Check]
+
+
+class Approval(Wire):
+    """What the person at the terminal said."""
+
+    kind: Literal["approval"] = "approval"
+    decision: str
+    answer: Literal["yes", "no", "none"]
+
+
+class OverrideIssued(Wire):
+    """Written before control.json is: no change may exist that this log cannot explain."""
+
+    kind: Literal["override"] = "override"
+    decision: str
+    origin: Literal["manager", "operator", "restart", "replay"]
+    control: Control
+
+
+class Acknowledged(Wire):
+    kind: Literal["acknowledged"] = "acknowledged"
+    decision: str
+    revision: int
+    telemetry_offset: int
+    """Where the workload's answer ends."""
+    result: Literal["applied", "refused"]
+    step: int
+    boundary: Boundary | None
+    changes: dict[str, tuple[Value, Value]]
+    reason: str
+
+
+class Outcome(Wire):
+    """What was measured after a change, until the next one: facts, no attribution beyond them."""
+
+    kind: Literal["outcome"] = "outcome"
+    decision: str
+    revision: int
+    telemetry_offset: int
+    """Measured on the fold of this many bytes of telemetry.jsonl."""
+    step: int
+    before: Number | None
+    after: list[tuple[int, Number]]
+    closed: str
+
+
+class Stalled(Wire):
+    """No telemetry for the time that the policy allows."""
+
+    kind: Literal["stalled"] = "stalled"
+    seconds: float
+    step: int
+
+
+class Restarted(Wire):
+    kind: Literal["restarted"] = "restarted"
+    attempt: int
+    exit: str
+    """How the child ended, in words."""
+    resume: str | None
+    """The checkpoint it goes on from; null: from the beginning."""
+
+
+class Operator(Wire):
+    """The person at the terminal did something."""
+
+    kind: Literal["operator"] = "operator"
+    action: str
+
+
+class Failure(Wire):
+    """Something went wrong around the run; training went on."""
+
+    kind: Literal["error"] = "error"
+    where: str
+    message: str
+    decision: str | None = None
+
+
+class RunEnded(Wire):
+    """The last line."""
+
+    kind: Literal["run ended"] = "run ended"
+    closing: Closing
+    telemetry_length: int
+    """Bytes of telemetry.jsonl in complete lines."""
+    telemetry_sha256: str
+    """Of these bytes."""
+    torn: str
+    """SHA-256 of what stands behind them: the line that a killed workload did not finish; "" where there is nothing."""
+    run_json_sha256: str
+
+
+Payload = (
+    RunStarted
+    | Attached
+    | SnapshotTaken
+    | Response
+    | Verdict
+    | Approval
+    | OverrideIssued
+    | Acknowledged
+    | Outcome
+    | Stalled
+    | Restarted
+    | Operator
+    | Failure
+    | RunEnded
+)
+PAYLOAD: TypeAdapter[Payload] = TypeAdapter(Annotated[Payload, Field(discriminator="kind")])
+
+
+class RunFile(Wire):
+    """run.json. Derived from the audit log, which repeats every field of it."""
+
+    manifest: Manifest
+    closing: Closing | None = None
+    """Null while the run goes on."""
+
+
+def render_run_file(manifest: Manifest, closing: Closing | None) -> bytes:
+    """The exact bytes of run.json: ``trainmgr audit`` renders them again and compares."""
+    return RunFile(manifest=manifest, closing=closing).model_dump_json(indent=2).encode() + b"\n"

@@ -1,0 +1,109 @@
+"""Files that survive crashes: replaced in one step, appended in whole lines, read in whole lines."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put ``data`` at ``path`` so that a reader sees the old content or the new, and a crash leaves one of the two."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+
+
+class Appender:
+    """Appends whole lines to one file and makes each durable before it returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def append(self, line: bytes) -> None:
+        """Write ``line``, which ends with a line break, or raise OSError with nothing of it in the file."""
+        before = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, line)
+            if written != len(line):
+                raise OSError(f"only {written} of {len(line)} bytes could be written")
+            os.fdatasync(self._fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, before)
+            raise
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Tail:
+    """Reads the complete lines of a growing file, from a byte offset on; what is torn waits for its rest.
+
+    ``offset`` counts the bytes handed out, ``digest()`` is the SHA-256 of exactly these bytes. A file that became
+    shorter than the offset, or was replaced by another, is reported once by ``truncated`` and never re-read: the
+    records before it are already known.
+    """
+
+    CHUNK = 1 << 20
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+        self.truncated = False
+        self._hash = hashlib.sha256()
+        self._inode: int | None = None
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def rest(self) -> bytes:
+        """What stands behind the complete lines that were handed out."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def lines(self, until: int | None = None) -> Iterator[bytes]:
+        """The complete lines that are there now, each with its line break; with ``until``, none beyond that offset."""
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_size < self.offset or (self._inode is not None and status.st_ino != self._inode):
+                    self.truncated = True
+                    return
+                self._inode = status.st_ino
+                file.seek(self.offset)
+                rest = b""
+                while until is None or self.offset < until:
+                    chunk = file.read(self.CHUNK)
+                    if not chunk:
+                        return
+                    *complete, rest = (rest + chunk).split(b"\n")
+                    for line in complete:
+                        data = line + b"\n"
+                        if until is not None and self.offset + len(data) > until:
+                            return
+                        self.offset += len(data)
+                        self._hash.update(data)
+                        yield data
+        except FileNotFoundError:
+            return
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,155 @@
+"""A recorded run, walked through event by event with the state of that very moment: what replay and audit share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainmgr import audit, events, protocol
+from trainmgr.errors import RecordError
+from trainmgr.ledger import Ledger
+from trainmgr.paths import RunPaths
+from trainmgr.run_state import RunState
+from trainmgr.telemetry import Feed, Item
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One event of the log, with everything that was known right before it was written."""
+
+    event: audit.Event
+    state: RunState
+    """The fold of telemetry up to the event's offset, where it has one; else to that of the event before it."""
+    ledger: Ledger
+    """The fold of the events before this one."""
+    offset: int
+    digest: str
+    """SHA-256 of telemetry up to ``offset``."""
+    raw: Any
+    """The manager's last recorded answer."""
+    ruling: events.Verdict | None
+    """The guard's last recorded verdict."""
+    answer: protocol.Applied | protocol.Refused | None
+    """The workload's last answer to a revision."""
+
+
+class History:
+    """Reads a run directory. ``items`` are the telemetry records that the last step folded, with their line numbers."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        self.paths = paths
+        self.state = RunState()
+        self.ledger = Ledger()
+        self.feed = Feed(paths.telemetry)
+        self.items: list[tuple[int, Item]] = []
+        self.lines = 0
+        self._raw: Any = None
+        self._ruling: events.Verdict | None = None
+        self._answer: protocol.Applied | protocol.Refused | None = None
+
+    def moments(self) -> Iterator[Moment]:
+        """Each event in turn; the state is shared, so look before you go on.
+
+        Raises RecordError where the chain breaks or telemetry is shorter than the log says; FileNotFoundError without a
+        log.
+        """
+        for event in audit.read(self.paths.audit):
+            self.items = []
+            offset = offset_of(event.data)
+            if offset is not None:
+                self._advance(offset, event.seq + 1)
+            yield Moment(
+                event,
+                self.state,
+                self.ledger,
+                self.feed.offset,
+                self.feed.digest(),
+                self._raw,
+                self._ruling,
+                self._answer,
+            )
+            self.ledger.fold(event.data)
+            if isinstance(event.data, events.Response):
+                self._raw = event.data.raw
+            elif isinstance(event.data, events.Verdict):
+                self._ruling = event.data
+
+    def rest(self) -> list[tuple[int, Item]]:
+        """Fold what no event refers to: the end of a run that has not ended, or what was appended to one that has."""
+        self.items = []
+        self._fold(None)
+        return self.items
+
+    def _advance(self, offset: int, line: int) -> None:
+        before = self.feed.offset
+        if offset < before:
+            raise RecordError(f"audit.jsonl line {line}: it speaks of telemetry byte {offset} after byte {before}")
+        self._fold(offset)
+        if self.feed.offset != offset:
+            raise RecordError(
+                f"telemetry.jsonl bytes {before} to {offset} (lines {self.lines + 1} and after): "
+                f"no line ends at byte {offset}, where the log says one does"
+            )
+
+    def _fold(self, until: int | None) -> None:
+        for item in self.feed.records(until):
+            self.lines += 1
+            self.state.fold(item)
+            self.items.append((self.lines, item))
+            if isinstance(item, protocol.Applied | protocol.Refused):
+                self._answer = item
+
+
+def offset_of(payload: events.Payload) -> int | None:
+    """How much telemetry had been read when the event was written, where it says so."""
+    match payload:
+        case events.RunEnded():
+            return payload.telemetry_length
+        case events.SnapshotTaken() | events.Verdict() | events.Acknowledged() | events.Outcome() | events.Attached():
+            return payload.telemetry_offset
+        case _:
+            return None
+
+
+def manifest_of(paths: RunPaths) -> events.Manifest:
+    """What a run was started with, from its log.
+
+    Raises RecordError when the log does not begin with it.
+    """
+    try:
+        first = next(audit.read(paths.audit), None)
+    except FileNotFoundError:
+        first = None
+    if first is None or not isinstance(first.data, events.RunStarted):
+        raise RecordError(f"{paths.id}: audit.jsonl does not begin with the start of a run.")
+    return first.data.manifest
+
+
+def latest(paths: RunPaths) -> tuple[events.Manifest, RunState, Ledger]:
+    """Everything that is known of a run now, ended or not.
+
+    Raises RecordError where its files do not hold together.
+    """
+    history = History(paths)
+    try:
+        for _ in history.moments():
+            pass
+    except FileNotFoundError:
+        raise RecordError(f"{paths.id}: there is no audit.jsonl.") from None
+    history.rest()
+    if history.ledger.started is None:
+        raise RecordError(f"{paths.id}: audit.jsonl does not begin with the start of a run.")
+    if history.ledger.ended is not None:
+        history.state.finish()
+    return history.ledger.started.manifest, history.state, history.ledger
+
+
+def run_file(paths: RunPaths) -> events.RunFile | None:
+    """run.json, or None where there is none that can be read."""
+    try:
+        return events.RunFile.model_validate_json(paths.manifest.read_bytes())
+    except (OSError, ValidationError):
+        return None

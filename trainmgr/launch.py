@@ -1,0 +1,122 @@
+"""From what was asked for on the command line to a supervised run."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from trainmgr import __version__, events, manifest, protocol
+from trainmgr.errors import UserError
+from trainmgr.history import latest
+from trainmgr.managers import catalog
+from trainmgr.paths import RunPaths, new_run
+from trainmgr.policy import Policy
+from trainmgr.process import alive
+from trainmgr.supervisor import Listener, Supervisor
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run, and how."""
+
+    script: Path
+    arguments: list[str] = field(default_factory=list)
+    manager: str = "auto"
+    mode: events.RunMode = "auto"
+    policy: Policy = field(default_factory=Policy)
+    seed: int | None = None
+    runs_dir: Path = Path("runs")
+    name: str | None = None
+    directory: Path = field(default_factory=Path.cwd)
+    replay_of: str | None = None
+    schedule: list[protocol.Override] | None = None
+
+
+def attach(
+    paths: RunPaths, runs_dir: Path, listener: Callable[[RunPaths, events.Manifest], Listener]
+) -> events.Closing:
+    """Take over a run whose supervisor died while its workload goes on.
+
+    Raises UserError when there is nothing to take over; RecordError when its files do not hold together.
+    """
+    record, state, ledger = latest(paths)
+    if ledger.ended is not None:
+        raise UserError(f"{paths.id} has ended ({ledger.ended.closing.status}); there is nothing to attach to.")
+    if state.start is None or not alive(state.start.pid):
+        raise UserError(
+            f"The workload of {paths.id} is not running any more. `trainmgr show {paths.id}` tells what is known."
+        )
+    manager = catalog.make(record.manager, record.policy, runs_dir)
+    supervisor = Supervisor(paths, record, None if manager.name == "none" else manager, listener(paths, record))
+    with _keyboard(supervisor):
+        return supervisor.attach(state.start.pid)
+
+
+def choose_manager(name: str) -> tuple[str, str]:
+    """The manager that "auto" stands for, and why; any other name stands for itself."""
+    if name == "auto":
+        return "rules", "no language model is configured"
+    return name, ""
+
+
+def launch(
+    request: Request, listener: Callable[[RunPaths, events.Manifest], Listener]
+) -> tuple[RunPaths, events.Closing]:
+    """Run it to its end.
+
+    Raises UserError for what cannot be, before anything is started; WorkloadError when the script cannot be started.
+    """
+    command = manifest.command_of(request.script, request.arguments)
+    name, _ = choose_manager(request.manager)
+    manager = catalog.make(name, request.policy, request.runs_dir)
+    now = time.time()
+    paths = new_run(request.runs_dir, request.name or request.script.stem, datetime.fromtimestamp(now).astimezone())
+    record = events.Manifest(
+        version=__version__,
+        id=paths.id,
+        created=round(now, 3),
+        command=command,
+        script=str(request.script),
+        arguments=request.arguments,
+        directory=str(request.directory),
+        seed=request.seed,
+        git=manifest.git_of(request.script),
+        python=platform.python_version(),
+        packages=manifest.packages(),
+        machine=manifest.machine(),
+        manager=manager.name,
+        mode=request.mode,
+        replay_of=request.replay_of,
+        policy=request.policy,
+    )
+    supervisor = Supervisor(
+        paths,
+        record,
+        None if manager.name == "none" else manager,
+        listener(paths, record),
+        schedule=request.schedule,
+    )
+    with _keyboard(supervisor):
+        return paths, supervisor.run()
+
+
+@contextmanager
+def _keyboard(supervisor: Supervisor) -> Iterator[None]:
+    """Hand Ctrl-C, and SIGTERM from a job scheduler, to the supervisor. Other threads than the first cannot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: supervisor.interrupt()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

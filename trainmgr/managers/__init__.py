@@ -1,0 +1,1 @@
+"""Who decides: one small protocol, and a module for each kind."""

@@ -1,0 +1,116 @@
+"""`schedule:NAME`: the classic learning-rate schedules and early stopping, as managers, for comparison.
+
+They work on every parameter of group "optimizer" with a logarithmic scale (the learning rates), from the values that
+the run began with, and are bound by the same limits as every other manager.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from trainmgr.errors import UserError
+from trainmgr.proposal import Proposal, keep
+from trainmgr.snapshot import RecipeRow, Snapshot
+from trainmgr.wire import Value, plain
+
+COSINE_END = 0.01  # of the first learning rate
+WARM_RESTARTS = (0.1, 2)  # first period as a fraction of the run, and the factor of the next one
+PLATEAU = (0.1, 5)  # factor and patience in evaluations; PyTorch's ReduceLROnPlateau has 0.1 and 10
+EARLY_STOPPING = 5  # evaluations without a new best
+MEANINGFUL = 0.02  # changes of less than this fraction are left out, so that the log stays readable
+
+
+class Schedule:
+    """One of SCHEDULES."""
+
+    deterministic = True
+
+    def __init__(self, schedule: str) -> None:
+        if schedule not in SCHEDULES:
+            raise UserError(f"There is no schedule {schedule!r}; there are: {', '.join(SCHEDULES)}.")
+        self.name = f"schedule:{schedule}"
+        self._decide = SCHEDULES[schedule]
+
+    def decide(self, snapshot: Snapshot) -> Any:
+        return plain(self._decide(snapshot))
+
+
+def _fraction(snapshot: Snapshot) -> float:
+    total = snapshot.progress.total_steps
+    return min(1.0, snapshot.progress.step / total) if total else 0.0
+
+
+def _rates(snapshot: Snapshot) -> list[RecipeRow]:
+    return [row for row in snapshot.recipe if row.group == "optimizer" and row.scale == "log"]
+
+
+def _scaled(snapshot: Snapshot, factor: float, why: str) -> Proposal:
+    """Every learning rate at ``factor`` of its first value, as far as one change reaches."""
+    changes: dict[str, Value] = {}
+    for row in _rates(snapshot):
+        assert isinstance(row.start_value, (int, float))
+        assert isinstance(row.value, (int, float))
+        assert row.reach_low is not None
+        assert row.reach_high is not None
+        value = min(max(row.start_value * factor, row.reach_low), row.reach_high)
+        if not row.resting and abs(value / row.value - 1) > MEANINGFUL:
+            changes[row.name] = value
+    if not changes:
+        return keep("scheduled", why)
+    return Proposal(diagnosis="scheduled", evidence=why, action="adjust", changes=changes)
+
+
+def cosine(snapshot: Snapshot) -> Proposal:
+    """Half a cosine from the first value to COSINE_END of it (Loshchilov and Hutter 2017, eq. 5, one period)."""
+    at = _fraction(snapshot)
+    factor = COSINE_END + (1 - COSINE_END) * (1 + math.cos(math.pi * at)) / 2
+    return _scaled(snapshot, factor, f"cosine at {at:.1%} of the run: {factor:.3f} of the first learning rate")
+
+
+def warm_restarts(snapshot: Snapshot) -> Proposal:
+    """SGDR (Loshchilov and Hutter 2017): cosines, each WARM_RESTARTS[1] times as long as the one before."""
+    at, (period, growth) = _fraction(snapshot), WARM_RESTARTS
+    begin = 0.0
+    while at >= begin + period and begin + period < 1:
+        begin, period = begin + period, period * growth
+    within = (at - begin) / period
+    factor = COSINE_END + (1 - COSINE_END) * (1 + math.cos(math.pi * within)) / 2
+    return _scaled(snapshot, factor, f"warm restarts at {within:.1%} of this period: {factor:.3f} of the first rate")
+
+
+def reduce_on_plateau(snapshot: Snapshot) -> Proposal:
+    """The learning rate times PLATEAU[0] after PLATEAU[1] evaluations without a new best and without a change."""
+    factor, patience = PLATEAU
+    waited = snapshot.signals.evals_since_best
+    since = snapshot.signals.evals_since_change
+    waited = waited if since is None else min(waited, since)
+    if waited < patience:
+        return keep("scheduled", f"{waited} evaluations since the best or the last change; {patience} are waited for")
+    changes: dict[str, Value] = {}
+    for row in _rates(snapshot):
+        assert isinstance(row.value, (int, float))
+        assert row.reach_low is not None
+        if not row.resting and row.value > row.reach_low:
+            changes[row.name] = max(row.value * factor, row.reach_low)
+    if not changes:
+        return keep("plateau", "the learning rate is at its lowest")
+    return Proposal(diagnosis="plateau", evidence=f"{waited} evaluations without a new best", action="adjust",
+                    changes=changes)  # fmt: skip
+
+
+def early_stopping(snapshot: Snapshot) -> Proposal:
+    """Stop on the best weights after EARLY_STOPPING evaluations without a new best (Prechelt 1998)."""
+    waited = snapshot.signals.evals_since_best
+    if waited < EARLY_STOPPING or "stop" not in snapshot.actions:
+        return keep("scheduled", f"{waited} evaluations since the best; {EARLY_STOPPING} are waited for")
+    return Proposal(diagnosis="plateau", evidence=f"{waited} evaluations without a new best", action="stop", to="best")
+
+
+SCHEDULES: dict[str, Callable[[Snapshot], Proposal]] = {
+    "cosine": cosine,
+    "warm-restarts": warm_restarts,
+    "plateau": reduce_on_plateau,
+    "early-stopping": early_stopping,
+}

@@ -1,0 +1,108 @@
+"""Every file name of a run directory, and every environment variable, in one place."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from trainmgr.errors import UserError
+
+RUN_DIR_VARIABLE = "TRAINMGR_RUN_DIR"  # given to the child
+SEED_VARIABLE = "TRAINMGR_SEED"  # given to the child
+RESUME_VARIABLE = "TRAINMGR_RESUME"  # given to the child after a restart
+RUNS_DIR_VARIABLE = "TRAINMGR_RUNS_DIR"  # where runs are kept, when --runs-dir is not given
+POLICY_VARIABLE = "TRAINMGR_POLICY"  # the policy file, when --policy is not given
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+BASE_URL_VARIABLE = "OPENAI_BASE_URL"
+SECRET_VARIABLES = (API_KEY_VARIABLE, "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY")  # never given to the child
+
+RUN_ID = re.compile(r"\d{8}-\d{6}-[A-Za-z0-9_.-]+-[0-9a-f]{4}")
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run directory."""
+
+    root: Path
+
+    @property
+    def id(self) -> str:
+        return self.root.name
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def telemetry(self) -> Path:
+        return self.root / "telemetry.jsonl"
+
+    @property
+    def control(self) -> Path:
+        return self.root / "control.json"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit.jsonl"
+
+    @property
+    def stdout(self) -> Path:
+        return self.root / "stdout.log"
+
+    @property
+    def stderr(self) -> Path:
+        return self.root / "stderr.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+
+def new_run(runs_dir: Path, name: str, now: datetime) -> RunPaths:
+    """Make the directory of a new run, readable by its owner only.
+
+    Raises UserError where it cannot be made.
+    """
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
+    root = runs_dir / f"{now:%Y%m%d-%H%M%S}-{slug}-{secrets.token_hex(2)}"
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700)
+    except OSError as error:
+        raise UserError(
+            f"The run directory {root} cannot be made: {error.strerror}. Choose another --runs-dir."
+        ) from None
+    return RunPaths(root.resolve())
+
+
+def list_runs(runs_dir: Path) -> list[RunPaths]:
+    """All runs of a folder, oldest first."""
+    if not runs_dir.is_dir():
+        return []
+    roots = [root for root in runs_dir.iterdir() if RUN_ID.fullmatch(root.name) and root.is_dir()]
+    return [RunPaths(root.resolve()) for root in sorted(roots, key=lambda root: (root.name[:15], root.stat().st_mtime))]
+
+
+def find_run(runs_dir: Path, reference: str) -> RunPaths:
+    """The run that an id, a unique prefix of one, a path or ``latest`` names.
+
+    Raises UserError when there is none, or more than one.
+    """
+    path = Path(reference)
+    if (path / "run.json").is_file() or (path / "telemetry.jsonl").is_file():
+        return RunPaths(path.resolve())
+    runs = list_runs(runs_dir)
+    if not runs:
+        raise UserError(f"There are no runs in {runs_dir}/. Start one with `trainmgr run SCRIPT`, or name --runs-dir.")
+    if reference == "latest":
+        return runs[-1]
+    matching = [run for run in runs if run.id.startswith(reference)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = ", ".join(run.id for run in matching[:5])
+        raise UserError(f"{reference!r} is the beginning of {len(matching)} runs ({names}). Type more of the name.")
+    raise UserError(f"No run in {runs_dir}/ begins with {reference!r}. `trainmgr runs` lists what is there.")

@@ -1,0 +1,245 @@
+"""The operator's settings: what a manager may do in this run, and when. A policy narrows, it never widens."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from trainmgr.action_space import ActionSpace
+from trainmgr.errors import PolicyError
+from trainmgr.protocol import explain
+from trainmgr.wire import Wire
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(Wire):
+    """Base of the policy's tables."""
+
+
+class Cadence(Section):
+    """When a manager is asked."""
+
+    every_evals: Annotated[int, Field(ge=1)] = 1
+    """Ask after every this many evaluations."""
+    min_steps: Count = 0
+    """Ask at most once in this many steps."""
+    on_alarm: bool = True
+    """Ask at once, without waiting for an evaluation, when a metric turns NaN or infinite."""
+
+
+class Staleness(Section):
+    """When an answer comes too late. The workload itself refuses what it reads later than this."""
+
+    max_age_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps since the snapshot. Default: one twentieth of the total steps, at least 10; without a total, no limit."""
+    max_age_seconds: Positive = 600.0
+    """Seconds since the snapshot."""
+
+
+class Limits(Section):
+    """How much and how often."""
+
+    clip: bool = False
+    """Move a value that is out of reach to the nearest reachable one, instead of rejecting the answer."""
+    cooldown_evals: Count = 1
+    """A parameter that was changed rests until this many evaluations have measured the change."""
+    max_interventions: Count | None = None
+    """Changes in the whole run. Default: no limit."""
+    lead_steps: Count = 0
+    """Apply a change exactly this many steps after the snapshot (0: at the next boundary). What arrives later than that
+    is refused, and a run with the same seed and a deterministic manager repeats itself bit for bit."""
+
+
+class Actions(Section):
+    """What may be done besides changing parameters."""
+
+    rollback: bool = True
+    """Allow going back to the best or the initial checkpoint."""
+    rollback_gap_evals: Count = 2
+    """Evaluations between two rollbacks."""
+    rollback_min_rise: Share = 0.0
+    """Offer a rollback only when the objective is worse than its best by this fraction of the best."""
+    stop: bool = True
+    """Allow ending the run early."""
+    stop_after: Share = 0.0
+    """Offer a stop only after this fraction of the total steps."""
+
+
+class Joint(Section):
+    """Rules over several things at once."""
+
+    no_raise_when_diverging: bool = True
+    """The learning rate (group "optimizer", log scale) may not rise while the objective diverges or is not finite."""
+
+
+class Rules(Section):
+    """Thresholds of the `rules` manager."""
+
+    rise: Positive = 0.02
+    """Overfitting: the objective is worse than its best by more than this fraction of the best ..."""
+    noise_factor: Positive = 3.0
+    """... and by more than this many times its noise."""
+    patience: Annotated[int, Field(ge=1)] = 2
+    """Overfitting: evaluations in a row without a new best."""
+    plateau_evals: Annotated[int, Field(ge=2)] = 12
+    """Plateau: evaluations since the best, without a rise."""
+    lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """The learning rate is multiplied by this."""
+    lr_floor: Share = 0.05
+    """Never below this fraction of the learning rate at the start: rules without a floor freeze a run."""
+    spike: Positive = 10.0
+    """Instability: gradient norms above this many times their running median ..."""
+    spike_share: Share = 0.05
+    """... in more than this share of the steps since the last evaluation."""
+
+
+class Process(Section):
+    """The child process."""
+
+    stall_timeout: Positive | None = None
+    """Seconds without telemetry after which the child counts as hung and is stopped. Default: never."""
+    restarts: Count = 0
+    """How often a crashed or hung child is started again from its last checkpoint."""
+    grace: Positive = 30.0
+    """Seconds that a child has to end by itself after a stop, and after SIGTERM, before it is killed."""
+
+
+class Approval(Section):
+    """The person at the terminal, with `--mode approve`."""
+
+    timeout: Positive = 120.0
+    """Seconds to wait for an answer; none means no."""
+
+
+class ParameterLimits(Section):
+    """Tighter limits for one parameter of the workload: [parameters.NAME]."""
+
+    frozen: bool = False
+    """No manager may change it."""
+    low: float | None = None
+    """Smallest value."""
+    high: float | None = None
+    """Largest value."""
+    max_ratio: Positive | None = None
+    """Largest factor upwards in one change."""
+    min_ratio: Positive | None = None
+    """Smallest factor in one change."""
+    max_delta: Positive | None = None
+    """Largest difference in one change."""
+
+
+class Policy(Section):
+    """A policy file."""
+
+    cadence: Cadence = Cadence()
+    staleness: Staleness = Staleness()
+    limits: Limits = Limits()
+    actions: Actions = Actions()
+    joint: Joint = Joint()
+    rules: Rules = Rules()
+    process: Process = Process()
+    approval: Approval = Approval()
+    parameters: dict[str, ParameterLimits] = {}
+
+    def narrow(self, space: ActionSpace) -> ActionSpace:
+        """The part of the workload's action space that this policy leaves.
+
+        Raises PolicyError when it speaks of a parameter that the workload does not have, or leaves an empty range.
+        """
+        unknown = sorted(set(self.parameters) - set(space.parameters))
+        if unknown:
+            raise PolicyError(
+                f"[parameters.{unknown[0]}]: the workload has no such parameter. "
+                f"It has: {', '.join(space.parameters) or 'none'}."
+            )
+        kept = []
+        for name, parameter in space.parameters.items():
+            limits = self.parameters.get(name, ParameterLimits())
+            if limits.frozen:
+                continue
+            narrow = parameter.narrowed(limits.low, limits.high, limits.max_ratio, limits.min_ratio, limits.max_delta)
+            if narrow.low is not None and narrow.high is not None and narrow.low > narrow.high:
+                raise PolicyError(
+                    f"[parameters.{name}]: [{narrow.low:g}, {narrow.high:g}] is empty; "
+                    f"the workload allows [{parameter.low:g}, {parameter.high:g}]."
+                )
+            kept.append(narrow)
+        allowed = [c for c in space.commands if (c != "rollback" or self.actions.rollback)]
+        return ActionSpace(kept, [c for c in allowed if c != "stop" or self.actions.stop])
+
+    def max_age(self, total_steps: int | None) -> int | None:
+        """Steps after which an answer is stale; None: never."""
+        if self.staleness.max_age_steps is not None:
+            return self.staleness.max_age_steps
+        return None if total_steps is None else max(10, total_steps // 20)
+
+
+def load(path: Path | None) -> Policy:
+    """The policy in a TOML file; the defaults without one.
+
+    Raises PolicyError, with the key, for everything that is not exactly as documented.
+    """
+    if path is None:
+        return Policy()
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise PolicyError(f"The policy file {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PolicyError(f"The policy file {path} is not TOML: {error}.") from None
+    try:
+        return Policy.model_validate(_whole_floats(values, Policy))
+    except ValidationError as error:
+        raise PolicyError(f"The policy file {path}: {explain(error)}. `trainmgr policy` prints every key.") from None
+
+
+def _whole_floats(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """TOML tells 1 from 1.0, people do not: nothing but that is converted."""
+    result = dict(values)
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            continue
+        kind = field.annotation
+        if isinstance(value, dict):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                result[key] = _whole_floats(value, kind)
+            elif key == "parameters":
+                result[key] = {
+                    name: _whole_floats(item, ParameterLimits) if isinstance(item, dict) else item
+                    for name, item in value.items()
+                }
+        elif type(value) is int and "float" in str(kind):
+            result[key] = float(value)
+    return result
+
+
+def document() -> str:
+    """A policy file with every key at its default and its explanation: what `trainmgr policy` prints."""
+    lines = ["# trainmgr policy. Every key is optional; these are the defaults. Unknown keys are errors.", ""]
+    for name, field in Policy.model_fields.items():
+        section = field.annotation
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            continue
+        lines += [f"[{name}]  # {section.__doc__}"]
+        lines += _document_keys(section)
+        lines.append("")
+    lines += [f"# [parameters.lr]  # {ParameterLimits.__doc__}"]
+    lines += ["# " + line for line in _document_keys(ParameterLimits)]
+    return "\n".join(lines) + "\n"
+
+
+def _document_keys(section: type[BaseModel]) -> list[str]:
+    lines = []
+    for key, field in section.model_fields.items():
+        text = " ".join((field.description or "").split())
+        value = field.default
+        shown = str(value).lower() if isinstance(value, bool) else value
+        lines.append(f"# {key} =  # {text}" if value is None else f"{key} = {shown}  # {text}")
+    return lines

@@ -1,0 +1,132 @@
+"""One child process in a session of its own: started, watched, stopped with everything it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainmgr.errors import WorkloadError
+from trainmgr.paths import SECRET_VARIABLES
+
+STEP = 0.05  # seconds between two looks at a process that is not our child
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended. ``code`` is its exit code, 128 + n for signal n, as shells have it."""
+
+    code: int
+
+    @property
+    def words(self) -> str:
+        if self.code > 128:
+            with contextlib.suppress(ValueError):
+                return f"killed by {signal.Signals(self.code - 128).name}"
+        return "ended well" if self.code == 0 else f"ended with exit code {self.code}"
+
+
+def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> dict[str, str]:
+    """Our environment without the manager's secrets, and with ``extra``."""
+    hidden = {*SECRET_VARIABLES, *secrets}
+    return {**{name: value for name, value in os.environ.items() if name not in hidden}, **extra}
+
+
+class Child:
+    """A started child. Its output goes to files: a dead supervisor neither kills nor blocks it."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        directory: Path,
+        stdout: Path,
+        stderr: Path,
+        ended: Callable[[Exit], None],
+    ) -> None:
+        """Start it; ``ended`` is called from another thread when it is over.
+
+        Raises WorkloadError when it cannot be started.
+        """
+        try:
+            with stdout.open("ab") as out, stderr.open("ab") as err:
+                self._process = subprocess.Popen(
+                    list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=dict(environment),
+                    cwd=directory, start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            raise WorkloadError(f"{command[0]} cannot be started: {error.strerror}.") from None
+        self.pid = self._process.pid
+        self._ended = ended
+        self._waiter = threading.Thread(target=self._wait, name="child waiter", daemon=True)
+        self._waiter.start()
+
+    def _wait(self) -> None:
+        code = self._process.wait()
+        self._ended(Exit(code if code >= 0 else 128 - code))
+
+    def signal(self, number: int) -> None:
+        """Signal the whole process group; a group that is gone is no error."""
+        signal_group(self.pid, number)
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end; whether it came."""
+        self._waiter.join(timeout)
+        return not self._waiter.is_alive()
+
+
+class Adopted:
+    """A child of a supervisor that died: watched by looking, since only a parent can wait. Its exit code is lost."""
+
+    def __init__(self, pid: int, ended: Callable[[Exit], None]) -> None:
+        self.pid = pid
+        self._ended = ended
+        self._waiter = threading.Thread(target=self._wait, name="child waiter", daemon=True)
+        self._waiter.start()
+
+    def _wait(self) -> None:
+        while alive(self.pid):
+            time.sleep(STEP)
+        self._ended(Exit(0))
+
+    def signal(self, number: int) -> None:
+        signal_group(self.pid, number)
+
+    def join(self, timeout: float) -> bool:
+        self._waiter.join(timeout)
+        return not self._waiter.is_alive()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process with this id is running (a zombie is not)."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    except (OSError, IndexError):
+        return True
+
+
+def signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def last_lines(path: Path, count: int = 8, limit: int = 16_384) -> list[str]:
+    """The last lines of a log file, for a person; none where there is no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - limit))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+    except OSError:
+        return []

@@ -1,0 +1,314 @@
+"""What `trainmgr audit` proves of a run, from its files alone.
+
+The chain is whole; telemetry is what the supervisor read and has no gaps; every change in effect was decided, passed
+the guard (which judges again), was inside the bounds and is acknowledged; no parameter moved by itself; run.json says
+what the log says; nothing was written after the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainmgr import audit, events, files, protocol, replay
+from trainmgr.errors import RecordError
+from trainmgr.history import History, Moment
+from trainmgr.paths import RunPaths
+from trainmgr.run_state import Drift
+from trainmgr.telemetry import Item
+
+CANNOT_SEE = (
+    "A log that was rewritten as a whole, or cut at its end together with run.json, proves nothing by itself: "
+    "keep the digest of `trainmgr audit --head` elsewhere and compare."
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not hold, and where."""
+
+    place: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}"
+
+
+@dataclass
+class Change:
+    """One intervention, for people."""
+
+    decision: str
+    step: int
+    diagnosis: str | None
+    evidence: str
+    changes: dict[str, Any]
+    command: str | None
+    expected: str | None
+    before: float | None = None
+    after: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass
+class Proof:
+    """What was found out. The run holds when there are no findings."""
+
+    run: str
+    head: str = ""
+    """SHA-256 of the last line of the log: the digest to keep elsewhere."""
+    events: int = 0
+    records: int = 0
+    ended: bool = False
+    checks: int = 0
+    """Single comparisons that were made."""
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        return not self.findings
+
+
+class Prover:
+    """Walks through a run once."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        self.paths = paths
+        self.proof = Proof(paths.id)
+        self._history = History(paths)
+        self._overrides: dict[int, events.OverrideIssued] = {}
+        self._single: dict[int, protocol.Override] = {}
+        self._verdicts: dict[str, events.Verdict] = {}
+        self._approvals: dict[str, str] = {}
+        self._answered: set[int] = set()
+        self._changes: dict[int, Change] = {}
+        self._torn: int | None = None
+        self._anchor = (0, 0)  # bytes and lines of telemetry that are known to be good
+        self._drifts = 0
+
+    def prove(self) -> Proof:
+        """Never raises for what is wrong with the run: that is a finding."""
+        last: events.Payload | None = None
+        try:
+            for moment in self._history.moments():
+                self.proof.events += 1
+                self.proof.head = moment.event.line_hash
+                if isinstance(last, events.RunEnded):
+                    self._find(f"audit.jsonl line {self.proof.events}", "an event after the end of the run")
+                last = moment.event.data
+                self._telemetry(self._history.items)
+                self._moment(moment)
+        except FileNotFoundError:
+            self._find("audit.jsonl", "there is none")
+            return self.proof
+        except RecordError as error:
+            place, _, what = str(error).partition(": ")
+            self._find(place, what)
+        broken = bool(self.proof.findings)
+        self.proof.ended = isinstance(last, events.RunEnded)
+        if not broken or self.proof.ended:
+            self._rest(last)
+        self._run_file(last)
+        self.proof.records = self._history.state.records
+        self.proof.changes = [self._changes[revision] for revision in sorted(self._changes)]
+        return self.proof
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def _moment(self, moment: Moment) -> None:
+        event, number = moment.event, moment.event.seq + 1
+        place = f"audit.jsonl line {number}"
+        digest = getattr(event.data, "telemetry_sha256", None)
+        if digest is not None:
+            self._telemetry_digest(moment, digest, number)
+        if number == 1 and not isinstance(event.data, events.RunStarted):
+            self._find(place, "the log does not begin with the start of a run")
+        match event.data:
+            case events.RunStarted() if number > 1:
+                self._find(place, "the run starts a second time")
+            case events.Verdict():
+                self._verdicts[event.data.decision] = event.data
+            case events.Approval():
+                self._approvals[event.data.decision] = event.data.answer
+            case events.OverrideIssued():
+                self._override(event.data, moment, place)
+            case events.Acknowledged():
+                self._acknowledged(event.data, place)
+            case events.Outcome():
+                change = self._changes.get(event.data.revision)
+                if change:
+                    change.before, change.after = event.data.before, event.data.after
+            case _:
+                pass
+        for difference in replay.differences(moment):
+            self._find(place, difference)
+        self.proof.checks += 1
+
+    def _telemetry_digest(self, moment: Moment, digest: str, number: int) -> None:
+        self.proof.checks += 1
+        if moment.digest != digest:
+            begin, line = self._anchor
+            self._find(
+                f"telemetry.jsonl bytes {begin} to {moment.offset} (lines {line + 1} to {self._history.lines})",
+                f"not what the supervisor had read when it wrote audit.jsonl line {number}",
+            )
+            raise RecordError("telemetry.jsonl: nothing after that place can be trusted")
+        self._anchor = (moment.offset, self._history.lines)
+
+    def _override(self, event: events.OverrideIssued, moment: Moment, place: str) -> None:
+        control = event.control
+        expected = moment.ledger.revision + 1
+        first = control.schedule[0].revision if control.schedule else control.revision
+        if first != expected:
+            self._find(place, f"revision {first}; {expected} was to come")
+        if control.run != self.paths.id and moment.ledger.started and control.run != moment.ledger.started.manifest.id:
+            self._find(place, f"an override for the run {control.run}")
+        for override in control.schedule or [control]:
+            self._overrides[override.revision] = event
+            self._single[override.revision] = override
+        if event.origin != "manager":
+            return
+        ruling = self._verdicts.get(event.decision)
+        mode = moment.ledger.started.manifest.mode if moment.ledger.started else "auto"
+        if ruling is None or ruling.result == "rejected":
+            self._find(place, f"an override whose decision {event.decision} the guard did not accept")
+        elif mode == "shadow":
+            self._find(place, "an override in shadow mode")
+        elif mode == "approve" and self._approvals.get(event.decision) != "yes":
+            self._find(place, f"an override that nobody approved ({event.decision})")
+
+    def _acknowledged(self, event: events.Acknowledged, place: str) -> None:
+        override = self._single.get(event.revision)
+        if event.revision in self._answered:
+            self._find(place, f"revision {event.revision} is acknowledged twice")
+        self._answered.add(event.revision)
+        if override is None:
+            self._find(place, f"the workload answered revision {event.revision}, which was never issued")
+            return
+        if event.result != "applied":
+            return
+        for name, (_, new) in event.changes.items():
+            parameter = self._history.state.space.parameters.get(name)
+            if parameter is None:
+                self._find(place, f"{name} changed, which is no parameter of this run")
+            elif objection := parameter.objection(new):
+                self._find(place, f"in effect: {objection}")
+            elif name not in override.params:
+                self._find(place, f"{name} changed, which revision {event.revision} does not name")
+            elif not _same(new, override.params[name]):
+                self._find(place, f"{name} is in effect at {new!r}; revision {event.revision} asked for "
+                                  f"{override.params[name]!r}")  # fmt: skip
+        ruling = self._verdicts.get(event.decision)
+        command = override.command
+        self._changes[event.revision] = Change(
+            decision=event.decision,
+            step=event.step,
+            diagnosis=ruling.diagnosis if ruling else self._overrides[event.revision].origin,
+            evidence=ruling.evidence if ruling else "",
+            changes={name: list(pair) for name, pair in event.changes.items()},
+            command=f"{command.name} {command.to or ''}".strip() if command else None,
+            expected=f"{ruling.expected.metric} {ruling.expected.direction}" if ruling and ruling.expected else None,
+        )
+
+    # -- telemetry ---------------------------------------------------------------------------------------------------
+
+    def _telemetry(self, items: list[tuple[int, Item]]) -> None:
+        """The records that were folded up to this event: none missing, no change without an override."""
+        for line, item in items:
+            self.proof.checks += 1
+            if isinstance(item, protocol.Unreadable):
+                if item.kind == "garbage":
+                    self._torn = line
+                continue
+            if isinstance(item, protocol.Start):
+                self._torn = None  # a line that a crash cut short comes right before the restart
+            elif self._torn is not None:
+                self._find(f"telemetry.jsonl line {self._torn}", "not a record")
+                self._torn = None
+            if isinstance(item, protocol.Applied) and item.revision not in self._single:
+                self._find(f"telemetry.jsonl line {line}", f"revision {item.revision} applied, which was never issued")
+        state = self._history.state
+        if state.gaps and not any("seq" in finding.what for finding in self.proof.findings):
+            self._find(f"telemetry.jsonl line {items[0][0] if items else 1} and after",
+                       f"{state.gaps} records are missing in the count of seq")  # fmt: skip
+        fresh = state.drifts[-(state.drift_count - self._drifts) :] if state.drift_count > self._drifts else []
+        self._drifts = state.drift_count
+        for drift in fresh:
+            self._drift(drift)
+
+    def _drift(self, drift: Drift) -> None:
+        text = f"{drift.name} was {drift.found!r} at step {drift.step} where {drift.expected!r} was in force"
+        if drift.restart:
+            self.proof.notes.append(f"After the restart {text}.")
+        else:
+            self._find("telemetry.jsonl", f"{text}: a change without an override")
+
+    def _rest(self, last: events.Payload | None) -> None:
+        if isinstance(last, events.RunEnded):
+            behind = self._history.feed.tail.rest()
+            if (files.sha256(behind) if behind else "") != last.torn:
+                begin, end = last.telemetry_length, last.telemetry_length + len(behind)
+                self._find(
+                    f"telemetry.jsonl bytes {begin} to {end} (lines {self._anchor[1] + 1} and after)",
+                    "not what stood at the end of the run: written or cut after it",
+                )
+            return
+        self._telemetry(self._history.rest())
+        self.proof.notes.append("The run has not ended, or its supervisor died: what came since is not anchored.")
+
+    def _run_file(self, last: events.Payload | None) -> None:
+        manifest = self._history.ledger.started
+        if manifest is None:
+            return
+        closing = last.closing if isinstance(last, events.RunEnded) else None
+        expected = events.render_run_file(manifest.manifest, closing)
+        try:
+            found = self.paths.manifest.read_bytes()
+        except OSError as error:
+            self._find("run.json", f"cannot be read: {error.strerror}")
+            return
+        self.proof.checks += 1
+        if isinstance(last, events.RunEnded) and files.sha256(expected) != last.run_json_sha256:
+            self._find(f"audit.jsonl line {self.proof.events}", "the digest of run.json is not that of its content")
+        if found == expected:
+            return
+        for number, (there, logged) in enumerate(_pairs(found, expected), start=1):
+            if there != logged:
+                self._find(f"run.json line {number}", f"{_quote(there)}; the log says {_quote(logged)}")
+                return
+
+    def _find(self, place: str, what: str) -> None:
+        self.proof.findings.append(Finding(place, what))
+
+
+def prove(paths: RunPaths) -> Proof:
+    """All of it, for one run."""
+    return Prover(paths).prove()
+
+
+def head(paths: RunPaths) -> str:
+    """The digest of the log's last line; raises RecordError where the chain does not hold."""
+    result = audit.GENESIS
+    for event in audit.read(paths.audit):
+        result = event.line_hash
+    return result
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether a value read back is the one asked for: floats may differ by what a float32 or a ratio costs."""
+    if isinstance(a, float | int) and isinstance(b, float | int) and not isinstance(a, bool):
+        return abs(a - b) <= 1e-6 * max(abs(a), abs(b))
+    return a == b
+
+
+def _pairs(a: bytes, b: bytes) -> Iterator[tuple[bytes | None, bytes | None]]:
+    left: list[bytes | None] = [*a.splitlines(keepends=True)]
+    right: list[bytes | None] = [*b.splitlines(keepends=True)]
+    length = max(len(left), len(right))
+    yield from zip(left + [None] * (length - len(left)), right + [None] * (length - len(right)), strict=True)
+
+
+def _quote(line: bytes | None) -> str:
+    return "nothing" if line is None else repr(line.decode(errors="replace").strip()[:80])

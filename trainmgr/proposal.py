@@ -1,0 +1,58 @@
+"""What a manager answers. From a language model it is hostile input, so nothing is converted and nothing ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from trainmgr.wire import Value, Wire
+
+Diagnosis = Literal[
+    "healthy",
+    "overfitting",
+    "plateau",
+    "divergence",
+    "instability",
+    "underfitting",
+    "over-regularization",
+    "loss-imbalance",
+    "exploration-collapse",
+    "unsafe-exploration",
+    "scheduled",
+    "unclear",
+]
+Action = Literal["keep", "adjust", "rollback", "stop"]
+
+
+class Expectation(Wire):
+    """What should be seen if the proposal is right."""
+
+    metric: str
+    direction: Literal["down", "up", "flat"]
+    by_step: int | None = None
+
+
+class Proposal(Wire):
+    """One answer of a manager."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    diagnosis: Diagnosis
+    """What is going on, from a closed list."""
+    evidence: Annotated[str, Field(max_length=1000)]
+    """The figures that show it."""
+    action: Action
+    """keep: nothing; adjust: `changes`; rollback: to `to`, then `changes` if any; stop: end on `to`."""
+    changes: dict[str, Value] = {}
+    """Parameter to new absolute value."""
+    to: Annotated[str, Field(max_length=200)] | None = None
+    """rollback: "best" or "initial"; stop: "best" or null."""
+    expected: Expectation | None = None
+    falsifier: Annotated[str, Field(max_length=500)] = ""
+    """What would show it wrong."""
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+def keep(diagnosis: Diagnosis, evidence: str) -> Proposal:
+    return Proposal(diagnosis=diagnosis, evidence=evidence, action="keep")

@@ -1,0 +1,250 @@
+"""The contract between the two processes: the lines of telemetry.jsonl and the content of control.json.
+
+Read leniently (a newer workload may know more), written strictly. ``trainmgr schema`` writes these types to
+``schemas/``, which is the contract for workloads in other languages.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from trainmgr.action_space import Boundary, Parameter
+from trainmgr.wire import Lenient, Number, Value, Wire
+
+VERSION = 1
+MAX_LINE = 64 * 1024  # bytes of one telemetry record, line break included
+
+CommandName = Literal["checkpoint", "rollback", "stop"]
+Mode = Literal["min", "max"]
+
+
+class Command(Wire):
+    """Something to be done once."""
+
+    id: str
+    """Unique within the run."""
+    name: CommandName
+    to: str | None = None
+    """rollback: "best", "initial" or a checkpoint's path; stop: "best" to end on the best weights, or null."""
+
+
+class Record(Lenient):
+    """What every telemetry record has."""
+
+    v: Literal[1]
+    """Protocol version."""
+    seq: Annotated[int, Field(ge=0)]
+    """Counts the records of a run from 0 without gaps, across restarts."""
+    t: float
+    """When, in seconds since 1970."""
+
+
+class Objective(Lenient):
+    """What the run is for."""
+
+    metric: str
+    """Name of the evaluation metric."""
+    mode: Mode
+    """Whether less or more of it is better."""
+    counterpart: str | None = None
+    """The evaluation metric that measures the same on training data: their difference is the generalization gap."""
+
+
+class MetricInfo(Lenient):
+    """What a metric means."""
+
+    description: str = ""
+    """In words, with the unit."""
+
+
+class Resumed(Lenient):
+    """Where a workload took up again."""
+
+    path: str
+    step: int
+
+
+class Start(Record):
+    """The workload begins, or begins again after a restart."""
+
+    event: Literal["start"]
+    workload: str
+    pid: int
+    seed: int | None = None
+    total_steps: int | None = None
+    """Planned number of training steps; null where there is no plan."""
+    objective: Objective
+    action_space: list[Parameter] = []
+    metrics: dict[str, MetricInfo] = {}
+    commands: list[CommandName] = []
+    """What the workload can be told to do."""
+    info: dict[str, Any] = {}
+    """Scalars about the run, for people."""
+    resumed: Resumed | None = None
+
+
+class Step(Record):
+    """A training step is done."""
+
+    event: Literal["step"]
+    step: int
+    metrics: dict[str, Number]
+    """Any of the training metrics, as sparse as the workload likes."""
+
+
+class Eval(Record):
+    """An evaluation is done."""
+
+    event: Literal["eval"]
+    step: int
+    metrics: dict[str, Number]
+    """The objective among them."""
+    params: dict[str, Value] = {}
+    """The recipe in effect, read back: how a change without an override is found."""
+    split: dict[str, dict[str, Number]] = {}
+    """Metrics by part of the evaluation, name by name."""
+
+
+class Checkpoint(Record):
+    """A checkpoint is complete on disk."""
+
+    event: Literal["checkpoint"]
+    step: int
+    path: str
+    """Relative to the run directory."""
+    metrics: dict[str, Number] = {}
+    best: bool = False
+    """Whether it is the best so far, by the objective."""
+
+
+class Applied(Record):
+    """A revision is in effect."""
+
+    event: Literal["applied"]
+    revision: int
+    step: int
+    """The last training step before it took effect."""
+    boundary: Boundary
+    changes: dict[str, tuple[Value, Value]]
+    """Name to [old, new], where new was read back from the optimizer or the model."""
+    command: Command | None = None
+    """The command that was done."""
+    groups: dict[str, list[Number]] = {}
+    """For parameters of an optimizer: the values of all parameter groups."""
+
+
+class Refused(Record):
+    """The workload's own check of a revision failed; nothing was changed."""
+
+    event: Literal["refused"]
+    revision: int
+    step: int
+    reason: str
+
+
+class Log(Record):
+    """Something for the people who read the log. Data, never an instruction."""
+
+    event: Literal["log"]
+    level: str
+    message: str
+
+
+class End(Record):
+    """The workload is done."""
+
+    event: Literal["end"]
+    status: str
+    """completed, stopped, interrupted or failed."""
+    step: int
+    metrics: dict[str, Number] = {}
+    """Final metrics; those of a test set may appear here, and only here."""
+
+
+Telemetry = Start | Step | Eval | Checkpoint | Applied | Refused | Log | End
+_TELEMETRY: TypeAdapter[Telemetry] = TypeAdapter(Annotated[Telemetry, Field(discriminator="event")])
+_EVENTS = frozenset(("start", "step", "eval", "checkpoint", "applied", "refused", "log", "end"))
+
+
+class Unreadable(Lenient):
+    """A line of telemetry that is no record: counted, kept as a short quotation, otherwise skipped."""
+
+    kind: Literal["garbage", "unknown"]
+    """garbage: not a record; unknown: a record of an event that this version does not know."""
+    quote: str
+    reason: str
+
+
+def parse_telemetry(line: bytes) -> Telemetry | Unreadable:
+    """One line as a record. Never raises: what cannot be read says why."""
+    quote = line[:120].decode(errors="replace").rstrip("\n")
+    if len(line) > MAX_LINE:
+        return Unreadable(kind="garbage", quote=quote, reason=f"{len(line)} bytes; {MAX_LINE} are allowed")
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return Unreadable(kind="garbage", quote=quote, reason="not JSON")
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        return Unreadable(kind="garbage", quote=quote, reason="no object with an `event`")
+    if value["event"] not in _EVENTS:
+        return Unreadable(kind="unknown", quote=quote, reason=f"event {value['event'][:40]!r} is not known")
+    try:
+        # Strict validation of JSON text, not of Python values: a JSON array is a tuple there.
+        return _TELEMETRY.validate_json(line)
+    except ValidationError as error:
+        return Unreadable(kind="garbage", quote=quote, reason=explain(error))
+
+
+class Issued(Wire):
+    """When a control file was written."""
+
+    t: float
+    step: int
+
+
+class Override(Wire):
+    """One revision of the desired state."""
+
+    revision: Annotated[int, Field(ge=1)]
+    """Grows by one."""
+    params: dict[str, Value]
+    """The complete set of overrides in force, absolute values. What is not named is left as it is."""
+    based_on_step: int
+    """The step whose telemetry the decision rests on."""
+    valid_until_step: int | None = None
+    """The workload refuses what it reads later than this."""
+    at_step: int | None = None
+    """Apply at exactly this step, or refuse."""
+    at_boundary: Boundary | None = None
+    """With at_step, for replay: at exactly this boundary of it."""
+    command: Command | None = None
+    """Something to be done once, before the parameters are set."""
+    decision: str
+    """The decision's id in the audit log."""
+
+
+class Control(Override):
+    """control.json: level-triggered, replaced atomically."""
+
+    v: Literal[1] = 1
+    """Protocol version."""
+    run: str
+    """The run's id, so that a file of another run is refused."""
+    issued: Issued
+    schedule: list[Override] | None = None
+    """For replay: every revision with its at_step. The revision above is then the last of them."""
+
+
+def explain(error: ValidationError, limit: int = 3) -> str:
+    """The first findings of a validation error as one line: where, and what is wrong. Quotes no long input."""
+    parts = []
+    for item in error.errors(include_url=False, include_context=False)[:limit]:
+        where = ".".join(str(part) for part in item["loc"])
+        given = repr(item["input"])
+        shown = given if len(given) <= 60 else given[:57] + "..."
+        parts.append(f"{where or 'value'}: {item['msg']} (found {shown})")
+    more = error.error_count() - limit
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,328 @@
+"""A recorded run, again: decided again byte for byte, put to another manager, or trained again bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainmgr import audit, decision, events, guard, protocol, snapshot
+from trainmgr.errors import ManagerError, RecordError, UserError
+from trainmgr.history import History, Moment, manifest_of
+from trainmgr.ledger import Ledger
+from trainmgr.managers.base import Manager
+from trainmgr.paths import RunPaths
+from trainmgr.proposal import Proposal
+from trainmgr.run_state import RunState
+from trainmgr.telemetry import Feed
+from trainmgr.wire import to_json
+
+# -- decided again -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Rebuilt:
+    """How a replay compares with the log, event by event."""
+
+    run: str
+    counts: dict[str, int] = field(default_factory=dict)
+    """Events compared, by kind."""
+    differences: list[tuple[int, str]] = field(default_factory=list)
+    """(line of audit.jsonl, what differs)."""
+
+
+def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
+    """Fold the telemetry again and derive every snapshot, verdict, override, acknowledgment and outcome anew.
+
+    With a deterministic ``manager`` (the run's own) its proposals are asked for again too; without one the recorded
+    answers are taken. Raises RecordError where the files do not hold together.
+    """
+    result = Rebuilt(paths.id)
+    views: dict[str, snapshot.Snapshot] = {}
+    for moment in History(paths).moments():
+        data = moment.event.data
+        line = moment.event.seq + 1
+        if isinstance(data, events.SnapshotTaken):
+            views[data.decision] = snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)
+        if derived(moment) is not None:
+            result.counts[data.kind] = result.counts.get(data.kind, 0) + 1
+        result.differences += [(line, text) for text in differences(moment)]
+        if isinstance(data, events.Response) and manager is not None and manager.deterministic:
+            result.counts["proposal"] = result.counts.get("proposal", 0) + 1
+            raw = manager.decide(views[data.decision])
+            if json.dumps(raw) != json.dumps(data.raw):
+                result.differences.append((line, f"the manager answers {json.dumps(raw)[:200]} now"))
+    return result
+
+
+def differences(moment: Moment) -> Iterator[str]:
+    """How the event differs from what follows from everything before it; nothing where it does not."""
+    expected = derived(moment)
+    if expected is None:
+        return
+    found, wanted = to_json(moment.event.data), to_json(expected)
+    if found != wanted:
+        a, b = json.loads(found), json.loads(wanted)
+        names = [name for name in a if a[name] != b.get(name)]
+        name = names[0] if names else "?"
+        yield f"{moment.event.data.kind}: `{name}` is {_cut(a.get(name))}; decided again it is {_cut(b.get(name))}"
+
+
+def derived(moment: Moment) -> events.Payload | None:
+    """The event as it follows from the state of its moment; None for events that come from outside."""
+    data, state, ledger = moment.event.data, moment.state, moment.ledger
+    if ledger.started is None:
+        return None
+    policy = _policy(ledger)
+    mark = decision.Mark(moment.offset, moment.digest)
+    match data:
+        case events.SnapshotTaken() if state.start is not None:
+            return decision.take_snapshot(state, ledger, policy, mark, data.trigger)[1]
+        case events.Verdict():
+            return decision.verdict(
+                moment.raw,
+                state,
+                ledger,
+                policy,
+                mark,
+                decision=data.decision,
+                based_on_step=ledger.last_step or 0,
+                age_seconds=data.age_seconds,
+            )
+        case events.OverrideIssued(origin="manager"):
+            ruling = moment.ruling
+            if ruling is None:
+                return None
+            return decision.override(
+                ruling,
+                ledger,
+                policy,
+                run=ledger.started.manifest.id,
+                issued=data.control.issued,
+                based_on_step=ledger.last_step or 0,
+                total_steps=state.total_steps,
+            )
+        case events.Acknowledged():
+            record = moment.answer
+            return decision.acknowledgment(record, ledger, moment.offset) if record is not None else None
+        case events.Outcome():
+            if data.closed == "end" and state.end is None:
+                state.finish()
+            return next(iter(decision.outcomes(state, ledger, moment.offset)), None)
+        case _:
+            return None
+
+
+def _policy(ledger: Ledger) -> Any:
+    assert ledger.started is not None
+    return ledger.started.manifest.policy
+
+
+def _cut(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+# -- put to another manager ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What two managers made of one snapshot."""
+
+    decision: str
+    step: int
+    recorded: str
+    other: str
+    valid: bool
+    """Whether the guard would have accepted the other's answer at the moment of the snapshot."""
+    same_action: bool
+    same_diagnosis: bool
+
+
+def opinions(paths: RunPaths, manager: Manager) -> Iterator[Opinion]:
+    """Each snapshot of a run with the recorded and the other answer.
+
+    A run without decisions (`none`) is asked about at each of its evaluations.
+    """
+    history = History(paths)
+    answers = {
+        event.data.decision: event.data.raw
+        for event in audit.read(paths.audit)
+        if isinstance(event.data, events.Response)
+    }
+    asked = False
+    for moment in history.moments():
+        data = moment.event.data
+        if isinstance(data, events.SnapshotTaken):
+            asked = True
+            yield _opinion(manager, moment.state, moment.ledger, data.decision, data.trigger, answers)
+    if not asked:
+        yield from _observed(paths, manager)
+
+
+def _observed(paths: RunPaths, manager: Manager) -> Iterator[Opinion]:
+    state, ledger = RunState(), Ledger()
+    ledger.fold(events.RunStarted(manifest=manifest_of(paths)))
+    for record in Feed(paths.telemetry).records():
+        state.fold(record)
+        if isinstance(record, protocol.Eval) and state.start is not None:
+            yield _opinion(manager, state, ledger, f"eval {state.evals}", "evaluation", {})
+
+
+def _opinion(
+    manager: Manager, state: RunState, ledger: Ledger, name: str, why: str, answers: dict[str, Any]
+) -> Opinion:
+    policy = _policy(ledger)
+    view = snapshot.take(state, ledger, policy, why)
+    try:
+        raw = manager.decide(view)
+    except ManagerError as error:
+        return Opinion(name, state.step, _told(answers.get(name)), f"no answer: {error}", False, False, False)
+    judged = guard.judge(raw, state, ledger, policy, decision=name, based_on_step=state.step, age_seconds=0.0)
+    recorded, _ = guard.read(answers.get(name))
+    other = judged.proposal
+    return Opinion(
+        decision=name,
+        step=state.step,
+        recorded=_told(answers.get(name)),
+        other=_told(raw),
+        valid=judged.result != "rejected",
+        same_action=bool(recorded and other and recorded.action == other.action),
+        same_diagnosis=bool(recorded and other and recorded.diagnosis == other.diagnosis),
+    )
+
+
+def _told(raw: Any) -> str:
+    """An answer in a few words."""
+    if raw is None:
+        return "–"
+    proposal, objection = guard.read(raw)
+    if proposal is None:
+        return f"unreadable: {objection}"
+    return told(proposal)
+
+
+def told(proposal: Proposal) -> str:
+    parts = [f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"
+             for name, value in proposal.changes.items()]  # fmt: skip
+    head = proposal.action if proposal.to is None else f"{proposal.action} to {proposal.to}"
+    return f"{proposal.diagnosis}: {head}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+# -- trained again ---------------------------------------------------------------------------------------------------
+
+
+def schedule_of(paths: RunPaths) -> list[protocol.Override]:
+    """Every override that took effect, at the exact step and boundary where it did.
+
+    Raises UserError for runs whose telemetry alone cannot repeat them (a restarted run).
+    """
+    overrides: dict[int, protocol.Override] = {}
+    schedule: list[protocol.Override] = []
+    for event in audit.read(paths.audit):
+        data = event.data
+        if isinstance(data, events.Restarted):
+            raise UserError(f"{paths.id} was restarted in the middle; such a run cannot be trained again exactly.")
+        if isinstance(data, events.OverrideIssued):
+            for override in data.control.schedule or [data.control]:
+                overrides[override.revision] = override
+        elif isinstance(data, events.Acknowledged) and data.result == "applied":
+            override = overrides[data.revision]
+            schedule.append(
+                protocol.Override(
+                    revision=len(schedule) + 1,
+                    params=override.params,
+                    based_on_step=override.based_on_step,
+                    valid_until_step=None,
+                    at_step=data.step,
+                    at_boundary=data.boundary,
+                    command=override.command,
+                    decision=override.decision,
+                )
+            )
+    return schedule
+
+
+@dataclass
+class Comparison:
+    """Two trainings, record by record."""
+
+    compared: int = 0
+    values: int = 0
+    """Single numbers compared."""
+    first: str | None = None
+    """The first difference, in words."""
+
+
+def compare_training(a: RunPaths, b: RunPaths) -> Comparison:
+    """Every metric of every record of two runs, bit for bit; times and process ids are left out.
+
+    The grouping of records with the same step is as it was reported: nothing is sorted.
+    """
+    result = Comparison()
+    left, right = _measured(a), _measured(b)
+    for x in left:
+        y = next(right, None)
+        if y is None:
+            result.first = f"the second run ends before {x[0]} at step {x[1]}"
+            return result
+        result.compared += 1
+        result.values += len(x[2])
+        if x != y:
+            result.first = _first_difference(x, y)
+            return result
+    extra = next(right, None)
+    if extra is not None:
+        result.first = f"the second run goes on with {extra[0]} at step {extra[1]}"
+    return result
+
+
+Measured = tuple[str, int, dict[str, str]]
+
+
+def _measured(paths: RunPaths) -> Iterator[Measured]:
+    for record in Feed(paths.telemetry).records():
+        match record:
+            case protocol.Step() | protocol.Eval() | protocol.Checkpoint() | protocol.End():
+                yield record.event, record.step, {name: value.hex() for name, value in record.metrics.items()}
+            case protocol.Applied():
+                yield record.event, record.step, {name: repr(pair) for name, pair in record.changes.items()}
+            case _:
+                continue
+
+
+def _first_difference(x: Measured, y: Measured) -> str:
+    if x[:2] != y[:2]:
+        return f"{x[0]} at step {x[1]} where the other has {y[0]} at step {y[1]}"
+    for name in {**x[2], **y[2]}:
+        if x[2].get(name) != y[2].get(name):
+            return f"{name} of {x[0]} at step {x[1]}: {_readable(x[2].get(name))} and {_readable(y[2].get(name))}"
+    return f"{x[0]} at step {x[1]}"
+
+
+def _readable(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    try:
+        return repr(float.fromhex(value))
+    except ValueError:
+        return value
+
+
+def manifest_for_training(paths: RunPaths) -> events.Manifest:
+    """What to run again; raises RecordError where the run's own log does not say it."""
+    manifest = manifest_of(paths)
+    if not manifest.script:
+        raise RecordError(f"{paths.id}: the log does not name the script")
+    return manifest
+
+
+# -- played back -----------------------------------------------------------------------------------------------------
+
+
+def frames(paths: RunPaths) -> Iterator[tuple[Moment, float]]:
+    """The moments of a run with their times, for the terminal view."""
+    for moment in History(paths).moments():
+        yield moment, moment.event.t

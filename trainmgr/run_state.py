@@ -1,0 +1,358 @@
+"""The state of a run as a pure fold over its telemetry: no clock, no I/O, no randomness, and bounded memory.
+
+Folding the records a and then b gives what folding a + b gives, so that a live run, a replay and an audit see the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from trainmgr import protocol
+from trainmgr.action_space import ActionSpace
+from trainmgr.wire import Value
+
+ROWS = 48  # evaluations kept; past that the older ones are thinned by half
+RECENT = 16  # of them, the latest kept whole
+NAMES = 64  # distinct metric names followed; more are counted, not kept
+INTERVENTIONS = 16
+OUTCOME_EVALS = 5  # evaluations after which a change counts as measured
+SPIKE = 10.0  # a gradient norm above this many times the running median is an outlier
+NORMS = 64  # gradient norms in the running median
+TEXTS = 8
+TEXT = 200  # characters
+
+
+@dataclass
+class Window:
+    """One training metric between two evaluations."""
+
+    count: int = 0
+    total: float = 0.0
+    high: float = -math.inf
+    last: float = math.nan
+    non_finite: int = 0
+
+    def add(self, value: float) -> None:
+        self.last = value
+        if math.isfinite(value):
+            self.count += 1
+            self.total += value
+            self.high = max(self.high, value)
+        else:
+            self.non_finite += 1
+
+    @property
+    def mean(self) -> float:
+        """NaN where nothing finite was seen."""
+        return self.total / self.count if self.count else math.nan
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation with what training did since the one before."""
+
+    step: int
+    metrics: dict[str, float]
+    means: dict[str, float]
+    """Mean of each training metric since the evaluation before."""
+    spikes: float
+    """Share of the steps since then with an outlying gradient norm."""
+    non_finite: int
+    """Non-finite values since then."""
+
+
+@dataclass
+class Intervention:
+    """A change that the workload applied, and what the objective did afterwards, until the next change."""
+
+    revision: int
+    step: int
+    boundary: str
+    changes: dict[str, tuple[Value, Value]]
+    command: protocol.Command | None
+    before: float | None
+    """The objective at the evaluation before it."""
+    after: list[tuple[int, float]] = field(default_factory=list)
+    """(step, objective) of the evaluations since, OUTCOME_EVALS at most."""
+    closed: str | None = None
+    """Why measuring ended: "measured", "next change" or "end"; None while it goes on."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was reported."""
+
+    step: int
+    path: str
+    objective: float | None
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A parameter that was found at a value which no override gave it."""
+
+    step: int
+    name: str
+    expected: Value
+    found: Value
+    restart: bool
+    """Whether a restart explains it."""
+
+
+@dataclass
+class RunState:
+    """Everything that telemetry says, in constant space."""
+
+    start: protocol.Start | None = None
+    starts: int = 0
+    end: protocol.End | None = None
+    records: int = 0
+    next_seq: int = 0
+    gaps: int = 0
+    """Records that are missing in the count of seq."""
+    garbage: int = 0
+    unknown: int = 0
+    extra_names: int = 0
+    first_time: float | None = None
+    last_time: float | None = None
+    step: int = 0
+    recipe: dict[str, Value] = field(default_factory=dict)
+    drifts: list[Drift] = field(default_factory=list)
+    drift_count: int = 0
+    changed_at: dict[str, int] = field(default_factory=dict)
+    """Parameter to the number of evaluations when it was last changed."""
+    windows: dict[str, Window] = field(default_factory=dict)
+    norms: deque[float] = field(default_factory=lambda: deque(maxlen=NORMS))
+    norm_count: int = 0
+    spike_count: int = 0
+    non_finite: int = 0
+    """Non-finite values since the last evaluation."""
+    non_finite_total: int = 0
+    evals: int = 0
+    evaluations: list[Evaluation] = field(default_factory=list)
+    first_objective: float | None = None
+    first_counterpart: float | None = None
+    best: tuple[int, float] | None = None
+    """(step, objective) of the best evaluation."""
+    evals_since_best: int = 0
+    split: dict[str, dict[str, float]] = field(default_factory=dict)
+    initial: Saved | None = None
+    best_saved: Saved | None = None
+    last_saved: Saved | None = None
+    interventions: list[Intervention] = field(default_factory=list)
+    intervention_count: int = 0
+    rollback_at: int | None = None
+    """The number of evaluations at the last rollback."""
+    acknowledged: int = 0
+    """The highest revision that was applied or refused."""
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    """(level, message) of the last log records."""
+
+    # -- what follows from it ----------------------------------------------------------------------------------------
+
+    @property
+    def space(self) -> ActionSpace:
+        """What the workload declared, at the values now in effect."""
+        if self.start is None:
+            return ActionSpace([], [])
+        parameters = [p.model_copy(update={"value": self.recipe[p.name]}) for p in self.start.action_space]
+        return ActionSpace(parameters, list(self.start.commands))
+
+    @property
+    def total_steps(self) -> int | None:
+        return self.start.total_steps if self.start else None
+
+    def worse(self, value: float) -> float:
+        """The objective turned so that more is worse."""
+        return -value if self.start is not None and self.start.objective.mode == "max" else value
+
+    def objective_of(self, evaluation: Evaluation) -> float | None:
+        return evaluation.metrics.get(self.start.objective.metric) if self.start else None
+
+    @property
+    def latest(self) -> float | None:
+        """The objective of the last evaluation; None before the first."""
+        return self.objective_of(self.evaluations[-1]) if self.evaluations else None
+
+    # -- the fold ----------------------------------------------------------------------------------------------------
+
+    def fold(self, record: protocol.Telemetry | protocol.Unreadable) -> None:
+        """Take one record in."""
+        if isinstance(record, protocol.Unreadable):
+            if record.kind == "unknown":
+                self.unknown += 1
+                self.next_seq += 1  # a record all the same
+            else:
+                self.garbage += 1
+            return
+        self.records += 1
+        if record.seq != self.next_seq:
+            self.gaps += max(1, record.seq - self.next_seq)
+        self.next_seq = record.seq + 1
+        if self.first_time is None:
+            self.first_time = record.t
+        self.last_time = record.t
+        match record:
+            case protocol.Step():
+                self._step(record)
+            case protocol.Eval():
+                self._eval(record)
+            case protocol.Applied():
+                self._applied(record)
+            case protocol.Checkpoint():
+                self._checkpoint(record)
+            case protocol.Start():
+                self._start(record)
+            case protocol.Refused():
+                self.acknowledged = max(self.acknowledged, record.revision)
+            case protocol.Log():
+                self.texts = [*self.texts, (record.level[:16], record.message[:TEXT])][-TEXTS:]
+            case protocol.End():
+                self.end = record
+                self.step = max(self.step, record.step)
+                self._close_last("end")
+
+    def finish(self) -> None:
+        """The run is over, whether the workload said so or not: what is being measured stays as it is."""
+        self._close_last("end")
+
+    def _start(self, record: protocol.Start) -> None:
+        self.starts += 1
+        self.end = None
+        for parameter in record.action_space:
+            before = self.recipe.get(parameter.name)
+            if before is not None and before != parameter.value and not parameter.scheduled:
+                self._drift(Drift(record.resumed.step if record.resumed else 0, parameter.name, before,
+                                  parameter.value, restart=True))  # fmt: skip
+            self.recipe[parameter.name] = parameter.value
+        self.start = record
+
+    def _step(self, record: protocol.Step) -> None:
+        self.step = record.step
+        for name, value in record.metrics.items():
+            window = self.windows.get(name)
+            if window is None:
+                if len(self.windows) >= NAMES:
+                    self.extra_names += 1
+                    continue
+                window = self.windows[name] = Window()
+            window.add(value)
+            if not math.isfinite(value):
+                self.non_finite += 1
+                self.non_finite_total += 1
+            elif "grad_norm" in name:
+                self.norm_count += 1
+                if len(self.norms) >= 8 and value > SPIKE * median(self.norms):
+                    self.spike_count += 1
+                self.norms.append(value)
+
+    def _eval(self, record: protocol.Eval) -> None:
+        self.step = max(self.step, record.step)
+        metrics = dict(list(record.metrics.items())[:NAMES])
+        self.extra_names += len(record.metrics) - len(metrics)
+        bad = sum(not math.isfinite(value) for value in metrics.values())
+        self.non_finite += bad
+        self.non_finite_total += bad
+        self.evaluations.append(
+            Evaluation(
+                step=record.step,
+                metrics=metrics,
+                means={name: window.mean for name, window in self.windows.items() if window.count},
+                spikes=self.spike_count / self.norm_count if self.norm_count else 0.0,
+                non_finite=self.non_finite,
+            )
+        )
+        self._thin()
+        self.evals += 1
+        self.windows = {}
+        self.norm_count = self.spike_count = self.non_finite = 0
+        self.split = {str(k): dict(v) for k, v in list(record.split.items())[:16]}
+        self._read_back(record)
+        value = self.latest
+        if value is None:
+            return
+        counterpart = self._counterpart(self.evaluations[-1])
+        if self.first_objective is None and math.isfinite(value):
+            self.first_objective, self.first_counterpart = value, counterpart
+        if math.isfinite(value) and (self.best is None or self.worse(value) < self.worse(self.best[1])):
+            self.best = (record.step, value)
+            self.evals_since_best = 0
+        else:
+            self.evals_since_best += 1
+        if self.interventions and self.interventions[-1].closed is None:
+            last = self.interventions[-1]
+            last.after.append((record.step, value))
+            if len(last.after) >= OUTCOME_EVALS:
+                last.closed = "measured"
+
+    def _counterpart(self, evaluation: Evaluation) -> float | None:
+        name = self.start.objective.counterpart if self.start else None
+        return evaluation.metrics.get(name) if name else None
+
+    def _thin(self) -> None:
+        if len(self.evaluations) > ROWS:
+            older, recent = self.evaluations[:-RECENT], self.evaluations[-RECENT:]
+            self.evaluations = older[::2] + recent
+
+    def _read_back(self, record: protocol.Eval) -> None:
+        scheduled = {p.name for p in self.start.action_space if p.scheduled} if self.start else set()
+        for name, found in record.params.items():
+            expected = self.recipe.get(name)
+            if expected is None or expected == found:
+                continue
+            if name not in scheduled:
+                self._drift(Drift(record.step, name, expected, found, restart=False))
+            self.recipe[name] = found
+
+    def _drift(self, drift: Drift) -> None:
+        self.drift_count += 1
+        self.drifts = [*self.drifts, drift][-INTERVENTIONS:]
+
+    def _applied(self, record: protocol.Applied) -> None:
+        self.acknowledged = max(self.acknowledged, record.revision)
+        for name, (_, new) in record.changes.items():
+            if name in self.recipe:
+                self.recipe[name] = new
+                self.changed_at[name] = self.evals
+        if not record.changes and record.command is None:
+            return
+        self._close_last("next change")
+        self.interventions = [
+            *self.interventions,
+            Intervention(
+                record.revision, record.step, record.boundary, dict(record.changes), record.command, self.latest
+            ),
+        ][-INTERVENTIONS:]
+        self.intervention_count += 1
+        if record.command is not None and record.command.name == "rollback":
+            self.rollback_at = self.evals
+
+    def _close_last(self, why: str) -> None:
+        if self.interventions and self.interventions[-1].closed is None:
+            self.interventions[-1].closed = why
+
+    def _checkpoint(self, record: protocol.Checkpoint) -> None:
+        objective = record.metrics.get(self.start.objective.metric) if self.start else None
+        saved = Saved(record.step, record.path, objective)
+        if self.initial is None:
+            self.initial = saved
+        if record.best:
+            self.best_saved = saved
+        self.last_saved = saved
+
+
+def summary(state: RunState) -> dict[str, Any]:
+    """The few figures that lists of runs show."""
+    return {
+        "step": state.step,
+        "total_steps": state.total_steps,
+        "objective": state.start.objective.metric if state.start else None,
+        "latest": state.latest,
+        "best": state.best[1] if state.best else None,
+        "best_step": state.best[0] if state.best else None,
+        "interventions": state.intervention_count,
+    }

@@ -1,0 +1,279 @@
+"""The run on a terminal: progress, curves, the recipe within its bounds, the interventions with their reasons.
+
+``render`` draws a state; the live view draws it again and again, ``show`` once, ``replay --watch`` at its own pace.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from trainmgr import display, events
+from trainmgr.action_space import Parameter
+from trainmgr.ledger import Ledger
+from trainmgr.run_state import RunState
+from trainmgr.telemetry import Item
+
+FRAMES = 4  # per second
+GAUGE = 16  # characters
+SHOWN = 6  # interventions
+DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode braille, rows from above
+
+
+def render(state: RunState, ledger: Ledger, manifest: events.Manifest, height: int = 8, width: int = 100) -> Group:
+    """Everything at once."""
+    parts: list[RenderableType] = [_head(state, ledger, manifest)]
+    if state.evaluations:
+        parts.append(_curves(state, height, max(30, width - 26)))
+    if state.start is not None and state.start.action_space:
+        parts.append(_recipe(state))
+    parts.append(_interventions(state, ledger))
+    return Group(*parts)
+
+
+def _head(state: RunState, ledger: Ledger, manifest: events.Manifest) -> RenderableType:
+    total = state.total_steps
+    line = Table.grid(padding=(0, 2))
+    title = Text(manifest.id, style="bold")
+    line.add_row(title, f"manager {manifest.manager}", f"mode {manifest.mode}", _status(state, ledger))
+    grid = Table.grid(padding=(0, 2))
+    speed, left = pace(state)
+    if total:
+        bar = ProgressBar(total=total, completed=min(state.step, total), width=40)
+        grid.add_row(bar, f"step {state.step:,} of {total:,}", speed, left)
+    else:
+        grid.add_row(f"step {state.step:,}", speed)
+    return Group(line, grid)
+
+
+def _status(state: RunState, ledger: Ledger) -> Text:
+    if ledger.ended is not None:
+        status = ledger.ended.closing.status
+        return Text(status, style="green" if status in ("completed", "stopped") else "red")
+    if ledger.waiting is not None:
+        return Text("deciding", style="cyan")
+    if ledger.outstanding is not None:
+        return Text("change on its way", style="cyan")
+    return Text("training" if state.start else "starting", style="dim")
+
+
+def pace(state: RunState) -> tuple[str, str]:
+    """Steps per second, and the time left, in words; empty where they are not known."""
+    if state.first_time is None or state.last_time is None or state.last_time <= state.first_time or not state.step:
+        return "", ""
+    speed = state.step / (state.last_time - state.first_time)
+    if not state.total_steps or state.end is not None:
+        return f"{speed:.3g} steps/s", ""
+    return f"{speed:.3g} steps/s", f"{clock((state.total_steps - state.step) / speed)} left"
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _curves(state: RunState, height: int, width: int) -> RenderableType:
+    assert state.start is not None
+    objective = state.start.objective
+    values = [(e.step, v) for e in state.evaluations if (v := state.objective_of(e)) is not None and math.isfinite(v)]
+    name = objective.counterpart
+    train = [
+        (e.step, e.metrics[name]) for e in state.evaluations if name and math.isfinite(e.metrics.get(name, math.nan))
+    ]
+    best = f"best {display.number(state.best[1])} at step {state.best[0]:,}" if state.best else ""
+    title = f"{escape(objective.metric)} {display.number(state.latest)}   {best}"
+    marks = [i.step for i in state.interventions]
+    chart = plot(values, train, marks, width, height)
+    legend = f"[bold]●[/] {escape(objective.metric)}" + (f"  [dim]● {escape(name)}[/]" if name and train else "")
+    return Panel(chart, title=title, subtitle=legend + ("  [yellow]▲[/] change" if marks else ""), title_align="left",
+                 subtitle_align="left", border_style="dim")  # fmt: skip
+
+
+def plot(
+    values: list[tuple[int, float]], second: list[tuple[int, float]], marks: list[int], width: int, height: int
+) -> Text:
+    """Two curves over steps in braille dots, 2 x 4 a character, with a scale at the left and marks below."""
+    both = [*values, *second]
+    if not both:
+        return Text("")
+    low, high = min(v for _, v in both), max(v for _, v in both)
+    first, last = min(s for s, _ in both), max(s for s, _ in both)
+    high = high if high > low else low + 1.0
+    last = last if last > first else first + 1
+    cells = [[0] * width for _ in range(height)]
+    styles = [[""] * width for _ in range(height)]
+
+    def draw(points: list[tuple[int, float]], style: str) -> None:
+        for step, value in _dense(points, (last - first) / (2 * width)):
+            x = min(2 * width - 1, int((step - first) / (last - first) * (2 * width - 1)))
+            y = min(4 * height - 1, int((high - value) / (high - low) * (4 * height - 1)))
+            cells[y // 4][x // 2] |= DOTS[y % 4][x % 2]
+            styles[y // 4][x // 2] = style
+
+    draw(second, "dim")
+    draw(values, "bold cyan")
+    text = Text()
+    for row in range(height):
+        scale = high - (high - low) * row / max(1, height - 1)
+        text.append(f"{scale:>9.4g} ", style="dim")
+        for cell, style in zip(cells[row], styles[row], strict=True):
+            text.append(chr(0x2800 + cell) if cell else " ", style=style)
+        text.append("\n")
+    below = [" "] * width
+    for step in marks:
+        if first <= step <= last:
+            below[min(width - 1, int((step - first) / (last - first) * (width - 1)))] = "▲"
+    text.append(" " * 10 + "".join(below).rstrip(), style="yellow")
+    return text
+
+
+def _dense(points: list[tuple[int, float]], spacing: float) -> list[tuple[float, float]]:
+    """The points with straight lines between them, a point at least every ``spacing`` steps."""
+    result: list[tuple[float, float]] = []
+    for (a, x), (b, y) in pairwise(points):
+        n = max(1, math.ceil((b - a) / max(spacing, 1e-9)))
+        result += [(a + (b - a) * i / n, x + (y - x) * i / n) for i in range(n)]
+    return result + [(float(s), v) for s, v in points[-1:]]
+
+
+def _recipe(state: RunState) -> RenderableType:
+    assert state.start is not None
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for column in ("recipe", "value", "", "low", "high", "at start"):
+        table.add_column(column, justify="left" if column in ("recipe", "") else "right")
+    for begun in state.start.action_space:
+        parameter = begun.model_copy(update={"value": state.recipe[begun.name]})
+        changed = parameter.value != begun.value
+        table.add_row(
+            escape(begun.name),
+            Text(display.shown(parameter.value), style="bold yellow" if changed else ""),
+            gauge(parameter),
+            "" if begun.low is None else display.shown(begun.low),
+            "" if begun.high is None else display.shown(begun.high),
+            Text(display.shown(begun.value), style="dim"),
+        )
+    return table
+
+
+def gauge(parameter: Parameter) -> Text:
+    """Where the value lies between its bounds."""
+    if parameter.low is None or parameter.high is None or isinstance(parameter.value, str):
+        return Text(", ".join(parameter.choices or []), style="dim")
+    low, high, value = float(parameter.low), float(parameter.high), float(parameter.value)
+    if not low <= value <= high:
+        return Text("off".center(GAUGE), style="dim")
+    if parameter.scale == "log":
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    at = round((value - low) / (high - low) * (GAUGE - 1))
+    return Text("─" * at + "●" + "─" * (GAUGE - 1 - at), style="cyan")
+
+
+def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for column in ("step", "why", "what", "objective before → since"):
+        table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
+    for item in state.interventions[-SHOWN:]:
+        decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
+        todo = "; ".join(
+            p for p in (display.command_in_words(item.command), display.changes_in_words(item.changes)) if p
+        )
+        since = display.number(item.after[-1][1]) if item.after else "…"
+        table.add_row(
+            f"{item.step:,}",
+            Text((decision.diagnosis or "") if decision else "operator", style="yellow"),
+            escape(todo),
+            f"{display.number(item.before)} → {since}",
+        )
+    hidden = state.intervention_count - min(SHOWN, len(state.interventions))
+    parts: list[RenderableType] = [table] if state.interventions else [Text("no interventions yet", style="dim")]
+    if hidden > 0:
+        parts.append(Text(f"and {hidden} before", style="dim"))
+    if ledger.rejections:
+        parts.append(Text(f"last not applied: {ledger.rejections[-1]}", style="dim"))
+    if state.texts:
+        level, message = state.texts[-1]
+        parts.append(Text(f"workload {level}: {message}", style="dim"))
+    return Group(*parts)
+
+
+class LiveView:
+    """The live view of a run in a terminal."""
+
+    def __init__(self, manifest: events.Manifest, console: Console) -> None:
+        self._manifest = manifest
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=FRAMES, auto_refresh=False, transient=True)
+        self._drawn = 0.0
+        self._question: Text | None = None
+        self._asker: Keyboard | None = None
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def record(self, record: Item, state: RunState) -> None:
+        pass
+
+    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
+        if isinstance(event, events.Approval):
+            self._question = None
+        if isinstance(event, events.Failure | events.Restarted | events.Stalled | events.Operator):
+            self._console.print(Text(display.event_in_words(event) or "", style="yellow"))
+        self._drawn = 0.0
+        self.tick(state, ledger)
+
+    def tick(self, state: RunState, ledger: Ledger) -> None:
+        now = time.monotonic()
+        if now - self._drawn < 1 / FRAMES:
+            return
+        self._drawn = now
+        view: RenderableType = render(state, ledger, self._manifest, width=self._console.width)
+        self._live.update(Group(view, self._question) if self._question else view, refresh=True)
+
+    def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
+        self._question = Text(f"Apply? {display.proposal_in_words(ruling)}  [y/N] ", style="bold yellow")
+        self._asker = self._asker or Keyboard()
+        self._asker.ask(answer)
+
+
+class Keyboard:
+    """Reads answers from the terminal in a thread of its own, so that nobody waits for the person."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Callable[[bool | None], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="keyboard", daemon=True).start()
+
+    def ask(self, answer: Callable[[bool | None], None]) -> None:
+        self._waiting.put(answer)
+
+    def _read(self) -> None:
+        """A line typed before the question is no answer to it: the last question that waits gets the next line."""
+        while line := sys.stdin.readline():
+            answer = None
+            while not self._waiting.empty():
+                answer = self._waiting.get_nowait()
+            if answer is not None:
+                answer(line.strip().lower() in ("y", "yes"))
+        while True:  # end of input: nobody is there, and nobody answering means no
+            self._waiting.get()(None)

@@ -1,0 +1,478 @@
+"""The loop: one thread that owns all state; the only place that wires the parts.
+
+The file watcher, the child's waiter, the manager's call and the keyboard only post messages to its queue. What is to
+change is written to the audit log first and to the control file second. Training is never waited for, and never waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainmgr import audit, control, decision, events, files, protocol, telemetry
+from trainmgr.errors import ManagerError, PolicyError
+from trainmgr.ledger import Ledger
+from trainmgr.managers.base import Manager
+from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
+from trainmgr.process import Adopted, Child, Exit, clean_environment
+from trainmgr.run_state import RunState
+from trainmgr.snapshot import Snapshot
+
+POLL = 0.5  # seconds between two looks at files and clocks where no event comes
+
+
+class Listener(Protocol):
+    """Whoever shows the run. Called in the supervisor's thread; must return quickly."""
+
+    def record(self, record: telemetry.Item, state: RunState) -> None: ...
+    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None: ...
+    def tick(self, state: RunState, ledger: Ledger) -> None: ...
+    def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
+        """Ask the person whether to apply; call ``answer`` from any thread, once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answered:
+    decision: str
+    raw: Any
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Approved:
+    decision: str
+    answer: bool | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    exit: Exit
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    pass
+
+
+@dataclass(frozen=True)
+class Look:
+    pass
+
+
+Message = Answered | Approved | Ended | Interrupt | Look
+
+
+@dataclass
+class Pending:
+    """A decision between its snapshot and its verdict or approval."""
+
+    id: str
+    step: int
+    asked: float
+    ruling: events.Verdict | None = None
+    deadline: float = 0.0
+
+
+@dataclass
+class Ending:
+    """A child that was told to end: what is done next if it does not."""
+
+    deadline: float
+    signals: list[int] = field(default_factory=list)
+
+
+class Supervisor:
+    """Supervises one run from its start to its end."""
+
+    def __init__(
+        self,
+        paths: RunPaths,
+        manifest: events.Manifest,
+        manager: Manager | None,
+        listener: Listener,
+        *,
+        secrets: tuple[str, ...] = (),
+        schedule: list[protocol.Override] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``manager`` None observes only. ``schedule`` is for replay: overrides to repeat at their recorded steps."""
+        self.paths = paths
+        self.manifest = manifest
+        self.policy = manifest.policy
+        self.state = RunState()
+        self.ledger = Ledger()
+        self._manager = manager
+        self._listener = listener
+        self._secrets = secrets
+        self._schedule = schedule
+        self._clock = clock
+        self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._feed = telemetry.Feed(paths.telemetry)
+        self._log: audit.Log | None = None
+        self._child: Child | Adopted | None = None
+        self._pending: Pending | None = None
+        self._ending: Ending | None = None
+        self._status: str | None = None
+        self._narrowed = False
+        self._heard = 0.0
+        self._truncated = False
+
+    # -- a run, from outside -------------------------------------------------------------------------------------
+
+    def run(self) -> events.Closing:
+        """Start the workload and supervise it to its end.
+
+        Raises WorkloadError when it cannot be started, PolicyError when the policy does not fit the workload.
+        """
+        self.paths.manifest.touch(mode=0o600)
+        files.replace(self.paths.manifest, events.render_run_file(self.manifest, None))
+        self._log = audit.Log(self.paths.audit)
+        self._append(events.RunStarted(manifest=self.manifest))
+        self.paths.telemetry.touch(mode=0o600)
+        self.paths.checkpoints.mkdir(exist_ok=True)
+        if self._schedule:
+            self._issue_schedule(self._schedule)
+        self._start(None)
+        return self._supervise()
+
+    def attach(self, pid: int) -> events.Closing:
+        """Take over a run whose supervisor died: fold everything again, then go on."""
+        head, seq = audit.GENESIS, 0
+        for event in audit.read(self.paths.audit):
+            self.ledger.fold(event.data)
+            head, seq = event.line_hash, event.seq + 1
+        self._log = audit.Log(self.paths.audit, seq, head)
+        known = self.ledger.acknowledged
+        for record in self._feed.records():
+            self.state.fold(record)
+            if isinstance(record, protocol.Applied | protocol.Refused) and record.revision > known:
+                self._append(decision.acknowledgment(record, self.ledger, self._feed.offset))
+        self._append(events.Attached(telemetry_offset=self._feed.offset, telemetry_sha256=self._feed.digest()))
+        if self.ledger.waiting is not None:
+            self._fail("supervisor", "the decision died with the supervisor that asked for it", self.ledger.waiting)
+        self._child = Adopted(pid, lambda end: self._queue.put(Ended(end)))
+        return self._supervise()
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the first asks the workload to end, the second kills it. Safe in a signal handler."""
+        self._queue.put(Interrupt())
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def _supervise(self) -> events.Closing:
+        self._heard = time.monotonic()
+        with telemetry.Watcher(self.paths.telemetry, lambda: self._queue.put(Look())):
+            try:
+                while True:
+                    message = self._next()
+                    if isinstance(message, Ended):
+                        closing = self._ended(message.exit)
+                        if closing is not None:
+                            return closing
+                    else:
+                        self._handle(message)
+                    self._clocks()
+                    self._listener.tick(self.state, self.ledger)
+            except BaseException:
+                if isinstance(self._child, Child):
+                    self._child.signal(signal.SIGKILL)
+                    self._child.join(5)
+                raise
+            finally:
+                if self._log is not None:
+                    self._log.close()
+
+    def _next(self) -> Message:
+        """The next message that matters: many looks at the file are one."""
+        try:
+            message = self._queue.get(timeout=POLL)
+            while isinstance(message, Look) and not self._queue.empty():
+                message = self._queue.get_nowait()
+        except queue.Empty:
+            return Look()
+        return message
+
+    def _handle(self, message: Message) -> None:
+        self._consume()
+        match message:
+            case Answered():
+                self._answered(message)
+            case Approved():
+                self._approved(message)
+            case Interrupt():
+                self._interrupted()
+            case _:
+                pass
+        self._ask()
+
+    # -- telemetry -----------------------------------------------------------------------------------------------
+
+    def _consume(self) -> None:
+        """Fold what is new; put acknowledgments and outcomes on record."""
+        for record in self._feed.records():
+            self._heard = time.monotonic()
+            self.state.fold(record)
+            self._listener.record(record, self.state)
+            if isinstance(record, protocol.Applied | protocol.Refused):
+                self._append(decision.acknowledgment(record, self.ledger, self._feed.offset))
+            elif isinstance(record, protocol.Start):
+                self._check_policy()
+            for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
+                self._append(outcome)
+        if self._feed.tail.truncated and not self._truncated:
+            self._truncated = True
+            self._fail("telemetry", "telemetry.jsonl became shorter or was replaced; nothing more is read from it")
+
+    def _check_policy(self) -> None:
+        """The policy can only be compared with the action space once the workload has declared it."""
+        try:
+            self.policy.narrow(self.state.space)
+        except PolicyError as error:
+            self._fail("policy", str(error))
+            self._finish_child(signal.SIGTERM)
+            self._status = "failed"
+
+    def _mark(self) -> decision.Mark:
+        return decision.Mark(self._feed.offset, self._feed.digest())
+
+    # -- decisions -----------------------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        """Ask the manager if it is time, in a thread of its own."""
+        if self._manager is None or self._pending is not None or self._ending is not None or self._schedule:
+            return
+        why = decision.trigger(self.state, self.ledger, self.policy)
+        if why is None or self._status is not None:
+            return
+        view, event = decision.take_snapshot(self.state, self.ledger, self.policy, self._mark(), why)
+        if not self._append(event):
+            return
+        self._pending = Pending(event.decision, self.state.step, self._clock())
+        worker = threading.Thread(
+            target=self._call, args=(self._manager, event.decision, view), name="manager", daemon=True
+        )
+        worker.start()
+
+    def _call(self, manager: Manager, name: str, view: Snapshot) -> None:
+        begin = time.monotonic()
+        raw, error = None, None
+        try:
+            raw = manager.decide(view)
+        except ManagerError as problem:
+            error = str(problem)
+        except Exception as problem:
+            error = f"{type(problem).__name__} in manager {manager.name}"
+        self._queue.put(Answered(name, raw, round(time.monotonic() - begin, 3), error))
+
+    def _answered(self, message: Answered) -> None:
+        pending = self._pending
+        if pending is None or pending.id != message.decision:
+            return
+        assert self._manager is not None
+        if message.error is not None:
+            self._pending = None
+            self._fail("manager", message.error, message.decision)
+            return
+        self._append(
+            events.Response(
+                decision=message.decision, manager=self._manager.name, raw=message.raw, seconds=message.seconds
+            )
+        )
+        ruling = decision.verdict(
+            message.raw, self.state, self.ledger, self.policy, self._mark(),
+            decision=pending.id, based_on_step=pending.step, age_seconds=round(self._clock() - pending.asked, 3),
+        )  # fmt: skip
+        logged = self._append(ruling)
+        applies = ruling.result != "rejected" and (bool(ruling.changes) or ruling.command is not None)
+        if not logged or not applies or self.manifest.mode == "shadow":
+            self._pending = None
+        elif self.manifest.mode == "approve":
+            pending.ruling = ruling
+            pending.deadline = time.monotonic() + self.policy.approval.timeout
+            self._listener.ask(ruling, lambda answer: self._queue.put(Approved(pending.id, answer)))
+        else:
+            self._pending = None
+            self._issue(ruling, pending.step)
+
+    def _approved(self, message: Approved) -> None:
+        pending = self._pending
+        if pending is None or pending.id != message.decision or pending.ruling is None:
+            return
+        self._pending = None
+        answer = {True: "yes", False: "no", None: "none"}[message.answer]
+        if self._append(events.Approval.model_validate({"decision": pending.id, "answer": answer})) and message.answer:
+            self._issue(pending.ruling, pending.step)
+
+    def _issue(self, ruling: events.Verdict, based_on_step: int) -> None:
+        event = decision.override(
+            ruling, self.ledger, self.policy, run=self.paths.id, issued=self._issued(), based_on_step=based_on_step,
+            total_steps=self.state.total_steps,
+        )  # fmt: skip
+        if event is not None:
+            self._write(event)
+
+    def _issued(self) -> protocol.Issued:
+        return protocol.Issued(t=round(self._clock(), 3), step=self.state.step)
+
+    def _write(self, event: events.OverrideIssued) -> None:
+        """Log first, control file second: no change may exist that the log cannot explain."""
+        if not self._append(event):
+            return
+        try:
+            control.write(self.paths, event.control)
+        except OSError as error:
+            self._fail("control", f"control.json cannot be written: {error.strerror}", event.decision)
+
+    def _issue_schedule(self, schedule: list[protocol.Override]) -> None:
+        last = schedule[-1]
+        content = protocol.Control(
+            **{**dict(last), "command": None, "at_step": None, "at_boundary": None},
+            run=self.paths.id,
+            issued=self._issued(),
+            schedule=schedule,
+        )
+        self._write(events.OverrideIssued(decision=last.decision, origin="replay", control=content))
+
+    # -- the child -----------------------------------------------------------------------------------------------
+
+    def _start(self, resume: str | None) -> None:
+        extra = {RUN_DIR_VARIABLE: str(self.paths.root)}
+        if self.manifest.seed is not None:
+            extra[SEED_VARIABLE] = str(self.manifest.seed)
+        if resume is not None:
+            extra[RESUME_VARIABLE] = str(self.paths.root / resume)
+        self._child = Child(
+            self.manifest.command,
+            environment=clean_environment(extra, self._secrets),
+            directory=Path(self.manifest.directory),
+            stdout=self.paths.stdout,
+            stderr=self.paths.stderr,
+            ended=lambda end: self._queue.put(Ended(end)),
+        )
+        self._heard = time.monotonic()
+
+    def _interrupted(self) -> None:
+        if self._ending is not None:
+            self._append(events.Operator(action="kill"))
+            self._status = "interrupted"
+            if self._child is not None:
+                self._child.signal(signal.SIGKILL)
+            return
+        self._append(events.Operator(action="stop"))
+        self._status = "interrupted"
+        self._pending = None
+        self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
+        if self.state.start is not None and "stop" in self.state.start.commands:
+            number = self.ledger.revision + 1
+            command = protocol.Command(id=f"operator{number}", name="stop", to=None)
+            content = control.next_control(
+                self.ledger, self.paths.id, command.id, changes={}, command=command, issued=self._issued(),
+                based_on_step=self.state.step, valid_until_step=None, at_step=None,
+            )  # fmt: skip
+            self._write(events.OverrideIssued(decision=command.id, origin="operator", control=content))
+        elif self._child is not None:
+            self._child.signal(signal.SIGINT)
+
+    def _finish_child(self, number: int) -> None:
+        """Signal the child, and kill it when it does not end within the grace period."""
+        self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGKILL])
+        if self._child is not None:
+            self._child.signal(number)
+
+    def _clocks(self) -> None:
+        """What happens because time passed."""
+        now = time.monotonic()
+        if self._ending is not None:
+            if now >= self._ending.deadline and self._ending.signals and self._child is not None:
+                self._child.signal(self._ending.signals.pop(0))
+                self._ending.deadline = now + self.policy.process.grace
+            return
+        pending = self._pending
+        if pending is not None and pending.ruling is not None and now >= pending.deadline:
+            self._approved(Approved(pending.id, None))
+        limit = self.policy.process.stall_timeout
+        if limit is not None and now - self._heard > limit:
+            self._append(events.Stalled(seconds=round(now - self._heard, 1), step=self.state.step))
+            self._status = "hung"
+            self._finish_child(signal.SIGTERM)
+
+    def _ended(self, end: Exit) -> events.Closing | None:
+        """The child is gone: read the rest, then start it again or close the run."""
+        self._consume()
+        interrupted = self._status in ("interrupted", "failed")
+        well = end.code == 0 and self._status != "hung"
+        if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
+            resume = self.state.last_saved.path if self.state.last_saved else None
+            self._append(events.Restarted(attempt=self.ledger.restarts + 1, exit=end.words, resume=resume))
+            self._status = self._ending = None
+            self._start(resume)
+            return None
+        return self._close(end)
+
+    def _close(self, end: Exit) -> events.Closing:
+        if self._pending is not None:
+            self._fail("manager", "the run ended before the answer came", self._pending.id)
+        state = self.state
+        status = self._status or (state.end.status if state.end else None)
+        if status is None or (end.code != 0 and status in ("completed", "stopped")):
+            status = "completed" if end.code == 0 else "killed" if end.code > 128 else "failed"
+        state.finish()
+        for outcome in decision.outcomes(state, self.ledger, self._feed.offset):
+            self._append(outcome)
+        closing = events.Closing(
+            ended=round(self._clock(), 3),
+            status=status,
+            exit_code=end.code,
+            exit=end.words,
+            steps=state.step,
+            interventions=state.intervention_count,
+            objective=state.start.objective.metric if state.start else None,
+            final=state.latest,
+            best=state.best[1] if state.best else None,
+            best_step=state.best[0] if state.best else None,
+            metrics=state.end.metrics if state.end else {},
+            info=state.start.info if state.start else {},
+        )
+        content = events.render_run_file(self.manifest, closing)
+        with contextlib.suppress(OSError):
+            files.replace(self.paths.manifest, content)
+        self._append(
+            events.RunEnded(
+                closing=closing,
+                telemetry_length=self._feed.offset,
+                telemetry_sha256=self._feed.digest(),
+                torn=files.sha256(torn) if (torn := self._feed.tail.rest()) else "",
+                run_json_sha256=files.sha256(content),
+            )
+        )
+        return closing
+
+    # -- the log -------------------------------------------------------------------------------------------------
+
+    def _append(self, payload: events.Payload) -> bool:
+        """Put an event on record and take it in; False when the disk refuses it: then nothing may follow from it."""
+        assert self._log is not None
+        try:
+            self._log.append(payload, round(self._clock(), 3))
+        except OSError as error:
+            self._listener.event(
+                events.Failure(where="audit", message=f"audit.jsonl cannot be written: {error.strerror}"),
+                self.state,
+                self.ledger,
+            )
+            return False
+        self.ledger.fold(payload)
+        self._listener.event(payload, self.state, self.ledger)
+        return True
+
+    def _fail(self, where: str, message: str, name: str | None = None) -> None:
+        self._append(events.Failure(where=where, message=message, decision=name))

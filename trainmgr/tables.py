@@ -1,0 +1,190 @@
+"""What the reading commands print: results as rich tables, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from trainmgr import check, display, events, proof, replay
+from trainmgr.ledger import Ledger
+from trainmgr.paths import RunPaths
+from trainmgr.process import last_lines
+from trainmgr.run_state import RunState, summary
+from trainmgr.wire import plain
+
+LISTED = 12  # interventions in the last lines of a run
+
+
+def grid(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def print_closing(
+    console: Console, manifest: events.Manifest, state: RunState, ledger: Ledger, stderr: Path | None = None
+) -> None:
+    """The last lines of a run: what was done and why, how the objective ended, what to type next."""
+    closing = ledger.ended.closing if ledger.ended else None
+
+    def out(text: str) -> None:
+        console.print(text, highlight=False)
+
+    out("")
+    if state.interventions:
+        hidden = state.intervention_count - min(LISTED, len(state.interventions))
+        out(f"[bold]{state.intervention_count} interventions[/] by {escape(manifest.manager)}:"
+            + (f" (the last {LISTED}; `audit` lists all)" if hidden > 0 else ""))  # fmt: skip
+        for item in state.interventions[-LISTED:]:
+            decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
+            why = f"{decision.diagnosis} ({decision.evidence})" if decision else "asked for by you"
+            parts = (display.command_in_words(item.command), display.changes_in_words(item.changes))
+            out(f"  step {item.step:>6,}  {escape(why)}: [bold]{escape('; '.join(p for p in parts if p))}[/]")
+    else:
+        out(f"No interventions (manager {escape(manifest.manager)}, mode {manifest.mode}).")
+    if state.start is not None and state.best is not None and state.latest is not None:
+        name = escape(state.start.objective.metric)
+        step, best = state.best
+        worse = (state.worse(state.latest) - state.worse(best)) / abs(best) if best else 0.0
+        out(f"{name} ended at [bold]{display.number(state.latest)}[/]; its best was {display.number(best)} at step "
+            f"{step:,} ({worse:+.1%} from it).")  # fmt: skip
+    if state.end is not None and state.end.metrics:
+        out("At the end: " + ", ".join(f"{escape(n)} {display.number(v)}" for n, v in state.end.metrics.items()) + ".")
+    if state.start is not None and state.start.info.get("genuine") is False:
+        out(f"[yellow]Data: {escape(str(state.start.info.get('data')))}.[/]")
+    if closing is not None and (closing.exit_code or closing.status not in ("completed", "stopped")):
+        out(f"[red]The workload {escape(closing.exit)} ({closing.status}).[/]")
+        for line in last_lines(stderr) if stderr else []:
+            out(f"  {escape(line)}")
+    out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
+
+
+def print_proof(console: Console, result: proof.Proof) -> None:
+    table = grid("step", "why", "what", "expected", "objective before → since")
+    for change in result.changes:
+        pairs = {name: (pair[0], pair[1]) for name, pair in change.changes.items()}
+        what = "; ".join(part for part in (change.command or "", display.changes_in_words(pairs)) if part)
+        since = " ".join(display.number(value) for _, value in change.after) or "–"
+        table.add_row(
+            f"{change.step:,}",
+            escape(f"{change.diagnosis or ''}: {change.evidence}"),
+            escape(what),
+            escape(change.expected or "–"),
+            f"{display.number(change.before)} → {since}",
+        )
+    if result.changes:
+        console.print(table)
+    else:
+        console.print("No interventions.")
+    for note in result.notes:
+        console.print(f"note: {escape(note)}", style="yellow", highlight=False)
+    for finding in result.findings:
+        console.print(f"[red]✗[/] {escape(str(finding))}", highlight=False)
+    if result.holds:
+        console.print(
+            f"[green]✓[/] {result.run}: {result.events} events and {result.records} telemetry records hold "
+            f"({result.checks} checks).", highlight=False,
+        )  # fmt: skip
+        console.print(proof.CANNOT_SEE, style="dim", highlight=False)
+    else:
+        console.print(f"[red]{result.run} does not hold: {len(result.findings)} findings.[/]", highlight=False)
+
+
+def proof_json(result: proof.Proof) -> str:
+    return json.dumps({**asdict(result), "holds": result.holds}, indent=2)
+
+
+def print_rebuilt(console: Console, result: replay.Rebuilt) -> None:
+    counts = ", ".join(f"{n} {_plural(kind, n)}" for kind, n in result.counts.items())
+    for line, text in result.differences:
+        console.print(f"[red]✗[/] audit.jsonl line {line}: {escape(text)}", highlight=False)
+    if result.differences:
+        console.print(f"[red]{len(result.differences)} differences[/] ({counts} compared).", highlight=False)
+    else:
+        console.print(
+            f"[green]✓[/] {result.run}: {counts or 'nothing to decide'}: the same, byte for byte.", highlight=False
+        )
+
+
+def _plural(kind: str, count: int) -> str:
+    return kind if count == 1 or kind == "acknowledged" else f"{kind}s"
+
+
+def print_opinions(console: Console, found: list[replay.Opinion], recorded: str, other: str) -> None:
+    table = grid("decision", "step", recorded, other, "valid", "same action")
+    for opinion in found:
+        table.add_row(
+            opinion.decision, f"{opinion.step:,}", escape(opinion.recorded), escape(opinion.other),
+            "yes" if opinion.valid else "[red]no[/]", "yes" if opinion.same_action else "no",
+        )  # fmt: skip
+    console.print(table)
+    n = len(found)
+    console.print(
+        f"{n} snapshots; {other}: {sum(o.valid for o in found)} valid, {sum(o.same_action for o in found)} with the same "
+        f"action, {sum(o.same_diagnosis for o in found)} with the same diagnosis as {recorded}.", highlight=False,
+    )  # fmt: skip
+
+
+def print_comparison(console: Console, a: RunPaths, b: RunPaths, result: replay.Comparison) -> None:
+    if result.first:
+        console.print(f"[red]✗[/] {a.id} and {b.id} differ after {result.compared} records: {escape(result.first)}",
+                      highlight=False)  # fmt: skip
+    else:
+        console.print(f"[green]✓[/] {b.id} repeats {a.id}: {result.compared} records with {result.values} values, "
+                      "bit for bit.", highlight=False)  # fmt: skip
+
+
+def print_runs(console: Console, found: list[tuple[RunPaths, events.RunFile | None]]) -> None:
+    table = grid("run", "manager", "seed", "status", "steps", "objective", "final", "best", "changes", "took")
+    for paths, file in found:
+        if file is None:
+            table.add_row(paths.id, "[red]run.json cannot be read[/]")
+            continue
+        manifest, closing = file.manifest, file.closing
+        if closing is None:
+            table.add_row(paths.id, manifest.manager, _seed(manifest), "running, or its supervisor died")
+            continue
+        table.add_row(
+            paths.id, manifest.manager, _seed(manifest), closing.status, f"{closing.steps:,}",
+            escape(closing.objective or "–"), display.number(closing.final), display.number(closing.best),
+            str(closing.interventions), f"{closing.ended - manifest.created:.0f} s",
+        )  # fmt: skip
+    console.print(table)
+
+
+def _seed(manifest: events.Manifest) -> str:
+    return "–" if manifest.seed is None else str(manifest.seed)
+
+
+def print_checked(console: Console, checked: check.Checked) -> None:
+    for text in checked.passed:
+        console.print(f"[green]✓[/] {escape(text)}", highlight=False)
+    for breach in checked.breaches:
+        mark = "[red]✗[/]" if breach.severity == "error" else "[yellow]![/]"
+        console.print(f"{mark} {escape(breach.what)}\n    fix: {escape(breach.fix)}", highlight=False)
+    for line in checked.output:
+        console.print(f"    {escape(line)}", style="dim", highlight=False)
+    verdict = "[green]keeps to the protocol[/]" if checked.ok else "[red]does not keep to the protocol[/]"
+    console.print(f"{escape(checked.script)} {verdict} ({checked.records} records).", highlight=False)
+
+
+def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledger: Ledger) -> str:
+    values: dict[str, Any] = {
+        "run": paths.id,
+        "created": datetime.fromtimestamp(manifest.created).astimezone().isoformat(),
+        "manager": manifest.manager,
+        "mode": manifest.mode,
+        "seed": manifest.seed,
+        **summary(state),
+        "recipe": state.recipe,
+        "closing": plain(ledger.ended.closing) if ledger.ended else None,
+    }
+    return json.dumps(values, indent=2)

@@ -1,0 +1,45 @@
+"""The whole protocol in forty lines and without torch: a line fitted by stochastic gradient descent.
+
+python workloads/minimal.py
+trainmgr run workloads/minimal.py
+"""
+
+import random
+import time
+
+from trainmgr.workload import Workload, default_seed
+
+SEED, STEPS, EVERY = default_seed(1), 1000, 25
+weights, best = [0.0, 0.0], [0.0, 0.0]
+recipe = {"lr": 0.4}  # too fast on purpose: there is something to manage
+
+
+def sample(rng: random.Random) -> tuple[float, float]:
+    x = rng.uniform(-1.5, 1.5)
+    return x, 3.0 * x - 1.0 + rng.gauss(0.0, 0.3)
+
+
+def rollback(to: str) -> None:
+    weights[:] = best if to == "best" else [0.0, 0.0]
+
+
+valid = [sample(random.Random(i)) for i in range(200)]
+lowest = float("inf")
+with Workload("minimal", objective="val_loss", mode="min", total_steps=STEPS, seed=SEED,
+              metrics={"loss": "squared error of one sample", "val_loss": "mean squared error"}) as w:  # fmt: skip
+    w.float("lr", get=lambda: recipe["lr"], set=lambda value: recipe.update(lr=value), low=1e-4, high=1.0,
+            scale="log", max_ratio=2.0, min_ratio=0.1, group="optimizer", description="step size")  # fmt: skip
+    w.command("rollback", rollback)
+    w.command("stop", lambda to: rollback(to) if to else None)
+    for step in w.steps():
+        x, y = sample(random.Random(f"{SEED} {step}"))  # randomness is a function of seed and step
+        error = weights[0] * x + weights[1] - y
+        weights[:] = [weights[0] - recipe["lr"] * error * x, weights[1] - recipe["lr"] * error]
+        time.sleep(0.002)  # stands for the work of a real step
+        w.step(step, {"loss": error**2})
+        if step % EVERY == 0:
+            loss = sum((weights[0] * x + weights[1] - y) ** 2 for x, y in valid) / len(valid)
+            w.eval(step, {"val_loss": loss})
+            if loss < lowest:
+                lowest, best = loss, list(weights)
+                w.checkpoint(step, "in memory", {"val_loss": loss}, best=True)
