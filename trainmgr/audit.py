@@ -8,10 +8,12 @@ digest that was kept elsewhere (``trainmgr audit --head``) shows that.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -45,6 +47,12 @@ class Event:
     data: events.Payload
     line_hash: str
     """SHA-256 of the whole line."""
+    line: bytes
+
+    def values(self) -> dict[str, Any]:
+        """``data`` as the JSON values that stand in the file, whatever version wrote them."""
+        result: dict[str, Any] = json.loads(self.line)["data"]
+        return result
 
 
 def seal(body: Body) -> bytes:
@@ -66,7 +74,7 @@ class Log:
         line = seal(Body(seq=self._seq, t=t, data=payload, prev=self.head))
         self._appender.append(line)
         self.head = sha256(line)
-        event = Event(self._seq, t, payload, self.head)
+        event = Event(self._seq, t, payload, self.head, line)
         self._seq += 1
         return event
 
@@ -111,4 +119,4 @@ def check_line(line: bytes, number: int, head: str) -> Event:
         raise RecordError(f"{place}: it does not follow the line before it: lines were dropped, swapped or repeated")
     if body.seq != number - 1:
         raise RecordError(f"{place}: its seq is {body.seq}; {number - 1} was to come")
-    return Event(body.seq, body.t, body.data, sha256(line))
+    return Event(body.seq, body.t, body.data, sha256(line), line)

@@ -16,6 +16,7 @@ from trainmgr.errors import TrainmgrError
 from trainmgr.history import run_file
 from trainmgr.launch import Request, choose_manager, launch
 from trainmgr.paths import list_runs
+from trainmgr.policy import Policy, Rules
 
 GOOD = ("completed", "stopped")
 
@@ -91,12 +92,17 @@ def find(request: Request, cell: Cell) -> Result | None:
         if found is None or found.closing is None or found.closing.status not in GOOD or found.closing.exit_code:
             continue
         m = found.manifest
-        same = (m.script, m.arguments, m.manager, m.seed, m.mode, m.policy, m.replay_of) == (
-            str(request.script), request.arguments, cell.manager, cell.seed, request.mode, request.policy, None,
-        )  # fmt: skip
+        same = (m.script, m.arguments, m.manager, m.seed, m.mode, m.replay_of) == (
+            str(request.script), request.arguments, cell.manager, cell.seed, request.mode, None,
+        ) and _relevant(m.policy, cell.manager) == _relevant(request.policy, cell.manager)  # fmt: skip
         if same:
             return Result(cell, paths.id, found.closing, found.closing.ended - m.created, reused=True)
     return None
+
+
+def _relevant(policy: Policy, manager: str) -> Policy:
+    """The policy without what this manager does not read."""
+    return policy if manager == "rules" else policy.model_copy(update={"rules": Rules()})
 
 
 def _run(request: Request, cell: Cell) -> Result:

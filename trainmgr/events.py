@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
@@ -259,6 +260,9 @@ class RunFile(Wire):
     """Null while the run goes on."""
 
 
-def render_run_file(manifest: Manifest, closing: Closing | None) -> bytes:
-    """The exact bytes of run.json: ``trainmgr audit`` renders them again and compares."""
-    return RunFile(manifest=manifest, closing=closing).model_dump_json(indent=2).encode() + b"\n"
+def render_run_file(manifest: dict[str, Any], closing: dict[str, Any] | None) -> bytes:
+    """The exact bytes of run.json, from JSON values as the audit log has them: ``trainmgr audit`` renders them again.
+
+    From values and not from the types above, so that a later version, with more fields, still renders the same.
+    """
+    return json.dumps({"manifest": manifest, "closing": closing}, indent=2, ensure_ascii=False).encode() + b"\n"

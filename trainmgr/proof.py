@@ -87,6 +87,8 @@ class Prover:
         self._torn: int | None = None
         self._anchor = (0, 0)  # bytes and lines of telemetry that are known to be good
         self._drifts = 0
+        self._manifest: dict[str, Any] | None = None  # as the log has them
+        self._closing: dict[str, Any] | None = None
 
     def prove(self) -> Proof:
         """Never raises for what is wrong with the run: that is a finding."""
@@ -128,6 +130,10 @@ class Prover:
         match event.data:
             case events.RunStarted() if number > 1:
                 self._find(place, "the run starts a second time")
+            case events.RunStarted():
+                self._manifest = event.values()["manifest"]
+            case events.RunEnded():
+                self._closing = event.values()["closing"]
             case events.Verdict():
                 self._verdicts[event.data.decision] = event.data
             case events.Approval():
@@ -259,11 +265,9 @@ class Prover:
         self.proof.notes.append("The run has not ended, or its supervisor died: what came since is not anchored.")
 
     def _run_file(self, last: events.Payload | None) -> None:
-        manifest = self._history.ledger.started
-        if manifest is None:
+        if self._manifest is None:
             return
-        closing = last.closing if isinstance(last, events.RunEnded) else None
-        expected = events.render_run_file(manifest.manifest, closing)
+        expected = events.render_run_file(self._manifest, self._closing)
         try:
             found = self.paths.manifest.read_bytes()
         except OSError as error:

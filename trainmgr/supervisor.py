@@ -24,6 +24,7 @@ from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, Run
 from trainmgr.process import Adopted, Child, Exit, clean_environment
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import Snapshot
+from trainmgr.wire import plain
 
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
 
@@ -134,7 +135,7 @@ class Supervisor:
         Raises WorkloadError when it cannot be started, PolicyError when the policy does not fit the workload.
         """
         self.paths.manifest.touch(mode=0o600)
-        files.replace(self.paths.manifest, events.render_run_file(self.manifest, None))
+        files.replace(self.paths.manifest, events.render_run_file(plain(self.manifest), None))
         self._log = audit.Log(self.paths.audit)
         self._append(events.RunStarted(manifest=self.manifest))
         self.paths.telemetry.touch(mode=0o600)
@@ -442,7 +443,7 @@ class Supervisor:
             metrics=state.end.metrics if state.end else {},
             info=state.start.info if state.start else {},
         )
-        content = events.render_run_file(self.manifest, closing)
+        content = events.render_run_file(plain(self.manifest), plain(closing))
         with contextlib.suppress(OSError):
             files.replace(self.paths.manifest, content)
         self._append(

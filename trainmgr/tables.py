@@ -128,8 +128,8 @@ def print_opinions(console: Console, found: list[replay.Opinion], recorded: str,
     console.print(table)
     n = len(found)
     console.print(
-        f"{n} snapshots; {other}: {sum(o.valid for o in found)} valid, {sum(o.same_action for o in found)} with the same "
-        f"action, {sum(o.same_diagnosis for o in found)} with the same diagnosis as {recorded}.", highlight=False,
+        f"{n} snapshots; {other}: {sum(o.valid for o in found)} valid, {sum(o.same_action for o in found)} with the "
+        f"same action, {sum(o.same_diagnosis for o in found)} with the same diagnosis as {recorded}.", highlight=False,
     )  # fmt: skip
 
 
