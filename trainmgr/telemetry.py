@@ -37,7 +37,7 @@ class Feed:
             yield parse_telemetry(line)
 
 
-logging.getLogger("watchdog").setLevel(logging.ERROR)  # it warns of events that arrive while it stops
+logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it complains of events that arrive while it stops
 
 
 class _Handler(FileSystemEventHandler):
