@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import signal
 import sys
 import time
 from enum import StrEnum
@@ -51,7 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 narration = Console(stderr=True)
-data = Console()
+data = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: tables get room
 
 
 class Mode(StrEnum):
@@ -291,6 +292,7 @@ def compare(
     request = launch.Request(script=script, arguments=arguments or [], policy=policies.load(policy), runs_dir=runs_dir)
     for name in managers.split(","):
         catalog.make(name, request.policy, runs_dir)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs, as Ctrl-C does
     arms = comparing.compare(request, managers.split(","), _seeds(seeds), jobs, _say_result)
     chosen = [m for m in metrics.split(",") if m] or _all_metrics(arms)
     if json:

@@ -17,6 +17,7 @@ from trainmgr.history import run_file
 from trainmgr.launch import Request, choose_manager, launch
 from trainmgr.paths import list_runs
 from trainmgr.policy import Policy, Rules
+from trainmgr.supervisor import Supervisor
 
 GOOD = ("completed", "stopped")
 
@@ -72,13 +73,24 @@ def compare(
     for result in done.values():
         count += 1
         progress(result, count, len(todo))
-    with ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="run") as pool:
-        futures = [pool.submit(_run, request, cell) for cell in todo if cell not in done]
+    running: list[Supervisor] = []
+    pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="run")
+    try:
+        futures = [pool.submit(_run, request, cell, running) for cell in todo if cell not in done]
         for future in as_completed(futures):
             result = future.result()
             done[result.cell] = result
             count += 1
             progress(result, count, len(todo))
+    except KeyboardInterrupt:
+        # Their workloads do not hear the keyboard; the next comparison trains these cells again.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for supervisor in running:
+            supervisor.interrupt()
+            supervisor.interrupt()
+        raise
+    finally:
+        pool.shutdown()
     arms = [Arm(choose_manager(manager)[0]) for manager in managers]
     for arm in arms:
         arm.results = [done[Cell(arm.manager, seed)] for seed in seeds]
@@ -105,12 +117,14 @@ def _relevant(policy: Policy, manager: str) -> Policy:
     return policy if manager == "rules" else policy.model_copy(update={"rules": Rules()})
 
 
-def _run(request: Request, cell: Cell) -> Result:
+def _run(request: Request, cell: Cell, running: list[Supervisor]) -> Result:
     result = Result(cell)
     slug = f"{request.name or request.script.stem}-{cell.manager.replace(':', '-')}-s{cell.seed}"
     try:
         paths, closing = launch(
-            replace(request, manager=cell.manager, seed=cell.seed, name=slug), lambda *_: display.Lines(quiet=True)
+            replace(request, manager=cell.manager, seed=cell.seed, name=slug),
+            lambda *_: display.Lines(quiet=True),
+            running.append,
         )
     except TrainmgrError as error:
         result.failure = str(error)

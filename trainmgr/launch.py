@@ -67,9 +67,11 @@ def choose_manager(name: str) -> tuple[str, str]:
 
 
 def launch(
-    request: Request, listener: Callable[[RunPaths, events.Manifest], Listener]
+    request: Request,
+    listener: Callable[[RunPaths, events.Manifest], Listener],
+    begun: Callable[[Supervisor], None] = lambda _: None,
 ) -> tuple[RunPaths, events.Closing]:
-    """Run it to its end.
+    """Run it to its end. ``begun`` gets the supervisor, for whoever wants to interrupt it from another thread.
 
     Raises UserError for what cannot be, before anything is started; WorkloadError when the script cannot be started.
     """
@@ -103,6 +105,7 @@ def launch(
         listener(paths, record),
         schedule=request.schedule,
     )
+    begun(supervisor)
     with _keyboard(supervisor):
         return paths, supervisor.run()
 

@@ -120,9 +120,10 @@ def plot(
     styles = [[""] * width for _ in range(height)]
 
     def draw(points: list[tuple[int, float]], style: str) -> None:
-        for step, value in _dense(points, (last - first) / (2 * width)):
-            x = min(2 * width - 1, int((step - first) / (last - first) * (2 * width - 1)))
-            y = min(4 * height - 1, int((high - value) / (high - low) * (4 * height - 1)))
+        for x, y in _line([
+            ((step - first) / (last - first) * (2 * width - 1), (high - value) / (high - low) * (4 * height - 1))
+            for step, value in points
+        ]):  # fmt: skip
             cells[y // 4][x // 2] |= DOTS[y % 4][x % 2]
             styles[y // 4][x // 2] = style
 
@@ -143,13 +144,13 @@ def plot(
     return text
 
 
-def _dense(points: list[tuple[int, float]], spacing: float) -> list[tuple[float, float]]:
-    """The points with straight lines between them, a point at least every ``spacing`` steps."""
-    result: list[tuple[float, float]] = []
+def _line(points: list[tuple[float, float]]) -> list[tuple[int, int]]:
+    """The dots on the straight lines between the points."""
+    dots = [(round(x), round(y)) for x, y in points[:1]]
     for (a, x), (b, y) in pairwise(points):
-        n = max(1, math.ceil((b - a) / max(spacing, 1e-9)))
-        result += [(a + (b - a) * i / n, x + (y - x) * i / n) for i in range(n)]
-    return result + [(float(s), v) for s, v in points[-1:]]
+        n = max(1, math.ceil(max(abs(b - a), abs(y - x))))
+        dots += [(round(a + (b - a) * i / n), round(x + (y - x) * i / n)) for i in range(1, n + 1)]
+    return dots
 
 
 def _recipe(state: RunState) -> RenderableType:

@@ -22,6 +22,11 @@ from trainmgr.wire import plain
 LISTED = 12  # interventions in the last lines of a run
 
 
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """One line of words: not wrapped where nobody reads it on a screen, never coloured by guesswork."""
+    console.print(text, style=style, highlight=False, soft_wrap=not console.is_terminal)
+
+
 def grid(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for column in columns:
@@ -36,7 +41,7 @@ def print_closing(
     closing = ledger.ended.closing if ledger.ended else None
 
     def out(text: str) -> None:
-        console.print(text, highlight=False)
+        say(console, text)
 
     out("")
     if state.interventions:
@@ -83,19 +88,20 @@ def print_proof(console: Console, result: proof.Proof) -> None:
     if result.changes:
         console.print(table)
     else:
-        console.print("No interventions.")
+        say(console, "No interventions.")
     for note in result.notes:
-        console.print(f"note: {escape(note)}", style="yellow", highlight=False)
+        say(console, f"note: {escape(note)}", "yellow")
     for finding in result.findings:
-        console.print(f"[red]✗[/] {escape(str(finding))}", highlight=False)
+        say(console, f"[red]✗[/] {escape(str(finding))}")
     if result.holds:
-        console.print(
+        say(
+            console,
             f"[green]✓[/] {result.run}: {result.events} events and {result.records} telemetry records hold "
-            f"({result.checks} checks).", highlight=False,
-        )  # fmt: skip
-        console.print(proof.CANNOT_SEE, style="dim", highlight=False)
+            f"({result.checks} checks).",
+        )
+        say(console, proof.CANNOT_SEE, "dim")
     else:
-        console.print(f"[red]{result.run} does not hold: {len(result.findings)} findings.[/]", highlight=False)
+        say(console, f"[red]{result.run} does not hold: {len(result.findings)} findings.[/]")
 
 
 def proof_json(result: proof.Proof) -> str:
@@ -105,13 +111,11 @@ def proof_json(result: proof.Proof) -> str:
 def print_rebuilt(console: Console, result: replay.Rebuilt) -> None:
     counts = ", ".join(f"{n} {_plural(kind, n)}" for kind, n in result.counts.items())
     for line, text in result.differences:
-        console.print(f"[red]✗[/] audit.jsonl line {line}: {escape(text)}", highlight=False)
+        say(console, f"[red]✗[/] audit.jsonl line {line}: {escape(text)}")
     if result.differences:
-        console.print(f"[red]{len(result.differences)} differences[/] ({counts} compared).", highlight=False)
+        say(console, f"[red]{len(result.differences)} differences[/] ({counts} compared).")
     else:
-        console.print(
-            f"[green]✓[/] {result.run}: {counts or 'nothing to decide'}: the same, byte for byte.", highlight=False
-        )
+        say(console, f"[green]✓[/] {result.run}: {counts or 'nothing to decide'}: the same, byte for byte.")
 
 
 def _plural(kind: str, count: int) -> str:
@@ -127,19 +131,21 @@ def print_opinions(console: Console, found: list[replay.Opinion], recorded: str,
         )  # fmt: skip
     console.print(table)
     n = len(found)
-    console.print(
+    say(
+        console,
         f"{n} snapshots; {other}: {sum(o.valid for o in found)} valid, {sum(o.same_action for o in found)} with the "
-        f"same action, {sum(o.same_diagnosis for o in found)} with the same diagnosis as {recorded}.", highlight=False,
-    )  # fmt: skip
+        f"same action, {sum(o.same_diagnosis for o in found)} with the same diagnosis as {recorded}.",
+    )
 
 
 def print_comparison(console: Console, a: RunPaths, b: RunPaths, result: replay.Comparison) -> None:
     if result.first:
-        console.print(f"[red]✗[/] {a.id} and {b.id} differ after {result.compared} records: {escape(result.first)}",
-                      highlight=False)  # fmt: skip
+        say(console, f"[red]✗[/] {a.id} and {b.id} differ after {result.compared} records: {escape(result.first)}")
     else:
-        console.print(f"[green]✓[/] {b.id} repeats {a.id}: {result.compared} records with {result.values} values, "
-                      "bit for bit.", highlight=False)  # fmt: skip
+        say(
+            console,
+            f"[green]✓[/] {b.id} repeats {a.id}: {result.compared} records with {result.values} values, bit for bit.",
+        )
 
 
 def print_runs(console: Console, found: list[tuple[RunPaths, events.RunFile | None]]) -> None:
@@ -166,14 +172,14 @@ def _seed(manifest: events.Manifest) -> str:
 
 def print_checked(console: Console, checked: check.Checked) -> None:
     for text in checked.passed:
-        console.print(f"[green]✓[/] {escape(text)}", highlight=False)
+        say(console, f"[green]✓[/] {escape(text)}")
     for breach in checked.breaches:
         mark = "[red]✗[/]" if breach.severity == "error" else "[yellow]![/]"
-        console.print(f"{mark} {escape(breach.what)}\n    fix: {escape(breach.fix)}", highlight=False)
+        say(console, f"{mark} {escape(breach.what)}\n    fix: {escape(breach.fix)}")
     for line in checked.output:
-        console.print(f"    {escape(line)}", style="dim", highlight=False)
+        say(console, f"    {escape(line)}", "dim")
     verdict = "[green]keeps to the protocol[/]" if checked.ok else "[red]does not keep to the protocol[/]"
-    console.print(f"{escape(checked.script)} {verdict} ({checked.records} records).", highlight=False)
+    say(console, f"{escape(checked.script)} {verdict} ({checked.records} records).")
 
 
 def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledger: Ledger) -> str:

@@ -1,0 +1,43 @@
+# make demo   set everything up and run a managed training: no key, and no network beyond the package index
+# make test   set everything up and run all checks and tests
+# make check  only the checks: format, lint, types
+# make bench  what reporting costs a training loop
+# make table  the README's table again (about 100 minutes on two cores; goes on where it stopped)
+
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+demo: .venv/workloads
+	$(BIN)/trainmgr run workloads/tinystories.py
+
+test: .venv/test check
+	$(BIN)/pytest
+
+check: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/workloads
+	$(BIN)/python workloads/experiments/reporting_cost.py
+
+table: .venv/workloads
+	$(BIN)/trainmgr compare workloads/tinystories.py --jobs 2 --seeds 1-3 \
+	    --managers none,schedule:cosine,schedule:plateau,schedule:early-stopping,rules \
+	    --metrics test_loss_last,test_loss_best --policy workloads/experiments/tinystories.toml -- --profile full
+
+schemas: .venv/workloads
+	$(BIN)/trainmgr schema schemas
+
+.venv/workloads: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workloads]"
+	touch $@
+
+.venv/test: .venv/workloads
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workloads,test]"
+	touch $@
+
+.PHONY: demo test check bench table schemas
