@@ -72,16 +72,12 @@ def test_the_cache_lies_under_home_without_the_xdg_variable(monkeypatch: pytest.
 def test_a_cache_that_is_not_whole_is_passed_over(cache: Path, damage: str) -> None:
     folder(cache, "from the cache")
     valid = cache / "valid.txt"
-    valid.unlink() if damage == "missing" else valid.write_bytes(
-        b"" if damage == "empty" else b"\xff\xfe\x00"
-    )
+    valid.unlink() if damage == "missing" else valid.write_bytes(b"" if damage == "empty" else b"\xff\xfe\x00")
     assert not stories.load(None, train_chars=100, seed=1).genuine
 
 
 @given(chars=st.integers(0, 40))
-def test_training_text_is_cut_to_characters_not_bytes(
-    chars: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_training_text_is_cut_to_characters_not_bytes(chars: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     text = "Zoë's Fußball 🎈 flew.\nAway!"
     corpus = stories.load(folder(tmp_path_factory.mktemp("cut") / "data", text), train_chars=chars, seed=0)
     assert corpus.train == (text[:chars] if chars else text)
@@ -137,9 +133,7 @@ class FakeBar:
     def update(self, count: int) -> None: ...
 
 
-def fake_hub(
-    monkeypatch: pytest.MonkeyPatch, pieces: Callable[[], Iterator[bytes]], status: int = 206
-) -> list[Any]:
+def fake_hub(monkeypatch: pytest.MonkeyPatch, pieces: Callable[[], Iterator[bytes]], status: int = 206) -> list[Any]:
     """Put a fake `huggingface_hub` in place that answers with `pieces()`; returns the requests made."""
     requests: list[Any] = []
 
@@ -162,15 +156,11 @@ def fake_hub(
     return requests
 
 
-def test_the_hub_gives_the_beginnings_of_both_files_once(
-    monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
+def test_the_hub_gives_the_beginnings_of_both_files_once(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     content = HUB_TEXT.encode()
     requests = fake_hub(monkeypatch, lambda: iter([content[:40], content[40:]]))  # also inside a character
     fetched = stories.load(None, train_chars=5, seed=1)
-    assert fetched == stories.Corpus(
-        "A cat", "A cat sat.\n\nIt ran.\nZoë sang.\n", f"hub {stories.HUB}", True
-    )
+    assert fetched == stories.Corpus("A cat", "A cat sat.\n\nIt ran.\nZoë sang.\n", f"hub {stories.HUB}", True)
     assert [url for _, url, _ in requests] == [
         f"dataset:{stories.HUB}/TinyStories-{name}.txt" for name in ("train", "valid")
     ]
@@ -203,9 +193,7 @@ def test_a_hub_that_fails_leads_to_our_own_stories_and_says_why(
     assert not cache.exists()
 
 
-def test_a_hub_that_hangs_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hub_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     release = threading.Event()
 
     def hang() -> Iterator[bytes]:
@@ -325,9 +313,7 @@ def test_every_slot_of_the_templates_has_a_word_list_or_a_cast() -> None:
     groups: list[tuple[str, ...]] = [row for plot in story_grammar.PLOTS for row in plot]
     groups += [story_grammar.OPENINGS, story_grammar.SETTINGS, story_grammar.FEELINGS, story_grammar.MEETINGS]
     groups += [story_grammar.ASKING, story_grammar.THANKS, story_grammar.ENDINGS, story_grammar.LESSONS]
-    slots = {
-        slot.removesuffix("_cap") for row in groups for text in row for slot in re.findall(r"\{(\w*)\}", text)
-    }
+    slots = {slot.removesuffix("_cap") for row in groups for text in row for slot in re.findall(r"\{(\w*)\}", text)}
     assert slots <= known
     for name, words in story_grammar.WORDS.items():
         assert len(set(words)) == len(words), f"{name} has a word twice"
@@ -497,9 +483,7 @@ def test_a_damaged_cache_file_is_written_anew(cache: Path, capsys: pytest.Captur
 )
 def test_a_cache_file_of_the_wrong_shape_is_not_believed(tmp_path: Path, arrays: dict[str, Any]) -> None:
     one = np.array([1])
-    np.savez(
-        tmp_path / "t.npz", **{"train": one, "valid": one, "test": one, "vocab": np.array([3]), **arrays}
-    )
+    np.savez(tmp_path / "t.npz", **{"train": one, "valid": one, "test": one, "vocab": np.array([3]), **arrays})
     assert stories._read_tokens(tmp_path / "t.npz") is None
 
 
@@ -524,9 +508,7 @@ def test_a_cache_that_cannot_be_written_only_warns(
         (lambda: stories.load(None, train_chars=-1, seed=0), "train_chars is -1; it must be 0"),
     ],
 )
-def test_a_wrong_request_is_an_error_that_says_what_is_allowed(
-    call: Callable[[], object], message: str
-) -> None:
+def test_a_wrong_request_is_an_error_that_says_what_is_allowed(call: Callable[[], object], message: str) -> None:
     with pytest.raises(stories.DataError, match=re.escape(message)):
         call()
 

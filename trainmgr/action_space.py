@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from trainmgr.wire import Lenient, Value
+from pydantic import Field, model_validator
+
+from trainmgr.wire import Lenient, Name, Value, Whole, quoted
 
 Boundary = Literal["step", "eval", "checkpoint"]
-ZERO_RATIO_BASE = 1e-3  # a ratio limit at value 0 counts from this fraction of `high`, or 0 could never be left
+ZERO_RATIO_BASE = 1e-3  # a ratio limit at value 0 counts from this fraction of the range, or 0 could never be left
 _SLACK = 1e-9  # relative; 3e-3 * 0.1 is not exactly 3e-4
 
 
 class Parameter(Lenient):
     """One thing that the workload lets be changed."""
 
-    name: str
+    name: Name
+    """Printable; what managers and the control file call it."""
     type: Literal["float", "int", "bool", "choice"]
-    low: float | int | None = None
+    low: float | Whole | None = None
     """Smallest value (float and int)."""
-    high: float | int | None = None
+    high: float | Whole | None = None
     """Largest value (float and int)."""
-    choices: list[str] | None = None
+    choices: Annotated[list[Name], Field(min_length=1, max_length=64)] | None = None
     """All values (choice)."""
     scale: Literal["linear", "log"] = "linear"
     """Whether differences or ratios are what counts."""
@@ -29,11 +32,11 @@ class Parameter(Lenient):
     """The value in effect when the record was written."""
     boundary: Boundary = "step"
     """The coarsest moment a change waits for: any step, the next evaluation, or the next checkpoint."""
-    max_ratio: float | None = None
+    max_ratio: Annotated[float, Field(ge=1)] | None = None
     """Largest factor upwards in one change."""
-    min_ratio: float | None = None
+    min_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     """Smallest factor in one change; 1 / max_ratio when absent."""
-    max_delta: float | None = None
+    max_delta: Annotated[float, Field(gt=0)] | None = None
     """Largest difference in one change."""
     off: float | None = None
     """One more allowed value, outside [low, high], that switches the mechanism off; reachable from everywhere."""
@@ -43,25 +46,57 @@ class Parameter(Lenient):
     scheduled: bool = False
     """The workload itself moves the value too (a learning-rate scheduler), so that drift is no breach."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """What everything below relies on."""
+        problem = self._contradiction()
+        if problem:
+            raise ValueError(f"{quoted(self.name)}: {problem}")
+        return self
+
+    def _contradiction(self) -> str | None:
+        if not self.name.isprintable():
+            return "a name has printable characters only"
+        if self.type == "bool":
+            return None if isinstance(self.value, bool) else "the value of a switch is true or false"
+        if self.type == "choice":
+            return (
+                None if self.choices and isinstance(self.value, str) else "a choice needs choices and a text as value"
+            )
+        numbers = (self.low, self.high, self.value)
+        if any(isinstance(n, bool | str) or n is None for n in numbers):
+            return f"{self.type} needs low, high and value as numbers"
+        if self.type == "int" and any(type(n) is not int for n in numbers):
+            return "low, high and value of an int are whole numbers"
+        assert self.low is not None
+        assert self.high is not None
+        if self.low > self.high:
+            return f"low {self.low:g} is above high {self.high:g}"
+        if self.scale == "log" and self.low <= 0:
+            return f"a log scale needs low > 0, not {self.low:g}"
+        if self.off is not None and (self.low <= self.off <= self.high or (self.type == "int" and self.off % 1)):
+            return f"off = {self.off:g} must lie outside [{self.low:g}, {self.high:g}] and be of the same type"
+        return None
+
     def objection(self, value: object) -> str | None:
         """Why ``value`` is not one that this parameter can have, or None. NaN, infinity and wrong types never are."""
         if self.type == "choice":
             if isinstance(value, str) and value in (self.choices or []):
                 return None
-            return f"{self.name} = {value!r} is not one of {', '.join(self.choices or [])}"
+            return f"{self.name} = {quoted(value)} is not one of {', '.join(self.choices or [])}"
         if self.type == "bool":
-            return None if isinstance(value, bool) else f"{self.name} = {value!r} is not true or false"
+            return None if isinstance(value, bool) else f"{self.name} = {quoted(value)} is not true or false"
         wanted = (int,) if self.type == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
-            return f"{self.name} = {value!r} is not of type {self.type}"
-        if not math.isfinite(value):
+            return f"{self.name} = {quoted(value)} is not of type {self.type}"
+        if isinstance(value, float) and not math.isfinite(value):
             return f"{self.name} = {value!r} is not finite"
         assert self.low is not None
         assert self.high is not None
         if (self.off is not None and value == self.off) or self.low <= value <= self.high:
             return None
         also = "" if self.off is None else f" or {self.off:g}"
-        return f"{self.name} = {value:g} is outside [{self.low:g}, {self.high:g}]{also}"
+        return f"{self.name} = {_shown(value)} is outside [{self.low:g}, {self.high:g}]{also}"
 
     def reach(self, current: Value) -> tuple[float, float] | None:
         """The range that one change from ``current`` may end in; None for choices and switches (everywhere).
@@ -76,17 +111,19 @@ class Parameter(Lenient):
         if isinstance(current, str) or (self.off is not None and current == self.off):
             return low, high
         if self.max_ratio is not None or self.min_ratio is not None:
-            base = abs(current) or ZERO_RATIO_BASE * high
             up = self.max_ratio if self.max_ratio is not None else math.inf
             down = self.min_ratio if self.min_ratio is not None else 1 / up
-            high = min(high, base * up)
-            low = max(low, base * down if current else low)
+            base = ZERO_RATIO_BASE * max(abs(low), abs(high))
+            if current > 0:
+                low, high = max(low, current * down), min(high, current * up)
+            elif current < 0:
+                low, high = max(low, current * up), min(high, current * down)
+            elif base:
+                low, high = max(low, -base * up), min(high, base * up)
         if self.max_delta is not None:
             high = min(high, current + self.max_delta)
             low = max(low, current - self.max_delta)
-        low = min(low, float(self.high))
-        high = max(high, float(self.low))
-        return (low, high) if low <= high else (high, high) if current > self.high else (low, low)
+        return min(low, float(self.high)), max(high, float(self.low))
 
     def too_far(self, value: Value, current: Value) -> str | None:
         """Why going from ``current`` to ``value`` at once is too much, or None."""
@@ -96,13 +133,15 @@ class Parameter(Lenient):
         low, high = reach
         if low - _SLACK * abs(low) <= value <= high + _SLACK * abs(high):
             return None
-        return f"{self.name} = {value:g} is further than one change from {current:g} may go: [{low:g}, {high:g}]"
+        return f"{self.name} = {value:g} is further than one change from {_shown(current)} may go: [{low:g}, {high:g}]"
 
     def clip(self, value: float, current: Value) -> Value:
         """The value nearest to ``value`` (finite) that one change from ``current`` reaches."""
         reach = self.reach(current)
-        if reach is None or (self.off is not None and value == self.off):
+        if reach is None:
             return value
+        if self.off is not None and value == self.off:
+            return int(value) if self.type == "int" else value
         low, high = reach
         if self.type == "int":
             return int(min(max(round(value), math.ceil(low)), math.floor(high)))
@@ -121,12 +160,14 @@ class Parameter(Lenient):
             return self
         assert self.low is not None
         assert self.high is not None
-        kind = int if self.type == "int" else float
+        if self.type == "int":  # inwards
+            low, high = math.ceil(low) if low is not None else None, math.floor(high) if high is not None else None
+        own_least = 1 / self.max_ratio if self.min_ratio is None and self.max_ratio is not None else self.min_ratio
         update = {
-            "low": self.low if low is None else max(self.low, kind(low)),
-            "high": self.high if high is None else min(self.high, kind(high)),
+            "low": self.low if low is None else max(self.low, low),
+            "high": self.high if high is None else min(self.high, high),
             "max_ratio": _least(self.max_ratio, max_ratio),
-            "min_ratio": _most(self.min_ratio, min_ratio),
+            "min_ratio": _most(own_least, min_ratio) if min_ratio is not None else self.min_ratio,
             "max_delta": _least(self.max_delta, max_delta),
         }
         return self.model_copy(update=update)
@@ -145,6 +186,10 @@ class ActionSpace:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _shown(value: Value) -> str:
+    return quoted(value) if isinstance(value, str) or abs(value) > 1e300 else f"{value:g}"
 
 
 def _least(a: float | None, b: float | None) -> float | None:

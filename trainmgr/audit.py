@@ -8,7 +8,9 @@ digest that was kept elsewhere (``trainmgr audit --head``) shows that.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainmgr import events
-from trainmgr.errors import RecordError
+from trainmgr.errors import RecordError, UserError
 from trainmgr.files import Appender, Tail, sha256
 from trainmgr.protocol import explain
 from trainmgr.wire import Wire, to_json
@@ -65,7 +67,16 @@ class Log:
     """Appends events. ``head`` is the SHA-256 of the last line."""
 
     def __init__(self, path: Path, seq: int = 0, head: str = GENESIS) -> None:
+        """Raises UserError while another process writes to the same log."""
         self._appender = Appender(path)
+        self._lock = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however that dies
+        except BlockingIOError:
+            self.close()
+            raise UserError(f"{path.parent.name} has a supervisor already; one run takes one.") from None
+        except OSError:
+            pass  # a file system without locks
         self._seq = seq
         self.head = head
 
@@ -80,6 +91,7 @@ class Log:
 
     def close(self) -> None:
         self._appender.close()
+        os.close(self._lock)
 
 
 def read(path: Path) -> Iterator[Event]:

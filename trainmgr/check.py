@@ -93,9 +93,9 @@ class Probe:
                 self._drive(paths, ended)
             finally:
                 child.signal(15)
-                if not child.join(GRACE):
-                    child.signal(9)
-                    child.join(GRACE)
+                child.join(GRACE)
+                child.signal(9)  # and what it started
+                child.join(GRACE)
             self._judge(Feed(paths.telemetry), paths)
         return self.checked
 
@@ -125,7 +125,8 @@ class Probe:
     def _send(self, paths: RunPaths, params: dict[str, Value], command: Command | None) -> None:
         self._revision += 1
         self._asked[self._revision] = params
-        every = {name: value for asked in self._asked.values() for name, value in asked.items()}
+        refused = {revision for revision, item in self._answers.items() if isinstance(item, protocol.Refused)}
+        every = {n: v for revision, asked in self._asked.items() if revision not in refused for n, v in asked.items()}
         content = Control(
             run=paths.id, revision=self._revision, issued=Issued(t=0.0, step=self._state.step), params=every,
             based_on_step=self._state.step, command=command, decision=f"check{self._revision}",
@@ -142,6 +143,8 @@ class Probe:
         state = RunState()
         for item in items:
             state.fold(item)
+            if isinstance(item, protocol.Applied | protocol.Refused):
+                self._answers[item.revision] = item  # also those that came with the end
         if self._exit is not None and self._exit.code not in (0, 143):
             checked.output = last_lines(paths.stderr)
             checked.error(f"The script {self._exit.words}.", "Run it by itself first: `python SCRIPT`.")
@@ -223,6 +226,14 @@ class Probe:
             self.checked.passed.append("no parameter moves by itself")
 
     def _judge_answers(self, state: RunState) -> None:
+        assert state.start is not None
+        tried = {name for params in self._asked.values() for name in params}
+        untried = [p.name for p in state.start.action_space if p.name not in tried]
+        if untried and len(self._answers) == len(self._asked):
+            self.checked.warning(
+                f"The run was over before {', '.join(untried)} could be tried.",
+                "Let it train longer (at least one evaluation), or give --seconds more.",
+            )
         for revision, params in self._asked.items():
             answer = self._answers.get(revision)
             names = ", ".join(params) or "stop"

@@ -5,6 +5,7 @@ The supervisor appends what they return; replay and audit call them again on the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +32,12 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
     """
     if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
         return None
-    if policy.cadence.on_alarm and state.non_finite and ledger.last_alarm != state.evals:
+    broken = state.non_finite or (state.latest is not None and not math.isfinite(state.latest))
+    if policy.cadence.on_alarm and broken and ledger.last_alarm != state.evals:
         return "alarm"
     new = state.evals - ledger.last_evals
     steps = state.step - ledger.last_step if ledger.last_step is not None else policy.cadence.min_steps
-    if new >= policy.cadence.every_evals and steps >= policy.cadence.min_steps:
+    if new >= policy.cadence.every_evals and not 0 <= steps < policy.cadence.min_steps:  # below 0: after a restart
         return "evaluation"
     return None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import queue
 import sys
+import threading
 from collections.abc import Callable
 from typing import IO
 
@@ -12,6 +14,11 @@ from trainmgr.ledger import Ledger
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Item
 from trainmgr.wire import Value, plain
+
+
+def clean(text: str) -> str:
+    """Text without control characters: what a workload writes must not reach the terminal as commands."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def number(value: float | None) -> str:
@@ -72,15 +79,38 @@ def event_in_words(event: events.Payload) -> str | None:
             return None
 
 
+class Keyboard:
+    """Reads answers from the terminal in a thread of its own, so that nobody waits for the person."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Callable[[bool | None], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="keyboard", daemon=True).start()
+
+    def ask(self, answer: Callable[[bool | None], None]) -> None:
+        self._waiting.put(answer)
+
+    def _read(self) -> None:
+        """A line typed before the question is no answer to it: the last question that waits gets the next line."""
+        while line := sys.stdin.readline():
+            answer = None
+            while not self._waiting.empty():
+                answer = self._waiting.get_nowait()
+            if answer is not None:
+                answer(line.strip().lower() in ("y", "yes"))
+        while True:  # end of input: nobody is there, and nobody answering means no
+            self._waiting.get()(None)
+
+
 class Lines:
     """A plain line for each event, for logs and pipes."""
 
     def __init__(self, out: IO[str] = sys.stderr, quiet: bool = False) -> None:
         self._out = out
         self._quiet = quiet
+        self._keyboard: Keyboard | None = None
 
     def _say(self, step: int, text: str) -> None:
-        print(f"step {step:>7}  {text}", file=self._out, flush=True)
+        print(f"step {step:>7}  {clean(text)}", file=self._out, flush=True)
 
     def record(self, record: Item, state: RunState) -> None:
         if self._quiet:
@@ -108,7 +138,9 @@ class Lines:
         pass
 
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
-        answer(None)  # nobody is at the terminal, and nobody answering means no
+        print(f"Apply? {clean(proposal_in_words(ruling))}  [y/N]", file=self._out, flush=True)
+        self._keyboard = self._keyboard or Keyboard()
+        self._keyboard.ask(answer)
 
 
 class JsonLines(Lines):

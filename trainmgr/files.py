@@ -20,7 +20,7 @@ def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             new.unlink()
         raise
@@ -53,11 +53,12 @@ class Tail:
     """Reads the complete lines of a growing file, from a byte offset on; what is torn waits for its rest.
 
     ``offset`` counts the bytes handed out, ``digest()`` is the SHA-256 of exactly these bytes. A file that became
-    shorter than the offset, or was replaced by another, is reported once by ``truncated`` and never re-read: the
-    records before it are already known.
+    shorter than the offset, was replaced by another, or no longer has at the offset what was handed out last, is
+    reported by ``truncated`` and never read again: the records before it are already known.
     """
 
     CHUNK = 1 << 20
+    LAST = 64  # bytes before the offset that must still be there: a file cut short and written anew has others
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,6 +66,7 @@ class Tail:
         self.truncated = False
         self._hash = hashlib.sha256()
         self._inode: int | None = None
+        self._last = b""
 
     def digest(self) -> str:
         return self._hash.hexdigest()
@@ -85,9 +87,11 @@ class Tail:
                 status = os.fstat(file.fileno())
                 if status.st_size < self.offset or (self._inode is not None and status.st_ino != self._inode):
                     self.truncated = True
+                file.seek(self.offset - len(self._last))
+                if self.truncated or file.read(len(self._last)) != self._last:
+                    self.truncated = True
                     return
                 self._inode = status.st_ino
-                file.seek(self.offset)
                 rest = b""
                 while until is None or self.offset < until:
                     chunk = file.read(self.CHUNK)
@@ -100,6 +104,7 @@ class Tail:
                             return
                         self.offset += len(data)
                         self._hash.update(data)
+                        self._last = data[-self.LAST :]
                         yield data
         except FileNotFoundError:
             return

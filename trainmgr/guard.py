@@ -6,20 +6,23 @@ of reach is moved to the nearest reachable one where the policy says ``clip``.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from trainmgr import snapshot
+from trainmgr.action_space import ActionSpace
 from trainmgr.events import Check
 from trainmgr.ledger import Ledger
 from trainmgr.policy import Policy
 from trainmgr.proposal import Proposal
 from trainmgr.protocol import Command, explain
 from trainmgr.run_state import RunState
-from trainmgr.wire import Value
+from trainmgr.wire import Value, quoted, short
 
 Result = Literal["accepted", "clipped", "rejected"]
 
@@ -48,9 +51,16 @@ class Judgment:
 
 
 def read(raw: Any) -> tuple[Proposal | None, str | None]:
-    """A manager's raw answer as a proposal, or why it is none. Numbers in quotes, NaN and unknown keys do not pass."""
+    """A manager's raw answer as a proposal, or why it is none. Numbers in quotes, NaN and unknown keys do not pass.
+
+    It is read from the JSON that the audit log keeps of it, so that a replay of the log reads the same.
+    """
     try:
-        return Proposal.model_validate(raw), None
+        values = json.loads(to_json(raw, inf_nan_mode="strings"))
+    except (ValueError, RecursionError):
+        return None, "not JSON: half a surrogate pair, a foreign object, or nesting or numbers without end"
+    try:
+        return Proposal.model_validate(values), None
     except ValidationError as error:
         return None, explain(error)
 
@@ -79,6 +89,8 @@ def judge(
     actions, unavailable = snapshot.available(state, ledger, policy)
     if proposal.action not in actions:
         judgment.note("available", f"{proposal.action}: {unavailable.get(proposal.action, 'not available now')}")
+    elif proposal.action == "stop" and proposal.to == "best" and state.best_saved is None:
+        judgment.note("available", "stop to best: there is no best checkpoint yet")
     else:
         judgment.note("available", None)
     if proposal.action == "keep":
@@ -106,15 +118,17 @@ def _shape(proposal: Proposal) -> str | None:
     elif proposal.action == "stop":
         allowed = (None, "best")
     if proposal.to not in allowed:
-        return f"{proposal.action} to {proposal.to!r}; allowed: {', '.join(str(a or 'nothing') for a in allowed)}"
+        return f"{proposal.action} to {quoted(proposal.to)}; allowed: {', '.join(str(a or 'nothing') for a in allowed)}"
     return None
 
 
 def _stale(state: RunState, policy: Policy, based_on_step: int, age_seconds: float) -> str | None:
     age, limit = state.step - based_on_step, policy.max_age(state.total_steps)
+    if age < 0:
+        return f"the snapshot is of step {based_on_step}; the run went back to step {state.step} since"
     if limit is not None and age > limit:
         return f"the snapshot is {age} steps old; {limit} are allowed"
-    if age_seconds > policy.staleness.max_age_seconds:
+    if not age_seconds <= policy.staleness.max_age_seconds:  # NaN is no age
         return f"the snapshot is {age_seconds:.0f} s old; {policy.staleness.max_age_seconds:.0f} are allowed"
     return None
 
@@ -128,18 +142,18 @@ def _lead(state: RunState, policy: Policy, based_on_step: int) -> str | None:
 
 def _changes(judgment: Judgment, proposal: Proposal, state: RunState, policy: Policy) -> None:
     """The checks of each changed parameter; what passes all of them is what may be applied."""
-    space = policy.narrow(state.space)
+    space = policy.narrow(state.space) if state.start else ActionSpace([], [])
     unknown, bounds, far, rest = [], [], [], []
     changes: dict[str, Value] = {}
     for name, wanted in proposal.changes.items():
         parameter = space.parameters.get(name)
         if parameter is None:
-            frozen = state.start is not None and name in state.space.parameters
-            unknown.append(f"{name[:60]}: {'frozen by the policy' if frozen else 'no such parameter'}")
+            frozen = name in state.space.parameters
+            unknown.append(f"{short(name, 60)}: {'frozen by the policy' if frozen else 'no such parameter'}")
             continue
         value: Value = float(wanted) if parameter.type == "float" and type(wanted) is int else wanted
-        finite = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-        if policy.limits.clip and finite and parameter.type in ("int", "float"):
+        number = type(value) is (int if parameter.type == "int" else float) and math.isfinite(value)
+        if policy.limits.clip and number and parameter.type in ("int", "float"):
             moved = parameter.clip(float(value), parameter.value)
             judgment.clipped |= moved != value
             value = moved
@@ -147,13 +161,14 @@ def _changes(judgment: Judgment, proposal: Proposal, state: RunState, policy: Po
         if objection:
             bounds.append(objection)
             continue
+        if value == parameter.value:
+            continue
         objection = parameter.too_far(value, parameter.value)
         if objection:
             far.append(objection)
         if snapshot.resting(state, policy, name):
             rest.append(f"{name} rests: its last change is still being measured")
-        if value != parameter.value:
-            changes[name] = value
+        changes[name] = value
     judgment.changes = changes
     judgment.note("known", "; ".join(unknown))
     judgment.note("bounds", "; ".join(bounds))
@@ -169,7 +184,7 @@ def _joint(changes: dict[str, Value], state: RunState, policy: Policy) -> str | 
     for name, value in changes.items():
         parameter = state.space.parameters[name]
         now = parameter.value
-        rate = parameter.group == "optimizer" and parameter.scale == "log"
+        rate = parameter.group == "optimizer" and parameter.scale == "log" and parameter.type in ("float", "int")
         if rate and not isinstance(value, str) and not isinstance(now, str) and value > now:
             return f"{name} may not rise from {now:g} to {value:g} while the objective diverges"
     return None

@@ -16,9 +16,10 @@ from trainmgr import __version__, events, manifest, protocol
 from trainmgr.errors import UserError
 from trainmgr.history import latest
 from trainmgr.managers import catalog
-from trainmgr.paths import RunPaths, new_run
+from trainmgr.managers.base import Manager
+from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, new_run
 from trainmgr.policy import Policy
-from trainmgr.process import alive
+from trainmgr.process import belongs
 from trainmgr.supervisor import Listener, Supervisor
 
 
@@ -40,20 +41,24 @@ class Request:
 
 
 def attach(
-    paths: RunPaths, runs_dir: Path, listener: Callable[[RunPaths, events.Manifest], Listener]
+    paths: RunPaths,
+    runs_dir: Path,
+    listener: Callable[[RunPaths, events.Manifest], Listener],
+    *,
+    manager: Manager | None = None,
 ) -> events.Closing:
-    """Take over a run whose supervisor died while its workload goes on.
+    """Take over a run whose supervisor died while its workload goes on. ``manager`` stands for the one recorded.
 
     Raises UserError when there is nothing to take over; RecordError when its files do not hold together.
     """
     record, state, ledger = latest(paths)
     if ledger.ended is not None:
         raise UserError(f"{paths.id} has ended ({ledger.ended.closing.status}); there is nothing to attach to.")
-    if state.start is None or not alive(state.start.pid):
+    if state.start is None or not belongs(state.start.pid, RUN_DIR_VARIABLE, str(paths.root)):
         raise UserError(
             f"The workload of {paths.id} is not running any more. `trainmgr show {paths.id}` tells what is known."
         )
-    manager = catalog.make(record.manager, record.policy, runs_dir)
+    manager = manager or catalog.make(record.manager, record.policy, runs_dir)
     supervisor = Supervisor(paths, record, None if manager.name == "none" else manager, listener(paths, record))
     with _keyboard(supervisor):
         return supervisor.attach(state.start.pid)
@@ -70,14 +75,20 @@ def launch(
     request: Request,
     listener: Callable[[RunPaths, events.Manifest], Listener],
     begun: Callable[[Supervisor], None] = lambda _: None,
+    *,
+    manager: Manager | None = None,
 ) -> tuple[RunPaths, events.Closing]:
-    """Run it to its end. ``begun`` gets the supervisor, for whoever wants to interrupt it from another thread.
+    """Run it to its end.
+
+    ``manager`` stands for the one that the request names. ``begun`` gets the supervisor, for whoever wants to interrupt
+    it from another thread.
 
     Raises UserError for what cannot be, before anything is started; WorkloadError when the script cannot be started.
     """
-    command = manifest.command_of(request.script, request.arguments)
+    script = request.directory / request.script  # a replay may come from elsewhere
+    command = manifest.command_of(script, request.arguments)
     name, _ = choose_manager(request.manager)
-    manager = catalog.make(name, request.policy, request.runs_dir)
+    manager = manager or catalog.make(name, request.policy, request.runs_dir)
     now = time.time()
     paths = new_run(request.runs_dir, request.name or request.script.stem, datetime.fromtimestamp(now).astimezone())
     record = events.Manifest(
@@ -89,7 +100,7 @@ def launch(
         arguments=request.arguments,
         directory=str(request.directory),
         seed=request.seed,
-        git=manifest.git_of(request.script),
+        git=manifest.git_of(script),
         python=platform.python_version(),
         packages=manifest.packages(),
         machine=manifest.machine(),

@@ -50,6 +50,7 @@ class Ledger:
     held: dict[str, Value] = field(default_factory=dict)
     """What was in force before the outstanding revision."""
     applied: int = 0
+    refused: int = 0
     acknowledged: int = 0
     """The highest revision that the workload answered."""
     decisions: dict[str, Decision] = field(default_factory=dict)
@@ -117,6 +118,7 @@ class Ledger:
         if payload.result == "applied":
             self.applied += 1
         else:
+            self.refused += 1
             self._rejection(f"refused by the workload: {payload.reason}")
         if self.outstanding is not None and payload.revision >= self.outstanding.revision:
             if payload.result == "refused":

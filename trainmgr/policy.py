@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
 from trainmgr.action_space import ActionSpace
 from trainmgr.errors import PolicyError
 from trainmgr.protocol import explain
-from trainmgr.wire import Wire
+from trainmgr.wire import MAX_INT, Wire
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -25,7 +25,7 @@ class Section(Wire):
 class Cadence(Section):
     """When a manager is asked."""
 
-    every_evals: Annotated[int, Field(ge=1)] = 1
+    every_evals: Annotated[int, Field(ge=1, le=MAX_INT)] = 1
     """Ask after every this many evaluations."""
     min_steps: Count = 0
     """Ask at most once in this many steps."""
@@ -36,7 +36,7 @@ class Cadence(Section):
 class Staleness(Section):
     """When an answer comes too late. The workload itself refuses what it reads later than this."""
 
-    max_age_steps: Annotated[int, Field(ge=1)] | None = None
+    max_age_steps: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     """Steps since the snapshot. Default: one twentieth of the total steps, at least 10; without a total, no limit."""
     max_age_seconds: Positive = 600.0
     """Seconds since the snapshot."""
@@ -86,17 +86,27 @@ class Rules(Section):
     noise_factor: Positive = 3.0
     """... and by more than this many times its noise."""
     patience: Annotated[int, Field(ge=1)] = 2
-    """Overfitting: evaluations in a row without a new best."""
+    """Overfitting: evaluations since the best and since the last change. No other rule but divergence is faster."""
     plateau_evals: Annotated[int, Field(ge=2)] = 12
-    """Plateau: evaluations since the best, without a rise."""
+    """Plateau: evaluations since the best and since the last change, without a rise."""
+    wide_gap: Positive = 0.1
+    """Plateau: the objective worse than on training data by more than this fraction of the best: regularize more."""
+    narrow_gap: Positive = 0.02
+    """Plateau: worse by less than this fraction: what the rules have tightened was too tight."""
+    first_notch: Share = 0.4
+    """A regularizer that is off goes up by this fraction of its range (pilots), ..."""
+    notch: Share = 0.2
+    """... and one that is on by this fraction."""
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """The learning rate is multiplied by this."""
+    """The learning rate is multiplied by this (pilots)."""
     lr_floor: Share = 0.05
     """Never below this fraction of the learning rate at the start: rules without a floor freeze a run."""
-    spike: Positive = 10.0
-    """Instability: gradient norms above this many times their running median ..."""
+    anneal: Share = 0.25
+    """In this last part of the run (Hägele et al. 2024 use 0.2) the learning rate falls in a straight line ..."""
+    anneal_to: Share = 0.01
+    """... to this fraction of the learning rate at the start."""
     spike_share: Share = 0.05
-    """... in more than this share of the steps since the last evaluation."""
+    """Instability: outlying gradient norms in more than this share of the steps since the last evaluation."""
 
 
 class Process(Section):
@@ -126,9 +136,9 @@ class ParameterLimits(Section):
     """Smallest value."""
     high: float | None = None
     """Largest value."""
-    max_ratio: Positive | None = None
+    max_ratio: Annotated[float, Field(ge=1)] | None = None
     """Largest factor upwards in one change."""
-    min_ratio: Positive | None = None
+    min_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     """Smallest factor in one change."""
     max_delta: Positive | None = None
     """Largest difference in one change."""
@@ -163,6 +173,9 @@ class Policy(Section):
             limits = self.parameters.get(name, ParameterLimits())
             if limits.frozen:
                 continue
+            useless = limits.model_fields_set - {"frozen"}
+            if useless and parameter.type in ("bool", "choice"):
+                raise PolicyError(f"[parameters.{name}] {min(useless)}: a {parameter.type} has no numbers to limit.")
             narrow = parameter.narrowed(limits.low, limits.high, limits.max_ratio, limits.min_ratio, limits.max_delta)
             if narrow.low is not None and narrow.high is not None and narrow.low > narrow.high:
                 raise PolicyError(
@@ -188,36 +201,15 @@ def load(path: Path | None) -> Policy:
     if path is None:
         return Policy()
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PolicyError(f"The policy file {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or beyond what Python parses
         raise PolicyError(f"The policy file {path} is not TOML: {error}.") from None
     try:
-        return Policy.model_validate(_whole_floats(values, Policy))
+        return Policy.model_validate(values)
     except ValidationError as error:
         raise PolicyError(f"The policy file {path}: {explain(error)}. `trainmgr policy` prints every key.") from None
-
-
-def _whole_floats(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """TOML tells 1 from 1.0, people do not: nothing but that is converted."""
-    result = dict(values)
-    for key, value in values.items():
-        field = model.model_fields.get(key)
-        if field is None:
-            continue
-        kind = field.annotation
-        if isinstance(value, dict):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                result[key] = _whole_floats(value, kind)
-            elif key == "parameters":
-                result[key] = {
-                    name: _whole_floats(item, ParameterLimits) if isinstance(item, dict) else item
-                    for name, item in value.items()
-                }
-        elif type(value) is int and "float" in str(kind):
-            result[key] = float(value)
-    return result
 
 
 def document() -> str:
@@ -231,7 +223,7 @@ def document() -> str:
         lines += _document_keys(section)
         lines.append("")
     lines += [f"# [parameters.lr]  # {ParameterLimits.__doc__}"]
-    lines += ["# " + line for line in _document_keys(ParameterLimits)]
+    lines += ["# " + line.removeprefix("# ") for line in _document_keys(ParameterLimits)]
     return "\n".join(lines) + "\n"
 
 

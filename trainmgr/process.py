@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmgr.errors import WorkloadError
-from trainmgr.paths import SECRET_VARIABLES
+from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SECRET_VARIABLES, SEED_VARIABLE
 
 STEP = 0.05  # seconds between two looks at a process that is not our child
 
@@ -23,18 +23,22 @@ class Exit:
     """How a process ended. ``code`` is its exit code, 128 + n for signal n, as shells have it."""
 
     code: int
+    known: bool = True
+    """False where only a parent could have seen the code, and we are none."""
 
     @property
     def words(self) -> str:
+        if not self.known:
+            return "ended, unseen by its supervisor"
         if self.code > 128:
             with contextlib.suppress(ValueError):
-                return f"killed by {signal.Signals(self.code - 128).name}"
+                return f"was killed by {signal.Signals(self.code - 128).name}"
         return "ended well" if self.code == 0 else f"ended with exit code {self.code}"
 
 
 def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> dict[str, str]:
-    """Our environment without the manager's secrets, and with ``extra``."""
-    hidden = {*SECRET_VARIABLES, *secrets}
+    """Our environment without the manager's secrets and what another supervisor told us, and with ``extra``."""
+    hidden = {*SECRET_VARIABLES, *secrets, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE}
     return {**{name: value for name, value in os.environ.items() if name not in hidden}, **extra}
 
 
@@ -83,10 +87,17 @@ class Child:
 
 
 class Adopted:
-    """A child of a supervisor that died: watched by looking, since only a parent can wait. Its exit code is lost."""
+    """A child of a supervisor that died: watched by looking, since only a parent can wait. Its exit code is lost.
+
+    ``pid`` is the process that reports; the group to signal may have another leader (torchrun, a shell script).
+    """
 
     def __init__(self, pid: int, ended: Callable[[Exit], None]) -> None:
         self.pid = pid
+        try:
+            self._group = os.getpgid(pid)
+        except ProcessLookupError:
+            self._group = pid
         self._ended = ended
         self._waiter = threading.Thread(target=self._wait, name="child waiter", daemon=True)
         self._waiter.start()
@@ -94,10 +105,10 @@ class Adopted:
     def _wait(self) -> None:
         while alive(self.pid):
             time.sleep(STEP)
-        self._ended(Exit(0))
+        self._ended(Exit(0, known=False))
 
     def signal(self, number: int) -> None:
-        signal_group(self.pid, number)
+        signal_group(self._group, number)
 
     def join(self, timeout: float) -> bool:
         self._waiter.join(timeout)
@@ -115,6 +126,19 @@ def alive(pid: int) -> bool:
         return False
     except (OSError, IndexError):
         return True
+
+
+def belongs(pid: int, variable: str, value: str) -> bool:
+    """Whether a process runs that was started with ``variable=value``: an id alone may be another's by now.
+
+    Where the system does not show the environment of a process (no /proc), being alive is enough.
+    """
+    if pid <= 1 or not alive(pid):
+        return False
+    try:
+        return f"{variable}={value}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return not Path("/proc/self/environ").exists()
 
 
 def signal_group(pid: int, number: int) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 from trainmgr import audit, events, files, protocol, replay
 from trainmgr.errors import RecordError
-from trainmgr.history import History, Moment
+from trainmgr.history import History, Moment, figures
 from trainmgr.paths import RunPaths
 from trainmgr.run_state import Drift
 from trainmgr.telemetry import Item
+from trainmgr.wire import plain
 
 CANNOT_SEE = (
     "A log that was rewritten as a whole, or cut at its end together with run.json, proves nothing by itself: "
@@ -134,6 +135,7 @@ class Prover:
                 self._manifest = event.values()["manifest"]
             case events.RunEnded():
                 self._closing = event.values()["closing"]
+                self._figures(event.data.closing, place)
             case events.Verdict():
                 self._verdicts[event.data.decision] = event.data
             case events.Approval():
@@ -151,6 +153,12 @@ class Prover:
         for difference in replay.differences(moment):
             self._find(place, difference)
         self.proof.checks += 1
+
+    def _figures(self, closing: events.Closing, place: str) -> None:
+        found, wanted = plain(closing), plain(closing.model_copy(update=figures(self._history.state)))
+        for name in wanted:
+            if found[name] != wanted[name]:
+                self._find(place, f"closing: `{name}` is {found[name]!r}; telemetry says {wanted[name]!r}")
 
     def _telemetry_digest(self, moment: Moment, digest: str, number: int) -> None:
         self.proof.checks += 1

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from trainmgr.wire import Value, Wire
+from trainmgr.wire import Name, Value, Whole, Wire
 
 Diagnosis = Literal[
     "healthy",
@@ -28,15 +28,15 @@ Action = Literal["keep", "adjust", "rollback", "stop"]
 class Expectation(Wire):
     """What should be seen if the proposal is right."""
 
-    metric: str
+    metric: Name
     direction: Literal["down", "up", "flat"]
-    by_step: int | None = None
+    by_step: Whole | None = None
 
 
 class Proposal(Wire):
     """One answer of a manager."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(revalidate_instances="always")
 
     diagnosis: Diagnosis
     """What is going on, from a closed list."""
@@ -44,7 +44,7 @@ class Proposal(Wire):
     """The figures that show it."""
     action: Action
     """keep: nothing; adjust: `changes`; rollback: to `to`, then `changes` if any; stop: end on `to`."""
-    changes: dict[str, Value] = {}
+    changes: Annotated[dict[str, Value], Field(max_length=64)] = {}
     """Parameter to new absolute value."""
     to: Annotated[str, Field(max_length=200)] | None = None
     """rollback: "best" or "initial"; stop: "best" or null."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from trainmgr.action_space import Boundary, Parameter
-from trainmgr.wire import Lenient, Number, Value, Wire
+from trainmgr.wire import MAX_INT, Lenient, Name, Number, Value, Whole, Wire, quoted, short
 
 VERSION = 1
+MAX_PARAMETERS = 64
 MAX_LINE = 64 * 1024  # bytes of one telemetry record, line break included
 
 CommandName = Literal["checkpoint", "rollback", "stop"]
@@ -36,7 +37,7 @@ class Record(Lenient):
 
     v: Literal[1]
     """Protocol version."""
-    seq: Annotated[int, Field(ge=0)]
+    seq: Annotated[int, Field(ge=0, le=MAX_INT)]
     """Counts the records of a run from 0 without gaps, across restarts."""
     t: float
     """When, in seconds since 1970."""
@@ -45,11 +46,11 @@ class Record(Lenient):
 class Objective(Lenient):
     """What the run is for."""
 
-    metric: str
+    metric: Name
     """Name of the evaluation metric."""
     mode: Mode
     """Whether less or more of it is better."""
-    counterpart: str | None = None
+    counterpart: Name | None = None
     """The evaluation metric that measures the same on training data: their difference is the generalization gap."""
 
 
@@ -64,7 +65,7 @@ class Resumed(Lenient):
     """Where a workload took up again."""
 
     path: str
-    step: int
+    step: Whole
 
 
 class Start(Record):
@@ -72,12 +73,12 @@ class Start(Record):
 
     event: Literal["start"]
     workload: str
-    pid: int
+    pid: Whole
     seed: int | None = None
-    total_steps: int | None = None
+    total_steps: Whole | None = None
     """Planned number of training steps; null where there is no plan."""
     objective: Objective
-    action_space: list[Parameter] = []
+    action_space: Annotated[list[Parameter], Field(max_length=MAX_PARAMETERS)] = []
     metrics: dict[str, MetricInfo] = {}
     commands: list[CommandName] = []
     """What the workload can be told to do."""
@@ -85,12 +86,19 @@ class Start(Record):
     """Scalars about the run, for people."""
     resumed: Resumed | None = None
 
+    @field_validator("action_space")
+    @classmethod
+    def _distinct(cls, parameters: list[Parameter]) -> list[Parameter]:
+        if len({parameter.name for parameter in parameters}) != len(parameters):
+            raise ValueError("two parameters have the same name")
+        return parameters
+
 
 class Step(Record):
     """A training step is done."""
 
     event: Literal["step"]
-    step: int
+    step: Whole
     metrics: dict[str, Number]
     """Any of the training metrics, as sparse as the workload likes."""
 
@@ -99,7 +107,7 @@ class Eval(Record):
     """An evaluation is done."""
 
     event: Literal["eval"]
-    step: int
+    step: Whole
     metrics: dict[str, Number]
     """The objective among them."""
     params: dict[str, Value] = {}
@@ -112,7 +120,7 @@ class Checkpoint(Record):
     """A checkpoint is complete on disk."""
 
     event: Literal["checkpoint"]
-    step: int
+    step: Whole
     path: str
     """Relative to the run directory."""
     metrics: dict[str, Number] = {}
@@ -124,8 +132,8 @@ class Applied(Record):
     """A revision is in effect."""
 
     event: Literal["applied"]
-    revision: int
-    step: int
+    revision: Whole
+    step: Whole
     """The last training step before it took effect."""
     boundary: Boundary
     changes: dict[str, tuple[Value, Value]]
@@ -140,8 +148,8 @@ class Refused(Record):
     """The workload's own check of a revision failed; nothing was changed."""
 
     event: Literal["refused"]
-    revision: int
-    step: int
+    revision: Whole
+    step: Whole
     reason: str
 
 
@@ -159,7 +167,7 @@ class End(Record):
     event: Literal["end"]
     status: str
     """completed, stopped, interrupted or failed."""
-    step: int
+    step: Whole
     metrics: dict[str, Number] = {}
     """Final metrics; those of a test set may appear here, and only here."""
 
@@ -202,21 +210,21 @@ class Issued(Wire):
     """When a control file was written."""
 
     t: float
-    step: int
+    step: Whole
 
 
 class Override(Wire):
     """One revision of the desired state."""
 
-    revision: Annotated[int, Field(ge=1)]
+    revision: Annotated[int, Field(ge=1, le=MAX_INT)]
     """Grows by one."""
     params: dict[str, Value]
     """The complete set of overrides in force, absolute values. What is not named is left as it is."""
-    based_on_step: int
+    based_on_step: Whole
     """The step whose telemetry the decision rests on."""
-    valid_until_step: int | None = None
+    valid_until_step: Whole | None = None
     """The workload refuses what it reads later than this."""
-    at_step: int | None = None
+    at_step: Whole | None = None
     """Apply at exactly this step, or refuse."""
     at_boundary: Boundary | None = None
     """With at_step, for replay: at exactly this boundary of it."""
@@ -242,9 +250,7 @@ def explain(error: ValidationError, limit: int = 3) -> str:
     """The first findings of a validation error as one line: where, and what is wrong. Quotes no long input."""
     parts = []
     for item in error.errors(include_url=False, include_context=False)[:limit]:
-        where = ".".join(str(part) for part in item["loc"])
-        given = repr(item["input"])
-        shown = given if len(given) <= 60 else given[:57] + "..."
-        parts.append(f"{where or 'value'}: {item['msg']} (found {shown})")
+        where = short(".".join(str(part) for part in item["loc"]), 100)
+        parts.append(f"{where or 'value'}: {short(item['msg'], 200)} (found {quoted(item['input'])})")
     more = error.error_count() - limit
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")

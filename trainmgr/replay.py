@@ -217,7 +217,8 @@ def told(proposal: Proposal) -> str:
 def schedule_of(paths: RunPaths) -> list[protocol.Override]:
     """Every override that took effect, at the exact step and boundary where it did.
 
-    Raises UserError for runs whose telemetry alone cannot repeat them (a restarted run).
+    Raises UserError for runs whose telemetry alone cannot repeat them (a restarted one),
+    RecordError for impossible ones.
     """
     overrides: dict[int, protocol.Override] = {}
     schedule: list[protocol.Override] = []
@@ -229,6 +230,8 @@ def schedule_of(paths: RunPaths) -> list[protocol.Override]:
             for override in data.control.schedule or [data.control]:
                 overrides[override.revision] = override
         elif isinstance(data, events.Acknowledged) and data.result == "applied":
+            if data.revision not in overrides:
+                raise RecordError(f"{paths.id}: the workload applied revision {data.revision}, which was never issued.")
             override = overrides[data.revision]
             schedule.append(
                 protocol.Override(

@@ -13,11 +13,11 @@ from typing import Any
 
 from trainmgr import protocol
 from trainmgr.action_space import ActionSpace
-from trainmgr.wire import Value
+from trainmgr.wire import MAX_NAME, Value
 
 ROWS = 48  # evaluations kept; past that the older ones are thinned by half
 RECENT = 16  # of them, the latest kept whole
-NAMES = 64  # distinct metric names followed; more are counted, not kept
+NAMES = 64  # distinct metric names followed; more, and longer ones, are counted and not kept
 INTERVENTIONS = 16
 OUTCOME_EVALS = 5  # evaluations after which a change counts as measured
 SPIKE = 10.0  # a gradient norm above this many times the running median is an outlier
@@ -223,12 +223,16 @@ class RunState:
     def _start(self, record: protocol.Start) -> None:
         self.starts += 1
         self.end = None
+        recipe: dict[str, Value] = {}
         for parameter in record.action_space:
             before = self.recipe.get(parameter.name)
             if before is not None and before != parameter.value and not parameter.scheduled:
                 self._drift(Drift(record.resumed.step if record.resumed else 0, parameter.name, before,
                                   parameter.value, restart=True))  # fmt: skip
-            self.recipe[parameter.name] = parameter.value
+            recipe[parameter.name] = parameter.value
+        self.recipe = recipe
+        self.changed_at = {name: at for name, at in self.changed_at.items() if name in recipe}
+        self.step = record.resumed.step if record.resumed else 0
         self.start = record
 
     def _step(self, record: protocol.Step) -> None:
@@ -236,7 +240,7 @@ class RunState:
         for name, value in record.metrics.items():
             window = self.windows.get(name)
             if window is None:
-                if len(self.windows) >= NAMES:
+                if len(self.windows) >= NAMES or len(name) > MAX_NAME:
                     self.extra_names += 1
                     continue
                 window = self.windows[name] = Window()
@@ -252,7 +256,7 @@ class RunState:
 
     def _eval(self, record: protocol.Eval) -> None:
         self.step = max(self.step, record.step)
-        metrics = dict(list(record.metrics.items())[:NAMES])
+        metrics = self._followed(record.metrics)
         self.extra_names += len(record.metrics) - len(metrics)
         bad = sum(not math.isfinite(value) for value in metrics.values())
         self.non_finite += bad
@@ -270,7 +274,7 @@ class RunState:
         self.evals += 1
         self.windows = {}
         self.norm_count = self.spike_count = self.non_finite = 0
-        self.split = {str(k): dict(v) for k, v in list(record.split.items())[:16]}
+        self.split = {part: self._followed(row) for part, row in list(record.split.items())[:16]}
         self._read_back(record)
         value = self.latest
         if value is None:
@@ -288,6 +292,13 @@ class RunState:
             last.after.append((record.step, value))
             if len(last.after) >= OUTCOME_EVALS:
                 last.closed = "measured"
+
+    def _followed(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The first NAMES metrics whose names are not too long, those of the objective before all others."""
+        objective = self.start.objective if self.start else None
+        first = [objective.metric, objective.counterpart] if objective else []
+        names = [name for name in first if name in metrics] + [name for name in metrics if name not in first]
+        return {name: metrics[name] for name in [name for name in names if len(name) <= MAX_NAME][:NAMES]}
 
     def _counterpart(self, evaluation: Evaluation) -> float | None:
         name = self.start.objective.counterpart if self.start else None
@@ -314,18 +325,16 @@ class RunState:
 
     def _applied(self, record: protocol.Applied) -> None:
         self.acknowledged = max(self.acknowledged, record.revision)
-        for name, (_, new) in record.changes.items():
-            if name in self.recipe:
-                self.recipe[name] = new
-                self.changed_at[name] = self.evals
-        if not record.changes and record.command is None:
+        changes = {name: change for name, change in record.changes.items() if name in self.recipe}
+        for name, (_, new) in changes.items():
+            self.recipe[name] = new
+            self.changed_at[name] = self.evals
+        if not changes and record.command is None:
             return
         self._close_last("next change")
         self.interventions = [
             *self.interventions,
-            Intervention(
-                record.revision, record.step, record.boundary, dict(record.changes), record.command, self.latest
-            ),
+            Intervention(record.revision, record.step, record.boundary, changes, record.command, self.latest),
         ][-INTERVENTIONS:]
         self.intervention_count += 1
         if record.command is not None and record.command.name == "rollback":

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import math
-import queue
-import sys
-import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -33,6 +30,11 @@ FRAMES = 4  # per second
 GAUGE = 16  # characters
 SHOWN = 6  # interventions
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode braille, rows from above
+
+
+def quoted(text: str) -> str:
+    """Text from elsewhere as rich shows it letter by letter: no markup, no control sequences."""
+    return escape(display.clean(text))
 
 
 def render(state: RunState, ledger: Ledger, manifest: events.Manifest, height: int = 8, width: int = 100) -> Group:
@@ -97,10 +99,10 @@ def _curves(state: RunState, height: int, width: int) -> RenderableType:
         (e.step, e.metrics[name]) for e in state.evaluations if name and math.isfinite(e.metrics.get(name, math.nan))
     ]
     best = f"best {display.number(state.best[1])} at step {state.best[0]:,}" if state.best else ""
-    title = f"{escape(objective.metric)} {display.number(state.latest)}   {best}"
+    title = f"{quoted(objective.metric)} {display.number(state.latest)}   {best}"
     marks = [i.step for i in state.interventions]
     chart = plot(values, train, marks, width, height)
-    legend = f"[bold]●[/] {escape(objective.metric)}" + (f"  [dim]● {escape(name)}[/]" if name and train else "")
+    legend = f"[bold]●[/] {quoted(objective.metric)}" + (f"  [dim]● {quoted(name)}[/]" if name and train else "")
     return Panel(chart, title=title, subtitle=legend + ("  [yellow]▲[/] change" if marks else ""), title_align="left",
                  subtitle_align="left", border_style="dim")  # fmt: skip
 
@@ -114,13 +116,13 @@ def plot(
         return Text("")
     low, high = min(v for _, v in both), max(v for _, v in both)
     first, last = min(s for s, _ in both), max(s for s, _ in both)
-    high = high if high > low else low + 1.0
+    high = high if high > low else low + (abs(low) or 1.0)
     last = last if last > first else first + 1
     cells = [[0] * width for _ in range(height)]
     styles = [[""] * width for _ in range(height)]
 
     def draw(points: list[tuple[int, float]], style: str) -> None:
-        for x, y in _line([
+        for x, y in line([
             ((step - first) / (last - first) * (2 * width - 1), (high - value) / (high - low) * (4 * height - 1))
             for step, value in points
         ]):  # fmt: skip
@@ -144,7 +146,7 @@ def plot(
     return text
 
 
-def _line(points: list[tuple[float, float]]) -> list[tuple[int, int]]:
+def line(points: list[tuple[float, float]]) -> list[tuple[int, int]]:
     """The dots on the straight lines between the points."""
     dots = [(round(x), round(y)) for x, y in points[:1]]
     for (a, x), (b, y) in pairwise(points):
@@ -162,12 +164,12 @@ def _recipe(state: RunState) -> RenderableType:
         parameter = begun.model_copy(update={"value": state.recipe[begun.name]})
         changed = parameter.value != begun.value
         table.add_row(
-            escape(begun.name),
-            Text(display.shown(parameter.value), style="bold yellow" if changed else ""),
+            quoted(begun.name),
+            Text(display.clean(display.shown(parameter.value)), style="bold yellow" if changed else ""),
             gauge(parameter),
             "" if begun.low is None else display.shown(begun.low),
             "" if begun.high is None else display.shown(begun.high),
-            Text(display.shown(begun.value), style="dim"),
+            Text(display.clean(display.shown(begun.value)), style="dim"),
         )
     return table
 
@@ -175,7 +177,7 @@ def _recipe(state: RunState) -> RenderableType:
 def gauge(parameter: Parameter) -> Text:
     """Where the value lies between its bounds."""
     if parameter.low is None or parameter.high is None or isinstance(parameter.value, str):
-        return Text(", ".join(parameter.choices or []), style="dim")
+        return Text(display.clean(", ".join(parameter.choices or [])), style="dim")
     low, high, value = float(parameter.low), float(parameter.high), float(parameter.value)
     if not low <= value <= high:
         return Text("off".center(GAUGE), style="dim")
@@ -198,7 +200,7 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
         table.add_row(
             f"{item.step:,}",
             Text((decision.diagnosis or "") if decision else "operator", style="yellow"),
-            escape(todo),
+            quoted(todo),
             f"{display.number(item.before)} → {since}",
         )
     hidden = state.intervention_count - min(SHOWN, len(state.interventions))
@@ -206,10 +208,10 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
     if hidden > 0:
         parts.append(Text(f"and {hidden} before", style="dim"))
     if ledger.rejections:
-        parts.append(Text(f"last not applied: {ledger.rejections[-1]}", style="dim"))
+        parts.append(Text(display.clean(f"last not applied: {ledger.rejections[-1]}"), style="dim"))
     if state.texts:
         level, message = state.texts[-1]
-        parts.append(Text(f"workload {level}: {message}", style="dim"))
+        parts.append(Text(display.clean(f"workload {level}: {message}"), style="dim"))
     return Group(*parts)
 
 
@@ -222,7 +224,7 @@ class LiveView:
         self._live = Live(console=console, refresh_per_second=FRAMES, auto_refresh=False, transient=True)
         self._drawn = 0.0
         self._question: Text | None = None
-        self._asker: Keyboard | None = None
+        self._keyboard: display.Keyboard | None = None
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -240,7 +242,7 @@ class LiveView:
         if isinstance(event, events.Approval):
             self._question = None
         if isinstance(event, events.Failure | events.Restarted | events.Stalled | events.Operator):
-            self._console.print(Text(display.event_in_words(event) or "", style="yellow"))
+            self._console.print(Text(display.clean(display.event_in_words(event) or ""), style="yellow"))
         self._drawn = 0.0
         self.tick(state, ledger)
 
@@ -253,28 +255,6 @@ class LiveView:
         self._live.update(Group(view, self._question) if self._question else view, refresh=True)
 
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
-        self._question = Text(f"Apply? {display.proposal_in_words(ruling)}  [y/N] ", style="bold yellow")
-        self._asker = self._asker or Keyboard()
-        self._asker.ask(answer)
-
-
-class Keyboard:
-    """Reads answers from the terminal in a thread of its own, so that nobody waits for the person."""
-
-    def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[Callable[[bool | None], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="keyboard", daemon=True).start()
-
-    def ask(self, answer: Callable[[bool | None], None]) -> None:
-        self._waiting.put(answer)
-
-    def _read(self) -> None:
-        """A line typed before the question is no answer to it: the last question that waits gets the next line."""
-        while line := sys.stdin.readline():
-            answer = None
-            while not self._waiting.empty():
-                answer = self._waiting.get_nowait()
-            if answer is not None:
-                answer(line.strip().lower() in ("y", "yes"))
-        while True:  # end of input: nobody is there, and nobody answering means no
-            self._waiting.get()(None)
+        self._question = Text(f"Apply? {display.clean(display.proposal_in_words(ruling))}  [y/N] ", style="bold yellow")
+        self._keyboard = self._keyboard or display.Keyboard()
+        self._keyboard.ask(answer)

@@ -7,20 +7,22 @@ that a manager can act on unless the action space has that name.
 from __future__ import annotations
 
 import math
-from statistics import fmean, median
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from statistics import median
 from typing import overload
 
-from trainmgr.action_space import Boundary
+from trainmgr.action_space import Boundary, Parameter
 from trainmgr.ledger import Ledger
 from trainmgr.policy import Policy
 from trainmgr.proposal import Action, Diagnosis, Expectation
-from trainmgr.run_state import Evaluation, RunState
-from trainmgr.wire import Number, Value, Wire
+from trainmgr.run_state import RunState
+from trainmgr.wire import Number, Value, Wire, short
 
 ROWS = 24  # evaluations shown
 COLUMNS = 24
 PAST = 6  # interventions shown
 NAME = 48  # characters of a name or a short text
+TEXT = 200  # characters of a log line or a reason
 SLOPE_EVALS = 5
 NOISE_EVALS = 12
 DIGITS = 6  # significant digits
@@ -168,11 +170,11 @@ def take(state: RunState, ledger: Ledger, policy: Policy, trigger: str) -> Snaps
         signals=signals(state),
         best_checkpoint=state.best_saved.step if state.best_saved else None,
         interventions=_past(state, ledger),
-        rejections=[_short(reason, 200) for reason in ledger.rejections],
+        rejections=[_short(reason, TEXT) for reason in ledger.rejections],
         actions=actions,
         unavailable=unavailable,
         interventions_left=None if left is None else max(0, left - ledger.accepted),
-        texts=[f"{level}: {message}" for level, message in state.texts[-4:]],
+        texts=[_short(f"{level}: {message}", TEXT) for level, message in state.texts[-4:]],
     )
 
 
@@ -234,7 +236,7 @@ def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
     begun = {p.name: p.value for p in state.start.action_space}
     rows = []
     for name, parameter in policy.narrow(state.space).parameters.items():
-        reach = parameter.reach(parameter.value)
+        reach = _shown_reach(parameter)
         rows.append(
             RecipeRow(
                 name=name,
@@ -242,8 +244,8 @@ def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
                 type=parameter.type,
                 low=parameter.low,
                 high=parameter.high,
-                reach_low=_digits(reach[0]) if reach else None,
-                reach_high=_digits(reach[1]) if reach else None,
+                reach_low=reach[0] if reach else None,
+                reach_high=reach[1] if reach else None,
                 choices=parameter.choices,
                 off=parameter.off,
                 scale=parameter.scale,
@@ -255,6 +257,29 @@ def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
             )
         )
     return rows
+
+
+def _shown_reach(parameter: Parameter) -> tuple[float, float] | None:
+    """The reach in few digits. Who takes a limit at its word must not be told that it is too far: rounded inwards."""
+    reach = parameter.reach(parameter.value)
+    if reach is None:
+        return None
+    nearest = _digits(reach[0]), _digits(reach[1])
+    inwards = tuple(
+        float(Context(DIGITS, rounding).plus(Decimal(limit)))
+        for limit, rounding in zip(reach, (ROUND_CEILING, ROUND_FLOOR), strict=True)
+    )
+    low, high = (
+        next((x for x in (near, inward) if _takes(parameter, x)), exact)
+        for near, inward, exact in zip(nearest, inwards, reach, strict=True)
+    )
+    return (low, high) if low <= high else reach
+
+
+def _takes(parameter: Parameter, value: float) -> bool:
+    assert parameter.low is not None
+    assert parameter.high is not None
+    return parameter.low <= value <= parameter.high and not parameter.too_far(value, parameter.value)
 
 
 def signals(state: RunState) -> Signals:
@@ -315,7 +340,7 @@ def _slope(values: list[float], scale: float | None, turn: float) -> float | Non
     n = len(values)
     if n < 3 or not scale:
         return None
-    middle, mean = (n - 1) / 2, fmean(values)
+    middle, mean = (n - 1) / 2, sum(values) / n  # fmean raises where a sum overflows
     spread = sum((i - middle) ** 2 for i in range(n))
     return turn * sum((i - middle) * (v - mean) for i, v in enumerate(values)) / spread / scale
 
@@ -331,17 +356,13 @@ def _table(state: RunState) -> Table:
     means: dict[str, None] = {}
     for row in rows:
         means.update(dict.fromkeys(row.means))
-    columns = [*names, *(f"mean.{name}" for name in means)][:COLUMNS]
+    names = dict.fromkeys(list(names)[:COLUMNS])
+    means = dict.fromkeys(list(means)[: COLUMNS - len(names)])
     return Table(
-        columns=["step", *(_short(name) for name in columns)],
-        rows=[[row.step, *(_cell(row, name) for name in columns)] for row in rows],
-    )
-
-
-def _cell(row: Evaluation, name: str) -> float | None:
-    if name in row.metrics:
-        return _digits(row.metrics[name])
-    return _digits(row.means.get(name.removeprefix("mean.")))
+        columns=["step", *(_short(name) for name in names), *(f"mean.{_short(name)}" for name in means)],
+        rows=[[row.step, *(_digits(row.metrics.get(name)) for name in names),
+               *(_digits(row.means.get(name)) for name in means)] for row in rows],
+    )  # fmt: skip
 
 
 def _past(state: RunState, ledger: Ledger) -> list[Past]:
@@ -371,7 +392,7 @@ def _speed(state: RunState) -> float | None:
 
 
 def _short(text: str, limit: int = NAME) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return short(text, limit)
 
 
 @overload

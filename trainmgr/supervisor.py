@@ -12,20 +12,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from trainmgr import audit, control, decision, events, files, protocol, telemetry
-from trainmgr.errors import ManagerError, PolicyError
+from trainmgr.errors import ManagerError, PolicyError, UserError, WorkloadError
+from trainmgr.history import figures
 from trainmgr.ledger import Ledger
 from trainmgr.managers.base import Manager
 from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
 from trainmgr.process import Adopted, Child, Exit, clean_environment
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import Snapshot
-from trainmgr.wire import plain
+from trainmgr.wire import plain, short, to_json
 
+MAX_ANSWER = 1 << 20  # bytes of a manager's answer that are kept
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
 
 
@@ -123,26 +126,33 @@ class Supervisor:
         self._pending: Pending | None = None
         self._ending: Ending | None = None
         self._status: str | None = None
-        self._narrowed = False
         self._heard = 0.0
         self._truncated = False
+        self._blind = False
 
     # -- a run, from outside -------------------------------------------------------------------------------------
 
     def run(self) -> events.Closing:
         """Start the workload and supervise it to its end.
 
-        Raises WorkloadError when it cannot be started, PolicyError when the policy does not fit the workload.
+        Raises WorkloadError when it cannot be started, UserError when the run directory cannot be written.
         """
-        self.paths.manifest.touch(mode=0o600)
-        files.replace(self.paths.manifest, events.render_run_file(plain(self.manifest), None))
-        self._log = audit.Log(self.paths.audit)
-        self._append(events.RunStarted(manifest=self.manifest))
-        self.paths.telemetry.touch(mode=0o600)
-        self.paths.checkpoints.mkdir(exist_ok=True)
+        try:
+            files.replace(self.paths.manifest, events.render_run_file(plain(self.manifest), None))
+            self._log = audit.Log(self.paths.audit)
+            self.paths.telemetry.touch(mode=0o600)
+            self.paths.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The run directory {self.paths.root} cannot be written: {error.strerror}.") from None
+        if not self._append(events.RunStarted(manifest=self.manifest)):
+            raise UserError(f"{self.paths.audit} cannot be written; nothing was started.")
         if self._schedule:
             self._issue_schedule(self._schedule)
-        self._start(None)
+        try:
+            self._start(None)
+        except WorkloadError:
+            self._close(Exit(127))  # as shells have it for what cannot be executed
+            raise
         return self._supervise()
 
     def attach(self, pid: int) -> events.Closing:
@@ -158,6 +168,10 @@ class Supervisor:
             if isinstance(record, protocol.Applied | protocol.Refused) and record.revision > known:
                 self._append(decision.acknowledgment(record, self.ledger, self._feed.offset))
         self._append(events.Attached(telemetry_offset=self._feed.offset, telemetry_sha256=self._feed.digest()))
+        if self.state.start is not None:
+            self._check_policy()
+        if self.ledger.outstanding is not None:  # it may have died between the log and the file
+            self._put(self.ledger.outstanding)
         if self.ledger.waiting is not None:
             self._fail("supervisor", "the decision died with the supervisor that asked for it", self.ledger.waiting)
         self._child = Adopted(pid, lambda end: self._queue.put(Ended(end)))
@@ -182,7 +196,7 @@ class Supervisor:
                     else:
                         self._handle(message)
                     self._clocks()
-                    self._listener.tick(self.state, self.ledger)
+                    self._show(lambda: self._listener.tick(self.state, self.ledger))
             except BaseException:
                 if isinstance(self._child, Child):
                     self._child.signal(signal.SIGKILL)
@@ -222,7 +236,7 @@ class Supervisor:
         for record in self._feed.records():
             self._heard = time.monotonic()
             self.state.fold(record)
-            self._listener.record(record, self.state)
+            self._show(partial(self._listener.record, record, self.state))
             if isinstance(record, protocol.Applied | protocol.Refused):
                 self._append(decision.acknowledgment(record, self.ledger, self._feed.offset))
             elif isinstance(record, protocol.Start):
@@ -270,7 +284,7 @@ class Supervisor:
             raw = manager.decide(view)
         except ManagerError as problem:
             error = str(problem)
-        except Exception as problem:
+        except BaseException as problem:  # SystemExit too: without an answer nobody would ask again
             error = f"{type(problem).__name__} in manager {manager.name}"
         self._queue.put(Answered(name, raw, round(time.monotonic() - begin, 3), error))
 
@@ -283,13 +297,10 @@ class Supervisor:
             self._pending = None
             self._fail("manager", message.error, message.decision)
             return
-        self._append(
-            events.Response(
-                decision=message.decision, manager=self._manager.name, raw=message.raw, seconds=message.seconds
-            )
-        )
+        response = _as_recorded(message, self._manager.name)
+        self._append(response)
         ruling = decision.verdict(
-            message.raw, self.state, self.ledger, self.policy, self._mark(),
+            response.raw, self.state, self.ledger, self.policy, self._mark(),
             decision=pending.id, based_on_step=pending.step, age_seconds=round(self._clock() - pending.asked, 3),
         )  # fmt: skip
         logged = self._append(ruling)
@@ -299,7 +310,7 @@ class Supervisor:
         elif self.manifest.mode == "approve":
             pending.ruling = ruling
             pending.deadline = time.monotonic() + self.policy.approval.timeout
-            self._listener.ask(ruling, lambda answer: self._queue.put(Approved(pending.id, answer)))
+            self._show(lambda: self._listener.ask(ruling, lambda answer: self._queue.put(Approved(pending.id, answer))))
         else:
             self._pending = None
             self._issue(ruling, pending.step)
@@ -314,6 +325,8 @@ class Supervisor:
             self._issue(pending.ruling, pending.step)
 
     def _issue(self, ruling: events.Verdict, based_on_step: int) -> None:
+        if self._ending is not None:  # nothing but the stop is wanted of it any more
+            return
         event = decision.override(
             ruling, self.ledger, self.policy, run=self.paths.id, issued=self._issued(), based_on_step=based_on_step,
             total_steps=self.state.total_steps,
@@ -326,12 +339,14 @@ class Supervisor:
 
     def _write(self, event: events.OverrideIssued) -> None:
         """Log first, control file second: no change may exist that the log cannot explain."""
-        if not self._append(event):
-            return
+        if self._append(event):
+            self._put(event.control)
+
+    def _put(self, content: protocol.Control) -> None:
         try:
-            control.write(self.paths, event.control)
+            control.write(self.paths, content)
         except OSError as error:
-            self._fail("control", f"control.json cannot be written: {error.strerror}", event.decision)
+            self._fail("control", f"control.json cannot be written: {error.strerror}", content.decision)
 
     def _issue_schedule(self, schedule: list[protocol.Override]) -> None:
         last = schedule[-1]
@@ -370,18 +385,25 @@ class Supervisor:
             return
         self._append(events.Operator(action="stop"))
         self._status = "interrupted"
-        self._pending = None
         self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
         if self.state.start is not None and "stop" in self.state.start.commands:
             number = self.ledger.revision + 1
             command = protocol.Command(id=f"operator{number}", name="stop", to=None)
-            content = control.next_control(
-                self.ledger, self.paths.id, command.id, changes={}, command=command, issued=self._issued(),
-                based_on_step=self.state.step, valid_until_step=None, at_step=None,
-            )  # fmt: skip
-            self._write(events.OverrideIssued(decision=command.id, origin="operator", control=content))
+            self._instead("operator", command)
         elif self._child is not None:
             self._child.signal(signal.SIGINT)
+
+    def _instead(self, origin: Literal["operator", "restart"], command: protocol.Command | None) -> None:
+        """Issue a revision of our own: what is in force and ``command``, without the change that nobody answered."""
+        ledger = self.ledger
+        if ledger.outstanding is not None:
+            ledger = replace(ledger, in_force=ledger.held)
+        name = f"{origin}{ledger.revision + 1}"
+        content = control.next_control(
+            ledger, self.paths.id, name, changes={}, command=command, issued=self._issued(),
+            based_on_step=self.state.step, valid_until_step=None, at_step=None,
+        )  # fmt: skip
+        self._write(events.OverrideIssued(decision=name, origin=origin, control=content))
 
     def _finish_child(self, number: int) -> None:
         """Signal the child, and kill it when it does not end within the grace period."""
@@ -401,7 +423,7 @@ class Supervisor:
         if pending is not None and pending.ruling is not None and now >= pending.deadline:
             self._approved(Approved(pending.id, None))
         limit = self.policy.process.stall_timeout
-        if limit is not None and now - self._heard > limit:
+        if limit is not None and not self._truncated and now - self._heard > limit:
             self._append(events.Stalled(seconds=round(now - self._heard, 1), step=self.state.step))
             self._status = "hung"
             self._finish_child(signal.SIGTERM)
@@ -410,11 +432,17 @@ class Supervisor:
         """The child is gone: read the rest, then start it again or close the run."""
         self._consume()
         interrupted = self._status in ("interrupted", "failed")
+        if not end.known and self.state.end is None:
+            end = replace(end, code=1)
         well = end.code == 0 and self._status != "hung"
+        if self._child is not None and (not well or self._ending is not None):
+            self._child.signal(signal.SIGKILL)  # what it started and left behind
         if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
             resume = self.state.last_saved.path if self.state.last_saved else None
             self._append(events.Restarted(attempt=self.ledger.restarts + 1, exit=end.words, resume=resume))
             self._status = self._ending = None
+            if self.ledger.outstanding is not None:
+                self._instead("restart", None)
             self._start(resume)
             return None
         return self._close(end)
@@ -434,14 +462,7 @@ class Supervisor:
             status=status,
             exit_code=end.code,
             exit=end.words,
-            steps=state.step,
-            interventions=state.intervention_count,
-            objective=state.start.objective.metric if state.start else None,
-            final=state.latest,
-            best=state.best[1] if state.best else None,
-            best_step=state.best[0] if state.best else None,
-            metrics=state.end.metrics if state.end else {},
-            info=state.start.info if state.start else {},
+            **figures(state),
         )
         content = events.render_run_file(plain(self.manifest), plain(closing))
         with contextlib.suppress(OSError):
@@ -465,15 +486,43 @@ class Supervisor:
         try:
             self._log.append(payload, round(self._clock(), 3))
         except OSError as error:
-            self._listener.event(
-                events.Failure(where="audit", message=f"audit.jsonl cannot be written: {error.strerror}"),
-                self.state,
-                self.ledger,
-            )
+            failure = events.Failure(where="audit", message=f"audit.jsonl cannot be written: {error.strerror}")
+            self._show(lambda: self._listener.event(failure, self.state, self.ledger))
             return False
         self.ledger.fold(payload)
-        self._listener.event(payload, self.state, self.ledger)
+        self._show(lambda: self._listener.event(payload, self.state, self.ledger))
         return True
 
+    def _show(self, tell: Callable[[], None]) -> None:
+        """Whoever shows the run may fail (a closed terminal, a broken pipe): training and the log go on without."""
+        if self._blind:
+            return
+        try:
+            tell()
+        except Exception as error:
+            self._blind = True
+            self._fail("display", f"{type(error).__name__}: nothing more is shown")
+
     def _fail(self, where: str, message: str, name: str | None = None) -> None:
+        message = message.encode(errors="replace").decode()  # lone surrogates cannot be written
         self._append(events.Failure(where=where, message=message, decision=name))
+
+
+def _as_recorded(message: Answered, manager: str) -> events.Response:
+    """The answer exactly as it reads from the log again, since that is what the guard judges, now and in a replay.
+
+    What no JSON can hold, or is too long to keep, becomes a description of itself.
+    """
+    response = events.Response(decision=message.decision, manager=manager, raw=message.raw, seconds=message.seconds)
+    try:
+        line = to_json(audit.Body(seq=0, t=0.0, data=response, prev=audit.GENESIS))
+        again = audit.Body.model_validate_json(line).data
+        if isinstance(again, events.Response) and len(line) <= MAX_ANSWER:
+            return again
+        text = f"an answer of {len(line)} bytes, which begins with {line[:1000]!r}"
+    except Exception:
+        try:
+            text = repr(message.raw)
+        except Exception:
+            text = f"an answer of type {type(message.raw).__name__}"
+    return response.model_copy(update={"raw": short(text, 2000)})

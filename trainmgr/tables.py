@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from trainmgr import check, display, events, proof, replay
@@ -17,6 +16,7 @@ from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths
 from trainmgr.process import last_lines
 from trainmgr.run_state import RunState, summary
+from trainmgr.screen import quoted
 from trainmgr.wire import plain
 
 LISTED = 12  # interventions in the last lines of a run
@@ -46,29 +46,31 @@ def print_closing(
     out("")
     if state.interventions:
         hidden = state.intervention_count - min(LISTED, len(state.interventions))
-        out(f"[bold]{state.intervention_count} interventions[/] by {escape(manifest.manager)}:"
+        out(f"[bold]{state.intervention_count} interventions[/] by {quoted(manifest.manager)}:"
             + (f" (the last {LISTED}; `audit` lists all)" if hidden > 0 else ""))  # fmt: skip
         for item in state.interventions[-LISTED:]:
             decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
             why = f"{decision.diagnosis} ({decision.evidence})" if decision else "asked for by you"
             parts = (display.command_in_words(item.command), display.changes_in_words(item.changes))
-            out(f"  step {item.step:>6,}  {escape(why)}: [bold]{escape('; '.join(p for p in parts if p))}[/]")
+            out(f"  step {item.step:>6,}  {quoted(why)}: [bold]{quoted('; '.join(p for p in parts if p))}[/]")
     else:
-        out(f"No interventions (manager {escape(manifest.manager)}, mode {manifest.mode}).")
+        out(f"No interventions (manager {quoted(manifest.manager)}, mode {manifest.mode}).")
+    if ledger.rejections:
+        out(f"Not applied: {ledger.rejected + ledger.refused} answers; the last: {quoted(ledger.rejections[-1])}.")
     if state.start is not None and state.best is not None and state.latest is not None:
-        name = escape(state.start.objective.metric)
+        name = quoted(state.start.objective.metric)
         step, best = state.best
         worse = (state.worse(state.latest) - state.worse(best)) / abs(best) if best else 0.0
         out(f"{name} ended at [bold]{display.number(state.latest)}[/]; its best was {display.number(best)} at step "
             f"{step:,} ({worse:+.1%} from it).")  # fmt: skip
     if state.end is not None and state.end.metrics:
-        out("At the end: " + ", ".join(f"{escape(n)} {display.number(v)}" for n, v in state.end.metrics.items()) + ".")
+        out("At the end: " + ", ".join(f"{quoted(n)} {display.number(v)}" for n, v in state.end.metrics.items()) + ".")
     if state.start is not None and state.start.info.get("genuine") is False:
-        out(f"[yellow]Data: {escape(str(state.start.info.get('data')))}.[/]")
+        out(f"[yellow]Data: {quoted(str(state.start.info.get('data')))}.[/]")
     if closing is not None and (closing.exit_code or closing.status not in ("completed", "stopped")):
-        out(f"[red]The workload {escape(closing.exit)} ({closing.status}).[/]")
+        out(f"[red]The workload {quoted(closing.exit)} ({closing.status}).[/]")
         for line in last_lines(stderr) if stderr else []:
-            out(f"  {escape(line)}")
+            out(f"  {quoted(line)}")
     out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
 
 
@@ -80,9 +82,9 @@ def print_proof(console: Console, result: proof.Proof) -> None:
         since = " ".join(display.number(value) for _, value in change.after) or "–"
         table.add_row(
             f"{change.step:,}",
-            escape(f"{change.diagnosis or ''}: {change.evidence}"),
-            escape(what),
-            escape(change.expected or "–"),
+            quoted(f"{change.diagnosis or ''}: {change.evidence}"),
+            quoted(what),
+            quoted(change.expected or "–"),
             f"{display.number(change.before)} → {since}",
         )
     if result.changes:
@@ -90,9 +92,9 @@ def print_proof(console: Console, result: proof.Proof) -> None:
     else:
         say(console, "No interventions.")
     for note in result.notes:
-        say(console, f"note: {escape(note)}", "yellow")
+        say(console, f"note: {quoted(note)}", "yellow")
     for finding in result.findings:
-        say(console, f"[red]✗[/] {escape(str(finding))}")
+        say(console, f"[red]✗[/] {quoted(str(finding))}")
     if result.holds:
         say(
             console,
@@ -111,7 +113,7 @@ def proof_json(result: proof.Proof) -> str:
 def print_rebuilt(console: Console, result: replay.Rebuilt) -> None:
     counts = ", ".join(f"{n} {_plural(kind, n)}" for kind, n in result.counts.items())
     for line, text in result.differences:
-        say(console, f"[red]✗[/] audit.jsonl line {line}: {escape(text)}")
+        say(console, f"[red]✗[/] audit.jsonl line {line}: {quoted(text)}")
     if result.differences:
         say(console, f"[red]{len(result.differences)} differences[/] ({counts} compared).")
     else:
@@ -126,7 +128,7 @@ def print_opinions(console: Console, found: list[replay.Opinion], recorded: str,
     table = grid("decision", "step", recorded, other, "valid", "same action")
     for opinion in found:
         table.add_row(
-            opinion.decision, f"{opinion.step:,}", escape(opinion.recorded), escape(opinion.other),
+            opinion.decision, f"{opinion.step:,}", quoted(opinion.recorded), quoted(opinion.other),
             "yes" if opinion.valid else "[red]no[/]", "yes" if opinion.same_action else "no",
         )  # fmt: skip
     console.print(table)
@@ -140,7 +142,7 @@ def print_opinions(console: Console, found: list[replay.Opinion], recorded: str,
 
 def print_comparison(console: Console, a: RunPaths, b: RunPaths, result: replay.Comparison) -> None:
     if result.first:
-        say(console, f"[red]✗[/] {a.id} and {b.id} differ after {result.compared} records: {escape(result.first)}")
+        say(console, f"[red]✗[/] {a.id} and {b.id} differ after {result.compared} records: {quoted(result.first)}")
     else:
         say(
             console,
@@ -160,7 +162,7 @@ def print_runs(console: Console, found: list[tuple[RunPaths, events.RunFile | No
             continue
         table.add_row(
             paths.id, manifest.manager, _seed(manifest), closing.status, f"{closing.steps:,}",
-            escape(closing.objective or "–"), display.number(closing.final), display.number(closing.best),
+            quoted(closing.objective or "–"), display.number(closing.final), display.number(closing.best),
             str(closing.interventions), f"{closing.ended - manifest.created:.0f} s",
         )  # fmt: skip
     console.print(table)
@@ -172,14 +174,14 @@ def _seed(manifest: events.Manifest) -> str:
 
 def print_checked(console: Console, checked: check.Checked) -> None:
     for text in checked.passed:
-        say(console, f"[green]✓[/] {escape(text)}")
+        say(console, f"[green]✓[/] {quoted(text)}")
     for breach in checked.breaches:
         mark = "[red]✗[/]" if breach.severity == "error" else "[yellow]![/]"
-        say(console, f"{mark} {escape(breach.what)}\n    fix: {escape(breach.fix)}")
+        say(console, f"{mark} {quoted(breach.what)}\n    fix: {quoted(breach.fix)}")
     for line in checked.output:
-        say(console, f"    {escape(line)}", "dim")
+        say(console, f"    {quoted(line)}", "dim")
     verdict = "[green]keeps to the protocol[/]" if checked.ok else "[red]does not keep to the protocol[/]"
-    say(console, f"{escape(checked.script)} {verdict} ({checked.records} records).")
+    say(console, f"{quoted(checked.script)} {verdict} ({checked.records} records).")
 
 
 def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledger: Ledger) -> str:

@@ -1,7 +1,7 @@
 """The base of everything that is written to disk, and the one way it becomes bytes.
 
-Numbers that JSON does not have are the strings "NaN", "Infinity" and "-Infinity"; nothing else is ever converted: a
-number in quotes, or true where a number belongs, is an error.
+Numbers that JSON does not have are the strings "NaN", "Infinity" and "-Infinity", and only where a ``Number`` is
+declared; nothing else is ever converted: a number in quotes, true where a number belongs, or 1e999 is an error.
 """
 
 from __future__ import annotations
@@ -10,42 +10,52 @@ import json
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+MAX_INT = 2**53 - 1  # the whole numbers that every JSON reader knows exactly; larger ones overflow a float besides
+MAX_NAME = 64  # characters of a parameter, a choice or a metric
 
 
-def _number(value: object) -> object:
+def _number(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str):
         if value not in NON_FINITE:
-            raise ValueError(f"{value!r} is not a number; only the strings {', '.join(NON_FINITE)} stand for one")
+            raise ValueError(f"{quoted(value)} is not a number; only the strings {', '.join(NON_FINITE)} stand for one")
         return NON_FINITE[value]
     if isinstance(value, bool):
         raise ValueError("true and false are not numbers")
+    if info.mode == "json" and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"not a number of JSON; write one of the strings {', '.join(NON_FINITE)}")
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float | str)]
+Number = Annotated[
+    float, Field(allow_inf_nan=True), BeforeValidator(_number, json_schema_input_type=float | str)
+]  # fmt: skip
 """A float that may be NaN or infinite."""
 
-Value = bool | int | float | str
-"""What a parameter can be set to. Never NaN or infinite: ``action_space`` refuses them."""
+Whole = Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)]
+"""A whole number that every reader of JSON has exactly, and that never overflows in arithmetic with floats."""
+
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+
+Value = bool | Whole | float | Annotated[str, Field(max_length=MAX_NAME)]
+"""What a parameter can be set to. Never NaN or infinite; one that is found in effect is the string "NaN"."""
 
 
 class Wire(BaseModel):
     """A record on disk. Immutable; unknown keys are errors, since in a file of ours they are typing mistakes."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, ser_json_inf_nan="strings", strict=True, use_attribute_docstrings=True
-    )
+        extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="strings", strict=True,
+        use_attribute_docstrings=True,
+    )  # fmt: skip
 
 
 class Lenient(Wire):
     """A record that another program wrote, perhaps a newer one: unknown keys are skipped."""
 
-    model_config = ConfigDict(
-        extra="ignore", frozen=True, ser_json_inf_nan="strings", strict=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="ignore")
 
 
 def to_json(record: BaseModel) -> bytes:
@@ -62,3 +72,20 @@ def plain(record: BaseModel) -> dict[str, Any]:
     """The record as JSON values: what ``to_json`` writes, parsed."""
     result: dict[str, Any] = json.loads(to_json(record))
     return result
+
+
+def quoted(value: object, limit: int = 60) -> str:
+    """``value`` for a message: short, printable, and never an error, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of more than 4,300 digits; nesting without end
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def short(text: str, limit: int) -> str:
+    """Foreign text as one line of at most ``limit`` printable characters: no line breaks, escapes or hidden signs."""
+    cut = text[: limit + 1]
+    if not cut.isprintable():
+        cut = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in cut)
+    return cut if len(cut) <= limit else cut[: limit - 1] + "…"

@@ -42,12 +42,13 @@ MAX_TEXT = 2_000  # characters of a log message or a reason
 BOUNDARIES = ("step", "eval", "checkpoint")  # from fine to coarse
 COMMANDS = ("checkpoint", "rollback", "stop")
 _NEVER = sys.maxsize
+_PLAIN = frozenset((float, int))
 _ENTRY_KEYS = frozenset(
     ("revision", "params", "based_on_step", "valid_until_step", "at_step", "at_boundary", "command", "decision")
 )
 _CONTROL_KEYS = _ENTRY_KEYS | {"v", "run", "issued", "schedule"}
 
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=float).encode
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=float).encode
 
 Scalar = float | int | bool | str
 # Inside Workload the names of these builtins are methods.
@@ -91,7 +92,7 @@ class Parameter:
             return None if isinstance(value, bool) else f"{name}: {value!r} is not true or false"
         if isinstance(value, bool) or not isinstance(value, int if kind == "int" else (int, float)):
             return f"{name}: {value!r} is not of type {kind}"
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return f"{name}: {value!r} is not finite"
         if value == spec.get("off") or spec["low"] <= value <= spec["high"]:
             return None
@@ -159,6 +160,8 @@ class Workload:
         self._seq = 0
         self._step = resumed_step
         self._steps: list[tuple[Whole, Real, Mapping[str, Any]]] = []  # step records not yet formatted
+        self._names: tuple[str, ...] = ()  # of the last step's metrics ...
+        self._template = "{}"  # ... and their JSON, values left open
         self._lines: list[bytes] = []  # formatted lines not yet written
         self._backlog = b""  # what the disk refused; a torn line's rest comes first
         self._complained = False
@@ -273,13 +276,15 @@ class Workload:
         """
         indices = list(groups) if groups is not None else list(range(len(optimizer.param_groups)))
         reference = optimizer.param_groups[indices[0]][key]
-        ratios = [optimizer.param_groups[i][key] / reference if reference else 1.0 for i in indices]
+        ratios = [optimizer.param_groups[i][key] / reference for i in indices] if reference else []
 
         def read() -> list[Any]:
             return [optimizer.param_groups[i][key] for i in indices]
 
         def write(value: Any) -> None:
-            for i, ratio in zip(indices, ratios, strict=True):
+            now = read()
+            kept = ratios or [x / now[0] if now[0] else 1.0 for x in now]  # a warm-up from 0 has no ratios yet
+            for i, ratio in zip(indices, kept, strict=True):
                 optimizer.param_groups[i][key] = value * ratio
 
         spec = {
@@ -385,6 +390,8 @@ class Workload:
         with path.open("rb") as file:
             for line in file:
                 torn = not line.endswith(b"\n")
+                if torn:  # no record: its number is free
+                    break
                 try:
                     record = json.loads(line) if b'"applied"' in line or b'"refused"' in line else None
                     last = int(line[line.index(b'"seq":') + 6 :].split(b",", 1)[0])
@@ -430,9 +437,13 @@ class Workload:
             params = share(params)
         for name, value in params.items():
             parameter = self._parameters.get(name)
-            if parameter and parameter.objection(value) is None:
+            if parameter is None or parameter.objection(value) is not None:
+                continue
+            try:
                 parameter.set(value)
                 self._desired[name] = value
+            except Exception as error:  # training comes first here too; the next override sets it again
+                self.log("error", f"{name} could not be set to {value} again: {type(error).__name__}: {error}")
 
     def steps(self, first: Whole | None = None) -> Iterator[Whole]:
         """Count the steps ``first`` (default: the one after the resumed step) to ``total_steps``, until a stop."""
@@ -451,7 +462,7 @@ class Workload:
             return
         self._ended = True
         status = status or ("stopped" if self.stopping else "completed")
-        self._report("end", status=status, step=step, metrics=dict(metrics or {}))
+        self._report("end", status=status, step=step, metrics=_counted(metrics or {}))
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -486,8 +497,8 @@ class Workload:
         split: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Report an evaluation, the objective among its metrics; then the "eval" boundary."""
-        tables = {"split": {name: dict(row) for name, row in split.items()}} if split else {}
-        self._report("eval", step=step, metrics=dict(metrics), params=self._values(), **tables)
+        tables = {"split": {name: _counted(row) for name, row in split.items()}} if split else {}
+        self._report("eval", step=step, metrics=_counted(metrics), params=self._values(), **tables)
         self._boundary(step, "eval")
 
     def checkpoint(
@@ -503,7 +514,7 @@ class Workload:
             place = place.relative_to(self.directory.absolute())
         elif self.directory is not None and place.is_relative_to(self.directory):
             place = place.relative_to(self.directory)
-        self._report("checkpoint", step=step, path=str(place), metrics=dict(metrics or {}), best=best)
+        self._report("checkpoint", step=step, path=str(place), metrics=_counted(metrics or {}), best=best)
         self._boundary(step, "checkpoint")
 
     def log(self, level: str, message: str) -> None:
@@ -517,7 +528,7 @@ class Workload:
         for step, t, metrics in self._steps:
             head = f'{{"v":{PROTOCOL_VERSION},"seq":{self._seq},"t":{t:.6f},"event":"step","step":{step},"metrics":'
             self._seq += 1
-            self._lines.append(self._fit(head + _dump(metrics) + "}\n"))
+            self._lines.append(self._fit(f"{head}{self._numbers(metrics)}}}\n"))
         self._steps.clear()
         data = self._backlog + b"".join(self._lines)
         self._lines.clear()
@@ -532,8 +543,21 @@ class Workload:
                 self._complained = True
                 print(f"{self.name}: telemetry cannot be written ({error}); training goes on", file=sys.stderr)
 
+    def _numbers(self, metrics: Mapping[str, Any]) -> str:
+        """The metrics of a step as JSON. Most steps have the names of the step before and plain finite numbers."""
+        names, values = tuple(metrics), tuple(metrics.values())
+        if names != self._names:
+            self._names = names
+            self._template = "{" + ",".join(f"{json.dumps(str(name)).replace('%', '%%')}:%r" for name in names) + "}"
+        try:
+            if _PLAIN.issuperset(map(type, values)) and math.isfinite(sum(values)):
+                return self._template % values
+        except (ValueError, OverflowError):  # an int beyond every float
+            pass
+        return _dump(_counted(metrics))
+
     def _fit(self, line: str) -> bytes:
-        data = line.encode()
+        data = line.encode(errors="replace")  # lone surrogates
         if len(data) <= MAX_LINE:
             return data
         text = f"a record of {len(data)} bytes was dropped; {MAX_LINE} are allowed"
@@ -716,20 +740,27 @@ def _dump(value: Any) -> str:
     """Compact JSON in which NaN and the infinities are the strings of the protocol."""
     try:
         return _encode(value)
-    except (ValueError, TypeError):
+    except Exception:  # numbers of other libraries raise what they like (torch: RuntimeError)
         return _encode(_wire(value))
 
 
+def _counted(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics are numbers: true counts as 1."""
+    return {name: int(value) if isinstance(value, bool) else value for name, value in metrics.items()}
+
+
 def _wire(value: Any) -> Any:
-    if value is None or isinstance(value, (str, bool, int)):
+    if value is None or isinstance(value, (str, bool)):
         return value
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 1023 else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
         return {str(key): _wire(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_wire(item) for item in value]
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except Exception:
         return str(value)[:MAX_TEXT]
     if math.isfinite(number):
         return number
@@ -738,8 +769,8 @@ def _wire(value: Any) -> Any:
 
 def _all_finite(metrics: Mapping[str, Any]) -> bool:
     try:
-        return all(value - value == 0.0 for value in metrics.values())
-    except TypeError:  # not a number: `trainmgr check` names it
+        return math.isfinite(sum(metrics.values()))  # a sum that overflows costs one early flush
+    except Exception:  # not a number: `trainmgr check` names it
         return False
 
 

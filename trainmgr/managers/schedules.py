@@ -43,11 +43,18 @@ def _fraction(snapshot: Snapshot) -> float:
 
 
 def _rates(snapshot: Snapshot) -> list[RecipeRow]:
-    return [row for row in snapshot.recipe if row.group == "optimizer" and row.scale == "log"]
+    """The learning rates that may be changed now and whose value is known."""
+    if "adjust" not in snapshot.actions:
+        return []
+    rates = [row for row in snapshot.recipe if row.group == "optimizer" and row.scale == "log" and row.type == "float"]
+    return [row for row in rates if not row.resting and not isinstance(row.value, str)]
 
 
 def _scaled(snapshot: Snapshot, factor: float, why: str) -> Proposal:
-    """Every learning rate at ``factor`` of its first value, as far as one change reaches."""
+    """Every learning rate at ``factor`` of its first value, as far as one change reaches.
+
+    None rises while the objective diverges.
+    """
     changes: dict[str, Value] = {}
     for row in _rates(snapshot):
         assert isinstance(row.start_value, (int, float))
@@ -55,7 +62,8 @@ def _scaled(snapshot: Snapshot, factor: float, why: str) -> Proposal:
         assert row.reach_low is not None
         assert row.reach_high is not None
         value = min(max(row.start_value * factor, row.reach_low), row.reach_high)
-        if not row.resting and abs(value / row.value - 1) > MEANINGFUL:
+        rises_badly = value > row.value and snapshot.signals.diverging
+        if abs(value - row.value) > MEANINGFUL * abs(row.value) and not rises_badly:
             changes[row.name] = value
     if not changes:
         return keep("scheduled", why)
@@ -73,9 +81,9 @@ def warm_restarts(snapshot: Snapshot) -> Proposal:
     """SGDR (Loshchilov and Hutter 2017): cosines, each WARM_RESTARTS[1] times as long as the one before."""
     at, (period, growth) = _fraction(snapshot), WARM_RESTARTS
     begin = 0.0
-    while at >= begin + period and begin + period < 1:
+    while at > begin + period - 1e-9 and begin + period < 1:  # 0.1 + 0.2 is more than 0.3
         begin, period = begin + period, period * growth
-    within = (at - begin) / period
+    within = max(0.0, at - begin) / period
     factor = COSINE_END + (1 - COSINE_END) * (1 + math.cos(math.pi * within)) / 2
     return _scaled(snapshot, factor, f"warm restarts at {within:.1%} of this period: {factor:.3f} of the first rate")
 
@@ -92,8 +100,9 @@ def reduce_on_plateau(snapshot: Snapshot) -> Proposal:
     for row in _rates(snapshot):
         assert isinstance(row.value, (int, float))
         assert row.reach_low is not None
-        if not row.resting and row.value > row.reach_low:
-            changes[row.name] = max(row.value * factor, row.reach_low)
+        assert row.reach_high is not None
+        if row.value > row.reach_low:
+            changes[row.name] = min(max(row.value * factor, row.reach_low), row.reach_high)
     if not changes:
         return keep("plateau", "the learning rate is at its lowest")
     return Proposal(diagnosis="plateau", evidence=f"{waited} evaluations without a new best", action="adjust",
@@ -105,7 +114,12 @@ def early_stopping(snapshot: Snapshot) -> Proposal:
     waited = snapshot.signals.evals_since_best
     if waited < EARLY_STOPPING or "stop" not in snapshot.actions:
         return keep("scheduled", f"{waited} evaluations since the best; {EARLY_STOPPING} are waited for")
-    return Proposal(diagnosis="plateau", evidence=f"{waited} evaluations without a new best", action="stop", to="best")
+    return Proposal(
+        diagnosis="plateau",
+        evidence=f"{waited} evaluations without a new best",
+        action="stop",
+        to="best" if snapshot.best_checkpoint is not None else None,
+    )
 
 
 SCHEDULES: dict[str, Callable[[Snapshot], Proposal]] = {

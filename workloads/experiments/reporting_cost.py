@@ -8,6 +8,7 @@ step, the plain way; "list" is one list append, the least that any reporting can
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -27,10 +28,8 @@ def floor(folder: Path) -> Callable[[int], None]:
 
     def report(step: int) -> None:
         file.write((json.dumps({"step": step, "metrics": METRICS}) + "\n").encode())
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.stat("control.json")  # noqa: PTH116  (what a plain loop would write)
-        except FileNotFoundError:
-            pass
 
     return report
 

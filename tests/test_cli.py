@@ -1,0 +1,161 @@
+"""The command line as people use it: real processes, real runs of workloads/minimal.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from trainmgr import cli, errors
+
+ROOT = Path(__file__).parents[1]
+MINIMAL = ROOT / "workloads" / "minimal.py"
+COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+def trainmgr(*arguments: str | Path, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TRAINMGR_RUNS_DIR": str(cwd / "runs")}
+    done = subprocess.run(
+        [sys.executable, "-m", "trainmgr", *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == expect, f"{done.args}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one managed run of the minimal workload."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = trainmgr("run", MINIMAL, "--manager", "rules", "--seed", "1", cwd=folder)
+    assert "val_loss ended at" in done.stdout
+    assert "Next: trainmgr show" in done.stdout
+    return folder
+
+
+def test_a_run_says_what_was_done_and_what_to_type_next(runs: Path) -> None:
+    done = trainmgr("show", "latest", cwd=runs)
+    assert "interventions" in done.stdout
+    assert "roll back to best" in done.stdout
+
+
+def test_audit_and_replay_hold(runs: Path) -> None:
+    assert "hold" in trainmgr("audit", "latest", cwd=runs).stdout
+    assert "byte for byte" in trainmgr("replay", "latest", cwd=runs).stdout
+    assert "valid" in trainmgr("replay", "latest", "--manager", "schedule:cosine", cwd=runs).stdout
+
+
+def test_the_digest_to_keep_elsewhere(runs: Path) -> None:
+    head = trainmgr("audit", "latest", "--head", cwd=runs).stdout.strip()
+    assert re.fullmatch("[0-9a-f]{64}", head)
+    trainmgr("audit", "latest", "--expect", head, cwd=runs)
+    trainmgr("audit", "latest", "--expect", "0" * 64, cwd=runs, expect=errors.EXIT_FAILED)
+
+
+@pytest.mark.parametrize("command", ["runs", "show", "audit", "replay"])
+def test_what_reads_speaks_json(runs: Path, command: str) -> None:
+    assert json.loads(trainmgr(command, "--json", cwd=runs).stdout)
+
+
+def test_a_run_as_json_lines_and_its_exit_code(tmp_path: Path) -> None:
+    script = tmp_path / "crash.py"
+    script.write_text("import sys\nprint('why it failed', file=sys.stderr)\nsys.exit(7)\n")
+    done = trainmgr("run", script, "--json", cwd=tmp_path, expect=7)
+    kinds = [json.loads(line)["kind"] for line in done.stdout.splitlines()]
+    assert kinds[0] == "run started"
+    assert kinds[-1] == "run ended"
+    done = trainmgr("run", script, cwd=tmp_path, expect=7)
+    assert "why it failed" in done.stdout
+    assert "exit code 7" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.py"], "There is no file nowhere.py"),
+        (["run", MINIMAL, "--manager", "magic"], "There is no manager 'magic'"),
+        (["run", MINIMAL, "--manager", "schedule:magic"], "There is no schedule 'magic'"),
+        (["run", MINIMAL, "--policy", "nowhere.toml"], "cannot be read"),
+        (["audit", "2020"], "No run in"),
+        (["replay", "latest", "--train", "--watch"], "Choose one"),
+        (["compare", MINIMAL, "--seeds", "one"], "--seeds 'one'"),
+        (["attach", "latest"], "has ended"),
+    ],
+)
+def test_mistakes_are_answered_with_the_way_out(runs: Path, arguments: list[str], message: str) -> None:
+    code = errors.EXIT_WORKLOAD if "nowhere.py" in arguments else errors.EXIT_USAGE
+    assert message in trainmgr(*arguments, cwd=runs, expect=code).stderr
+
+
+def test_a_policy_with_a_typing_mistake_names_the_key(runs: Path) -> None:
+    (runs / "bad.toml").write_text("[limits]\nclipp = true\n")
+    done = trainmgr("run", MINIMAL, "--policy", "bad.toml", cwd=runs, expect=errors.EXIT_USAGE)
+    assert "limits.clipp" in done.stderr
+
+
+def test_a_policy_for_another_workload_ends_the_run(runs: Path) -> None:
+    (runs / "other.toml").write_text("[parameters.temperature]\nhigh = 1.0\n")
+    done = trainmgr("run", MINIMAL, "--policy", "other.toml", "--runs-dir", "elsewhere", cwd=runs, expect=143)
+    assert "no such parameter" in done.stderr
+    assert "It has: lr" in done.stderr
+
+
+def test_the_documented_policy_is_a_policy(runs: Path) -> None:
+    text = trainmgr("policy", cwd=runs).stdout
+    assert tomllib.loads(text)["limits"]["clip"] is False
+
+
+def test_schemas_are_written(tmp_path: Path) -> None:
+    trainmgr("schema", "out", cwd=tmp_path)
+    assert (tmp_path / "out" / "telemetry.json").is_file()
+
+
+def test_check_passes_on_the_minimal_workload(tmp_path: Path) -> None:
+    assert "keeps to the protocol" in trainmgr("check", MINIMAL, cwd=tmp_path).stdout
+
+
+def test_compare_prints_a_table_and_reuses_what_is_there(tmp_path: Path) -> None:
+    arguments = ["compare", MINIMAL, "--managers", "none,rules", "--seeds", "1,2", "--jobs", "2"]
+    first = trainmgr(*arguments, cwd=tmp_path)
+    assert "| none | 2 |" in first.stdout
+    second = trainmgr(*arguments, cwd=tmp_path)
+    assert second.stderr.count("reused") == 4
+    assert first.stdout == second.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    text = get_command(cli.app).commands[command].help or ""  # type: ignore[attr-defined]
+    assert "Example" in text
+    assert f"`trainmgr {command}" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_in_the_readme(command: str) -> None:
+    assert f"trainmgr {command}" in (ROOT / "README.md").read_text()
+
+
+def test_every_command_line_of_the_readme_parses() -> None:
+    """Names of commands and options, as typed in the README's code blocks."""
+    blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    typed = [line.split() for line in lines if line.startswith("trainmgr ")]
+    assert typed
+    for words in typed:
+        command = get_command(cli.app).commands[words[1]]  # type: ignore[attr-defined]
+        known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+        ours = words[2 : words.index("--")] if "--" in words else words[2:]
+        assert {word for word in ours if word.startswith("-")} <= known, words
+
+
+def test_the_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "trainmgr", "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"trainmgr \d+\.\d+\.\d+\n", done.stdout)

@@ -1,0 +1,135 @@
+"""Imports point one way, third-party code stays at the edge, and a module stays small enough to read."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "trainmgr"
+
+# What a module may import of trainmgr, in the architectural order: only modules from lines above it, and of those only
+# what its work needs. The guard, for one, must not be able to write a control file.
+ALLOWED: dict[str, str] = {
+    "__init__": "",
+    "errors": "",
+    "files": "",
+    "workload": "",
+    "paths": "errors",
+    "wire": "",
+    "action_space": "wire",
+    "protocol": "action_space wire",
+    "proposal": "wire",
+    "policy": "action_space errors protocol wire",
+    "process": "errors paths",
+    "telemetry": "files protocol",
+    "run_state": "action_space protocol wire",
+    "events": "action_space policy proposal protocol wire",
+    "schemas": "events policy proposal protocol",
+    "ledger": "events proposal protocol wire",
+    "snapshot": "action_space ledger policy proposal run_state wire",
+    "guard": "action_space events ledger policy proposal protocol run_state snapshot wire",
+    "control": "files ledger paths protocol wire",
+    "decision": "control events guard ledger policy protocol run_state snapshot wire",
+    "audit": "errors events files protocol wire",
+    "manifest": "errors events",
+    "history": "audit errors events ledger paths protocol run_state telemetry",
+    "managers.__init__": "",
+    "managers.base": "snapshot",
+    "managers.none": "proposal snapshot wire",
+    "managers.rules": "policy proposal snapshot wire",
+    "managers.schedules": "errors proposal snapshot wire",
+    "managers.replay": "audit errors events paths proposal snapshot wire",
+    "managers.catalog": "errors managers.base managers.none managers.replay managers.rules managers.schedules paths "
+    "policy",
+    "replay": "audit decision errors events guard history ledger managers.base paths proposal protocol run_state "
+    "snapshot telemetry wire",
+    "proof": "audit errors events files history paths protocol replay run_state telemetry",
+    "supervisor": "audit control decision errors events files ledger managers.base paths process protocol run_state "
+    "snapshot telemetry wire",
+    "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
+    "protocol supervisor",
+    "check": "action_space manifest paths process protocol run_state telemetry wire",
+    "display": "events ledger protocol run_state telemetry wire",
+    "compare": "display errors events history launch paths policy supervisor",
+    "screen": "action_space display events ledger run_state telemetry",
+    "tables": "check display events ledger paths process proof replay run_state screen wire",
+}
+ENTRY = {"cli", "__main__", "testing"}  # may import everything; nothing but __main__ imports them
+THIRD_PARTY = {  # package to the modules that may import it
+    "pydantic": {
+        *("wire", "action_space", "protocol", "proposal", "policy", "events", "schemas"),  # what is on disk
+        *("guard", "audit", "history"),  # what reads it
+    },
+    "pydantic_core": {"guard"},
+    "watchdog": {"telemetry"},
+    "typer": {"cli"},
+    "rich": {"cli", "screen", "tables"},
+}  # torch, numpy and (until there is managers/llm.py) openai: nowhere
+LONGEST = 450
+LONG = {
+    "workload": "one file that a training script can carry along; it imports nothing else of trainmgr",
+    "supervisor": "the one thread that owns all state, in one place",
+    "cli": "one body for each command",
+}
+
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The dotted names of everything that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def own(path: Path) -> set[str]:
+    """Modules of trainmgr that a module imports."""
+    found = set()
+    for name in imported(path):
+        head, _, rest = name.partition(".")
+        if head == "trainmgr":
+            parts = rest.split(".")
+            known = [".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in MODULES]
+            found.add(known[0] if known else "__init__")
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(MODULES) == set(ALLOWED) | (ENTRY & set(MODULES))
+
+
+def test_the_order_points_one_way() -> None:
+    above: set[str] = set()
+    for module, allowed in ALLOWED.items():
+        assert set(allowed.split()) <= above, module
+        above.add(module)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in ENTRY])
+def test_a_module_imports_only_what_it_may(module: str) -> None:
+    assert own(MODULES[module]) <= set(ALLOWED[module].split())
+
+
+def test_third_party_code_is_at_the_edge() -> None:
+    for module, path in MODULES.items():
+        if module != "testing":
+            foreign = {name.split(".")[0] for name in imported(path)} - sys.stdlib_module_names - {"trainmgr"}
+            assert foreign <= {package for package, users in THIRD_PARTY.items() if module in users}, module
+
+
+def test_the_workload_library_is_alone_and_standard() -> None:
+    names = {name.split(".")[0] for name in imported(MODULES["workload"])}
+    assert names <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_can_be_read_at_one_sitting(module: str) -> None:
+    assert len(MODULES[module].read_text().splitlines()) <= LONGEST or LONG.get(module)

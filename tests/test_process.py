@@ -1,0 +1,169 @@
+"""One child process: how it is started, what it gets to see, how it is stopped, and how its end is told."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from trainmgr import process
+from trainmgr.errors import WorkloadError
+from trainmgr.paths import RunPaths
+from trainmgr.process import Adopted, Child, Exit
+from trainmgr.testing import TIME_LIMIT, ScriptedManager, answer, supervise, wait_for, write_child
+
+
+@contextmanager
+def started(folder: Path, *command: str, **environment: str) -> Iterator[tuple[Child, queue.Queue[Exit]]]:
+    ends: queue.Queue[Exit] = queue.Queue()
+    child = Child(
+        command,
+        environment=process.clean_environment(environment),
+        directory=folder,
+        stdout=folder / "stdout.log",
+        stderr=folder / "stderr.log",
+        ended=ends.put,
+    )
+    try:
+        yield child, ends
+    finally:
+        child.signal(signal.SIGKILL)
+        assert child.join(TIME_LIMIT)
+
+
+def number_in(path: Path) -> int:
+    wait_for(lambda: path.exists() and path.read_text().endswith("\n"), path.name)
+    return int(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        ("exit 0", 0, "ended well"),
+        ("exit 3", 3, "ended with exit code 3"),
+        ("kill -TERM $$", 143, "was killed by SIGTERM"),
+        ("kill -KILL $$", 137, "was killed by SIGKILL"),
+        ("exit 255", 255, "ended with exit code 255"),
+    ],
+)
+def test_an_end_has_a_code_as_in_a_shell_and_words(tmp_path: Path, script: str, code: int, words: str) -> None:
+    with started(tmp_path, "/bin/sh", "-c", script) as (_, ends):
+        end = ends.get(timeout=TIME_LIMIT)
+    assert (end.code, end.words, end.known) == (code, words, True)
+
+
+def test_an_end_that_nobody_saw_says_so() -> None:
+    assert Exit(0, known=False).words == "ended, unseen by its supervisor"
+
+
+def test_output_goes_to_files_and_is_appended(tmp_path: Path) -> None:
+    for _ in range(2):
+        with started(tmp_path, "/bin/sh", "-c", "echo out; echo err >&2; cat") as (_, ends):
+            assert ends.get(timeout=TIME_LIMIT).code == 0  # stdin is empty: nothing waits for a person
+    assert (tmp_path / "stdout.log").read_text() == "out\nout\n"
+    assert process.last_lines(tmp_path / "stderr.log") == ["err", "err"]
+
+
+def test_what_cannot_be_started_says_why(tmp_path: Path) -> None:
+    with (
+        pytest.raises(WorkloadError, match=r"no-such-program cannot be started: No such file"),
+        started(tmp_path, "no-such-program"),
+    ):
+        pass
+
+
+def test_the_whole_group_is_stopped_grandchildren_included(tmp_path: Path) -> None:
+    script = "sleep 300 & echo $! > pid.new; mv pid.new pid; wait"
+    with started(tmp_path, "/bin/sh", "-c", script) as (child, ends):
+        grandchild = number_in(tmp_path / "pid")
+        assert process.alive(grandchild)
+        child.signal(signal.SIGTERM)
+        assert ends.get(timeout=TIME_LIMIT).code == 143
+        wait_for(lambda: not process.alive(grandchild), "the end of the grandchild")
+        child.signal(signal.SIGTERM)  # a group that is gone is no error
+
+
+def test_an_adopted_process_is_watched_and_stopped_with_its_group_whoever_leads_it(tmp_path: Path) -> None:
+    """Under torchrun or a shell script the process that reports is not the leader of its group."""
+    script = "sleep 300 & echo $! > pid.new; mv pid.new pid; wait"
+    leader = subprocess.Popen(["/bin/sh", "-c", script], cwd=tmp_path, start_new_session=True)
+    try:
+        ends: queue.Queue[Exit] = queue.Queue()
+        adopted = Adopted(number_in(tmp_path / "pid"), ends.put)
+        assert ends.empty()
+        adopted.signal(signal.SIGTERM)
+        assert ends.get(timeout=TIME_LIMIT).known is False
+        assert leader.wait(TIME_LIMIT) == -signal.SIGTERM
+        assert adopted.join(TIME_LIMIT)
+    finally:
+        leader.kill()
+        leader.wait()
+
+
+def test_a_process_belongs_to_a_run_only_with_its_variable(tmp_path: Path) -> None:
+    child = subprocess.Popen(["sleep", "300"], env={**os.environ, "TRAINMGR_RUN_DIR": "/runs/a"})
+    try:
+        wait_for(lambda: process.belongs(child.pid, "TRAINMGR_RUN_DIR", "/runs/a"))
+        assert not process.belongs(child.pid, "TRAINMGR_RUN_DIR", "/runs/b")
+        assert not process.belongs(os.getpid(), "TRAINMGR_RUN_DIR", "/runs/a")
+        assert not process.belongs(1, "TRAINMGR_RUN_DIR", "/runs/a")
+        assert not process.belongs(-1, "TRAINMGR_RUN_DIR", "/runs/a")
+    finally:
+        child.kill()
+        child.wait()
+    assert not process.belongs(child.pid, "TRAINMGR_RUN_DIR", "/runs/a")
+    assert not process.alive(child.pid)
+
+
+def test_the_environment_loses_secrets_and_what_another_supervisor_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "MY_KEY", "TRAINMGR_RESUME", "TRAINMGR_SEED", "HARMLESS"):
+        monkeypatch.setenv(name, "x")
+    found = process.clean_environment({"TRAINMGR_RUN_DIR": "/r"}, secrets=["MY_KEY"])
+    assert found["HARMLESS"] == "x"
+    assert found["TRAINMGR_RUN_DIR"] == "/r"
+    assert not {"OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "MY_KEY", "TRAINMGR_RESUME", "TRAINMGR_SEED"} & set(found)
+
+
+CANARY = "sk-canary-4bfa21"
+
+
+def test_the_key_reaches_neither_the_child_nor_any_file_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    body = """
+print(dict(os.environ), flush=True)
+with Workload("spy", objective="loss", info={k: v for k, v in os.environ.items()}) as w:
+    w.eval(1, {"loss": 1.0})
+    until(lambda: settled(1))
+    w.log("info", str(dict(os.environ))[:1000])
+sys.stderr.write(str(dict(os.environ)))
+"""
+    paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), ScriptedManager([answer()]))
+    assert closing.exit_code == 0
+    assert "TRAINMGR_RUN_DIR" in paths.stdout.read_text()
+    files = [path for path in paths.root.rglob("*") if path.is_file()]
+    assert len(files) >= 5
+    assert [path.name for path in files if CANARY.encode() in path.read_bytes()] == []
+    assert private(paths) == []
+
+
+def private(paths: RunPaths) -> list[str]:
+    """Files that others than the owner can reach."""
+    if paths.root.stat().st_mode & 0o077:
+        return [str(paths.root)]
+    ours = (paths.manifest, paths.telemetry, paths.audit, paths.control)
+    return [path.name for path in ours if path.exists() and path.stat().st_mode & 0o077]
+
+
+def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "stderr.log"
+    assert process.last_lines(path) == []
+    path.write_bytes(b"x" * 100_000 + b"\n" + b"".join(b"line %d \xff\n" % i for i in range(20)))
+    assert process.last_lines(path, count=2) == ["line 18 \ufffd", "line 19 \ufffd"]

@@ -1,0 +1,353 @@
+"""The `rules` manager on synthetic telemetry: every state here is folded from records, none is made up."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainmgr import guard, protocol, snapshot
+from trainmgr.action_space import Parameter
+from trainmgr.ledger import Ledger
+from trainmgr.managers.rules import RulesManager
+from trainmgr.policy import Policy
+from trainmgr.proposal import Proposal
+from trainmgr.run_state import RunState
+
+LR = Parameter(name="rate", type="float", low=1e-5, high=5e-3, scale="log", value=4e-3, max_ratio=2.0, min_ratio=0.1,
+               group="optimizer")  # fmt: skip
+CLIP = Parameter(name="clip", type="float", low=0.1, high=5.0, value=1.0, group="optimizer")
+DROP = Parameter(name="drop", type="float", low=0.0, high=0.5, value=0.0, max_delta=0.2, group="regularization")
+DECAY = Parameter(name="decay", type="float", low=0.0, high=3.0, value=0.0, group="regularization")
+MEAN = Parameter(name="mean", type="float", low=0.9, high=0.999, value=0.0, off=0.0, group="averaging")
+SPACE = [LR, CLIP, DROP, DECAY, MEAN]
+LEARNING = [10.0, 7.0, 6.0, 5.5, 5.2, 5.0, 4.9, 4.85, 4.82, 4.8]  # objective; the gap to training grows beside it
+
+
+class Run:
+    """A run of which only the telemetry exists."""
+
+    def __init__(
+        self,
+        *,
+        space: list[Parameter] = SPACE,
+        mode: protocol.Mode = "min",
+        counterpart: str | None = "train",
+        total: int | None = 6000,
+        spacing: int = 60,
+        commands: tuple[str, ...] = ("rollback", "stop"),
+        policy: Policy | None = None,
+    ) -> None:
+        self.state, self.policy, self.spacing, self.seq, self.step = (
+            RunState(),
+            policy or Policy(),
+            spacing,
+            0,
+            -spacing,
+        )
+        self.manager, self.revision = RulesManager(self.policy.rules), 0
+        self.log: list[tuple[int, Proposal]] = []
+        self.turn = -1.0 if mode == "max" else 1.0
+        objective = protocol.Objective(metric="goal", mode=mode, counterpart=counterpart)
+        self.write(protocol.Start, event="start", workload="w", pid=1, total_steps=total, objective=objective,
+                   action_space=space, commands=list(commands))  # fmt: skip
+
+    def write(self, record: Any, **fields: Any) -> None:
+        self.state.fold(record(v=1, seq=self.seq, t=float(self.seq), **fields))
+        self.seq += 1
+
+    def evaluate(self, loss: float, train: float | None = None, *, norms: tuple[float, ...] = (1.0,) * 10) -> Run:
+        """Train until the next evaluation. Losses are turned where the objective is to be high."""
+        self.step += self.spacing
+        for i, norm in enumerate(norms):
+            self.write(protocol.Step, event="step", step=max(0, self.step - len(norms) + i + 1),
+                       metrics={"grad_norm": norm})  # fmt: skip
+        metrics = {"goal": self.turn * loss} | ({} if train is None else {"train": self.turn * train})
+        before = self.state.best
+        self.write(protocol.Eval, event="eval", step=self.step, metrics=metrics)
+        if self.state.best != before:
+            self.write(protocol.Checkpoint, event="checkpoint", step=self.step, path="best", metrics=metrics, best=True)
+        return self
+
+    def curve(self, losses: list[float], gap: float | None = 0.5) -> Run:
+        for loss in losses:
+            self.evaluate(loss, None if gap is None else loss - gap)
+        return self
+
+    def ask(self) -> Proposal:
+        raw = self.manager.decide(snapshot.take(self.state, Ledger(), self.policy, "evaluation"))
+        return Proposal.model_validate(raw)
+
+    def obey(self) -> Proposal:
+        """Ask; what is asked for must be allowed, and is done."""
+        raw = self.manager.decide(snapshot.take(self.state, Ledger(), self.policy, "evaluation"))
+        judgment = guard.judge(raw, self.state, Ledger(), self.policy, decision="d", based_on_step=self.state.step,
+                               age_seconds=0.0)  # fmt: skip
+        assert judgment.result == "accepted", [check for check in judgment.checks if not check.ok]
+        proposal = Proposal.model_validate(raw)
+        if proposal.action != "keep":
+            self.log.append((self.state.step, proposal))
+            self.revision += 1
+            changes = {name: (self.state.recipe[name], value) for name, value in judgment.changes.items()}
+            self.write(protocol.Applied, event="applied", revision=self.revision, step=self.state.step, boundary="step",
+                       changes=changes, command=judgment.command)  # fmt: skip
+        return proposal
+
+
+def overfitted(**options: Any) -> Run:
+    """A best at 4.8, and three evaluations that are worse and worse while training goes on to improve."""
+    run = Run(**options).curve(LEARNING, None if options.get("counterpart", "train") is None else 0.5)
+    for i, loss in enumerate((5.1, 5.4, 5.7)):
+        run.evaluate(loss, 4.0 - i / 5 if run.state.start and run.state.start.objective.counterpart else None)
+    return run
+
+
+# -- overfitting -------------------------------------------------------------------------------------------------------
+
+
+def test_overfitting_rolls_back_slows_down_and_regularizes() -> None:
+    proposal = overfitted().obey()
+    assert (proposal.diagnosis, proposal.action, proposal.to) == ("overfitting", "rollback", "best")
+    assert proposal.changes == {"rate": 1.2e-3, "drop": 0.2, "decay": 1.2, "mean": pytest.approx(1 - 1 / 60, rel=1e-5)}
+    assert "4.8 at step 540" in proposal.evidence
+
+
+def test_an_objective_to_be_maximized_is_treated_the_same() -> None:
+    assert overfitted(mode="max").obey().changes == overfitted().obey().changes
+
+
+def test_without_a_counterpart_and_without_a_way_back_the_changes_alone() -> None:
+    run = overfitted(counterpart=None, commands=())
+    proposal = run.obey()
+    assert (proposal.diagnosis, proposal.action) == ("overfitting", "adjust")
+    assert set(proposal.changes) == {"rate", "drop", "decay", "mean"}
+
+
+def test_one_bad_evaluation_is_not_overfitting() -> None:
+    assert Run().curve(LEARNING).evaluate(5.7, 4.0).obey().action == "keep"
+
+
+def test_noise_alone_is_not_overfitting() -> None:
+    noise = (0.3, -0.3, 0.1, 0.35, -0.2, 0.0, -0.35, 0.3, -0.1, 0.25, -0.3)
+    run = Run(total=None).curve([9.0, 7.0, 6.0, 5.0])
+    for x in noise * 8:
+        run.evaluate(5.0 + x, 4.5 + x / 2).obey()
+    assert {p.diagnosis for _, p in run.log} <= {"plateau"}
+    assert len(run.log) <= 88 / run.policy.rules.plateau_evals
+
+
+def test_a_change_is_measured_before_the_next() -> None:
+    run = overfitted()
+    run.obey()
+    assert run.evaluate(5.9, 3.9).obey().action == "keep"
+    assert run.evaluate(5.9, 3.9).obey().diagnosis == "overfitting"
+
+
+def test_a_rise_of_training_itself_is_no_overfitting() -> None:
+    run = Run().curve(LEARNING)
+    for loss in (5.1, 5.4, 5.7):
+        run.evaluate(loss, loss - 0.4)
+    proposal = run.obey()
+    assert (proposal.diagnosis, proposal.action, set(proposal.changes)) == ("instability", "rollback", {"rate"})
+
+
+def test_when_every_response_is_used_up_it_keeps_and_says_so() -> None:
+    run = Run(space=[LR.model_copy(update={"value": 4e-3})], total=None).curve(LEARNING)
+    floor = 4e-3 * run.policy.rules.lr_floor
+    for _ in range(40):
+        run.evaluate(6.0, 3.0).obey()
+    assert run.state.recipe["rate"] == pytest.approx(floor)
+    assert len(run.log) == 3  # 1.2e-3, 3.6e-4, 2e-4
+    assert (run.ask().action, run.ask().diagnosis) == ("keep", "overfitting")
+
+
+def test_what_rests_or_is_frozen_is_left_alone() -> None:
+    policy = Policy.model_validate({"parameters": {"drop": {"frozen": True}}, "limits": {"cooldown_evals": 6}})
+    run = overfitted(policy=policy)
+    assert "drop" not in run.obey().changes
+    for _ in range(3):
+        run.evaluate(5.9, 3.0)
+    assert run.obey().action == "keep"
+
+
+# -- divergence and instability ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_answered_at_once(value: float) -> None:
+    proposal = Run().curve(LEARNING).evaluate(value, 4.0).obey()
+    assert (proposal.diagnosis, proposal.action, proposal.changes) == ("divergence", "rollback", {"rate": 1.2e-3})
+
+
+def test_training_worse_than_at_the_beginning_is_divergence() -> None:
+    proposal = Run().curve(LEARNING).evaluate(12.0, 11.0).obey()
+    assert (proposal.diagnosis, proposal.action) == ("divergence", "rollback")
+
+
+def test_training_at_its_beginning_is_not_divergence_for_noise() -> None:
+    run = Run(space=[LR], total=None)
+    for loss in (5.0, 4.9, 5.1, 4.95, 5.05, 4.9, 5.1, 5.0, 5.05):
+        run.evaluate(loss, loss - 0.1)
+    assert run.state.evaluations[-1].metrics["train"] > 4.9  # than at the first evaluation
+    assert run.obey().action == "keep"
+
+
+def test_divergence_that_nothing_helps_against_is_named_and_kept() -> None:
+    run = Run(space=[DROP], commands=()).curve(LEARNING).evaluate(math.nan, math.nan)
+    assert (run.obey().action, run.ask().diagnosis) == ("keep", "divergence")
+
+
+def test_many_outlying_gradient_norms_are_instability() -> None:
+    run = Run().curve(LEARNING).evaluate(4.79, 4.29, norms=(1.0,) * 9 + (50.0,))
+    proposal = run.obey()
+    assert (proposal.diagnosis, proposal.action, proposal.changes) == ("instability", "adjust", {"rate": 1.2e-3})
+    assert run.evaluate(4.78, 4.28, norms=(1.0,) * 9 + (50.0,)).obey().action == "keep"  # measured first
+
+
+# -- plateau -----------------------------------------------------------------------------------------------------------
+
+
+def plateau(gap: float | None, **options: Any) -> Run:
+    run = Run(**options).curve(LEARNING, gap)
+    return run.curve([LEARNING[-1] + 0.001] * run.policy.rules.plateau_evals, gap)
+
+
+def test_a_plateau_without_a_gap_to_look_at_is_left_more_slowly() -> None:
+    proposal = plateau(None, counterpart=None, space=[LR, DROP]).obey()
+    assert (proposal.diagnosis, proposal.action, proposal.changes) == ("plateau", "adjust", {"rate": 1.2e-3})
+
+
+def test_a_plateau_with_a_wide_gap_is_regularized() -> None:
+    proposal = plateau(1.0).obey()
+    assert (proposal.diagnosis, set(proposal.changes)) == ("plateau", {"drop", "decay", "mean"})
+
+
+def test_a_plateau_with_a_narrow_gap_takes_back_what_was_tightened() -> None:
+    run = overfitted(total=60_000)
+    run.obey()
+    run.curve([4.8] * 14, 0.01)
+    proposal = run.obey()
+    assert (proposal.diagnosis, proposal.changes) == ("over-regularization", {"drop": 0.1, "decay": 0.6})
+
+
+def test_over_regularization_goes_back_to_the_start_and_no_further() -> None:
+    space = [LR, DROP.model_copy(update={"value": 0.1})]
+    assert "drop" not in plateau(0.01, space=space).obey().changes
+
+
+def test_a_rate_at_its_floor_rises_where_nothing_overfits() -> None:
+    run = Run(space=[LR], total=None).curve(LEARNING)
+    diagnoses = []
+    for _ in range(80):
+        diagnoses.append(run.evaluate(4.81, 4.8).obey().diagnosis)
+    assert "underfitting" in diagnoses
+    assert 2e-4 <= float(run.state.recipe["rate"]) <= 4e-3
+
+
+# -- the end, floors, cadence ------------------------------------------------------------------------------------------
+
+
+def test_the_run_ends_near_its_best() -> None:
+    run = overfitted(total=13 * 60)  # the 13th evaluation is at step 720
+    proposal = run.obey()
+    assert (proposal.diagnosis, proposal.action, proposal.to) == ("scheduled", "rollback", "best")
+
+
+def test_the_rate_falls_in_a_line_at_the_end() -> None:
+    run = Run(total=6000)
+    for i in range(100):
+        run.evaluate(5.0 - i / 100, 4.9 - i / 100).obey()
+    steps = [step for step, _ in run.log]
+    rates = [float(p.changes["rate"]) for _, p in run.log]
+    assert steps[0] == 4500
+    assert {b - a for a, b in pairwise(steps)} == {120}  # every second evaluation
+    assert rates[-1] == pytest.approx(4e-3 * run.policy.rules.anneal_to)
+    assert rates == pytest.approx([4e-3 - (4e-3 - 4e-5) * (i + 1) / len(rates) for i in range(len(rates))], abs=2e-4)
+
+
+def test_a_plateau_at_the_end_is_left_to_the_annealing() -> None:
+    run = Run(space=[LR.model_copy(update={"low": 3.5e-3})], total=6000).curve(LEARNING)
+    while run.step < 5940:
+        run.evaluate(4.8, 4.79).obey()
+    assert {p.diagnosis for step, p in run.log if step < 4500} == {"plateau", "underfitting"}
+    assert {p.diagnosis for step, p in run.log if step >= 4500} <= {"scheduled"}
+
+
+def test_without_a_planned_end_nothing_is_annealed() -> None:
+    run = Run(total=None)
+    for i in range(100):
+        run.evaluate(5.0 - i / 100, 4.9 - i / 100).obey()
+    assert run.log == []
+
+
+def test_a_long_run_is_not_frozen_by_a_cut_at_every_boundary() -> None:
+    """Each change lets the objective fall a little further before it rises again."""
+    run, best = Run(total=12_000), 5.0
+    for i in range(199):
+        age = i if not run.log else (run.step - run.log[-1][0]) // run.spacing
+        loss = best * (1 + 0.004 * abs(age - 6))
+        run.evaluate(loss, loss - 1.0).obey()
+        best -= 0.002
+    early = [p for step, p in run.log if step < 9000]
+    cuts = [p for p in early if "rate" in p.changes]
+    assert len(early) < 150 / 4
+    assert 1 <= len(cuts) <= 3  # from the start to the floor
+    assert float(run.state.recipe["rate"]) >= 4e-3 * run.policy.rules.anneal_to
+
+
+# -- whatever happens --------------------------------------------------------------------------------------------------
+
+floats = st.floats(-20, 20) | st.sampled_from([math.nan, math.inf, -math.inf, 0.0])
+
+
+def awkward(low: float, high: float) -> st.SearchStrategy[float]:
+    """Numbers that six digits do not hold."""
+    return st.integers(0, 97).map(lambda i: low + (high - low) * i / 97)
+
+
+@st.composite
+def parameters(draw: st.DrawFn) -> Parameter:
+    low = draw(awkward(1e-6, 1.0))
+    high = low + draw(awkward(1e-3, 5.0))
+    off = draw(st.sampled_from([None, 0.0]))
+    return Parameter(
+        name="p",
+        type="float",
+        low=low,
+        high=high,
+        scale=draw(st.sampled_from(["log", "linear"])),
+        value=draw(awkward(low, high) | st.just(low if off is None else off)),
+        max_ratio=draw(st.none() | awkward(1.01, 3.0)),
+        min_ratio=draw(st.none() | awkward(0.05, 0.99)),
+        max_delta=draw(st.none() | awkward(1e-3, 2.0)),
+        group=draw(st.sampled_from(["optimizer", "regularization", "averaging", "other"])),
+        off=off,
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    curve=st.lists(st.tuples(floats, st.none() | floats, st.sampled_from([1.0, 100.0])), min_size=1, max_size=40),
+    space=st.lists(parameters(), max_size=4),
+    mode=st.sampled_from(["min", "max"]),
+    total=st.none() | st.integers(1, 400),
+    commands=st.sampled_from([(), ("rollback",), ("rollback", "stop")]),
+    cooldown=st.integers(0, 3),
+)
+def test_whatever_the_curve_what_the_rules_propose_is_allowed(
+    curve: list[tuple[float, float | None, float]],
+    space: list[Parameter],
+    mode: protocol.Mode,
+    total: int | None,
+    commands: tuple[str, ...],
+    cooldown: int,
+) -> None:
+    named = [p.model_copy(update={"name": f"p{i}"}) for i, p in enumerate(space)]
+    policy = Policy.model_validate({"limits": {"cooldown_evals": cooldown}})
+    run = Run(space=named, mode=mode, total=total, spacing=10, commands=commands, policy=policy)
+    for objective, train, norm in curve:
+        run.evaluate(objective, train, norms=(1.0,) * 9 + (norm,)).obey()  # obey asserts it

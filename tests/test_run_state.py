@@ -1,0 +1,197 @@
+"""The state as a fold: the same whichever way the records are cut, in constant space, and honest about NaN."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import pytest
+from factories import TOTAL, applied, checkpoint, curve, dropout, end, evaluation, fold, log, lr, refused, start, step
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainmgr import protocol, run_state
+from trainmgr.run_state import RunState
+
+STEPS = st.integers(0, TOTAL)
+VALUES = st.sampled_from([0.0, 1.0, 2.5, math.inf, 1e308, -1e308])  # not NaN, which is not equal to itself
+NAMES = st.sampled_from(["val", "train", "loss", "grad_norm", "x" * 99])
+RECORDS = st.lists(
+    st.builds(lambda s, m: step(s, **m), STEPS, st.dictionaries(NAMES, VALUES, max_size=3))
+    | st.builds(lambda s, v, p: evaluation(s, v, params=p), STEPS, VALUES,
+                st.dictionaries(st.sampled_from(["lr", "other"]), st.sampled_from([1e-3, 3e-3, "NaN"])))
+    | st.builds(checkpoint, STEPS, best=st.booleans())
+    | st.builds(applied, STEPS, st.integers(1, 9), st.just({"lr": (3e-3, 1e-3)}) | st.just({}),
+                st.sampled_from([None, "rollback"]))
+    | st.builds(refused, STEPS, st.integers(1, 9)) | st.builds(log, st.text(max_size=5)) | st.builds(end, STEPS)
+    | st.builds(lambda v, s: start(lr(value=v), seq=s), st.sampled_from([1e-3, 3e-3]), st.integers(0, 9))
+    | st.builds(lambda k: protocol.Unreadable(kind=k, quote="", reason=""), st.sampled_from(["garbage", "unknown"])),
+    max_size=25,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(RECORDS, st.integers(0, 25))
+def test_folding_in_two_parts_is_folding_at_once(records: list[Any], cut: int) -> None:
+    whole, parts = RunState(), RunState()
+    for record in records:
+        whole.fold(record)
+    for record in records[:cut]:
+        parts.fold(record)
+    for again in (pickle.loads(pickle.dumps(parts)), copy.deepcopy(parts), parts):
+        for record in records[cut:]:
+            again.fold(record)
+        assert again == whole
+        assert repr(again) == repr(whole)
+
+
+@settings(deadline=None, max_examples=100)
+@given(RECORDS)
+def test_records_are_only_read(records: list[Any]) -> None:
+    before = [pickle.dumps(record) for record in records]
+    for state in (RunState(), fold([start(lr())])):
+        for record in records:
+            state.fold(record)
+        state.finish()
+    assert [pickle.dumps(record) for record in records] == before
+
+
+def sizes(state: RunState) -> dict[str, int]:
+    return {name: len(value) for name, value in vars(state).items() if hasattr(value, "__len__")}
+
+
+def long_run(count: int) -> RunState:
+    """Many records, all of them with names never seen before."""
+    state = fold([start()])
+    for i in range(count // 10):
+        fold([*(step(i, **{f"m{i * 5 + j}": 1.0, "grad_norm": 1.0}) for j in range(5)),
+              evaluation(i, float(i), params={f"p{i}": 1}, **{f"e{i}": math.nan}),
+              applied(i, i + 1, {"lr": (3e-3, 1e-3 + i * 1e-9), f"q{i}": (1, 2)}), log("x" * 500),
+              checkpoint(i), refused(i, i + 1)], state)  # fmt: skip
+    return state
+
+
+def test_memory_does_not_grow_with_the_run() -> None:
+    short, long = long_run(2_000), long_run(50_000)
+    assert sizes(short) == sizes(long)
+    assert len(pickle.dumps(long)) < 1.05 * len(pickle.dumps(short)) + 1_000
+    assert (long.records, long.evals) == (50_001, 5_000)
+
+
+def test_ten_thousand_names_in_one_stretch_are_counted_not_kept() -> None:
+    state = fold([start(), *(step(i, **{f"m{i}": 1.0}) for i in range(10_000))])
+    assert len(state.windows) == run_state.NAMES
+    assert state.extra_names == 10_000 - run_state.NAMES
+    many = fold([start(), evaluation(1, 1.0, **{f"m{i}": 1.0 for i in range(1000)}, train=2.0)])
+    assert list(many.evaluations[0].metrics)[:2] == ["val", "train"]
+    assert len(many.evaluations[0].metrics) == run_state.NAMES
+    assert many.extra_names == 1002 - run_state.NAMES
+
+
+def test_long_names_and_texts_are_not_kept() -> None:
+    long = "x" * 60_000
+    state = fold([start(), step(1, **{long: 1.0}), evaluation(1, 1.0, **{long: 1.0}), log(long, level=long)])
+    assert len(pickle.dumps(state)) < 10_000
+    assert state.extra_names == 2
+
+
+def test_restarts_with_ever_new_parameters_do_not_add_up() -> None:
+    state = fold([start(lr(name=f"p{i}")) for i in range(100)])
+    assert list(state.recipe) == ["p99"]
+    assert state.starts == 100
+
+
+@pytest.mark.parametrize(("mode", "values", "best"), [
+    ("min", [3.0, 1.0, 2.0], (20, 1.0)), ("max", [1.0, 3.0, 2.0], (20, 3.0)),
+    ("min", [math.nan, 2.0, math.nan], (20, 2.0)), ("max", [math.inf, 2.0, math.nan], (20, 2.0)),
+    ("min", [-math.inf, 2.0], (20, 2.0)), ("min", [math.nan], None), ("min", [2.0, 2.0], (10, 2.0)),
+])  # fmt: skip
+def test_the_best_is_finite_and_the_first_of_equals(mode: str, values: list[float], best: Any) -> None:
+    state = curve(values, mode=mode)
+    assert state.best == best
+    assert state.evals_since_best == len(values) - (best[0] // 10 if best else 0)
+    assert state.evals == len(values)
+
+
+def test_nan_is_counted_and_kept() -> None:
+    state = fold([start(), step(1, loss=math.nan), step(2, loss=math.inf, acc=1.0)])
+    assert (state.non_finite, state.non_finite_total) == (2, 2)
+    assert state.windows["loss"].non_finite == 2
+    fold([evaluation(2, math.nan)], state)
+    assert (state.non_finite, state.non_finite_total) == (0, 3)
+    assert state.evaluations[-1].non_finite == 3
+    assert math.isnan(state.latest or 0.0)
+    assert state.evaluations[-1].means == {"acc": 1.0}
+
+
+def test_interventions_are_measured_until_the_next_change() -> None:
+    state = curve([2.0, 1.9])
+    fold([applied(20, 1, {"lr": (3e-3, 1e-3)}), evaluation(30, 1.8), applied(30, 2, command="rollback")], state)
+    first, second = state.interventions
+    assert (first.before, first.after, first.closed) == (1.9, [(30, 1.8)], "next change")
+    assert (second.before, second.closed) == (1.8, None)
+    assert state.changed_at == {"lr": 2}
+    assert state.rollback_at == 3
+    fold([evaluation(40 + i, 1.0) for i in range(run_state.OUTCOME_EVALS + 3)], state)
+    assert second.closed == "measured"
+    assert len(second.after) == run_state.OUTCOME_EVALS
+    fold([applied(90, 3, {"lr": (1e-3, 2e-3)}), end(100)], state)
+    assert state.interventions[-1].closed == "end"
+    assert (state.intervention_count, state.acknowledged) == (3, 3)
+
+
+def test_an_acknowledgment_without_a_change_is_no_intervention() -> None:
+    state = fold([start(), applied(1, 1), applied(2, 2, {"stranger": (1, 2)}), refused(3, 3)])
+    assert state.interventions == []
+    assert state.acknowledged == 3
+    assert "stranger" not in state.recipe
+
+
+def test_a_change_without_an_override_is_drift() -> None:
+    state = fold([start(lr(), dropout(scheduled=True)), evaluation(10, 1.0, params={"lr": 3e-3, "dropout": 0.1})])
+    assert state.drifts == []
+    assert state.recipe["dropout"] == 0.1
+    fold([evaluation(20, 1.0, params={"lr": 1e-3}), evaluation(30, 1.0, params={"lr": "NaN", "else": 1})], state)
+    assert [(d.name, d.expected, d.found, d.restart) for d in state.drifts] == [
+        ("lr", 3e-3, 1e-3, False),
+        ("lr", 1e-3, "NaN", False),
+    ]
+    fold([evaluation(40 + i, 1.0, params={"lr": 1e-3 * (1 + i % 2)}) for i in range(100)], state)
+    assert len(state.drifts) == run_state.INTERVENTIONS
+    assert state.drift_count == 102
+
+
+def test_a_restart_begins_where_it_resumed() -> None:
+    state = fold([start(lr()), step(80, loss=1.0), end(80)])
+    fold([start(lr(value=1e-3), resumed=protocol.Resumed(path="checkpoints/x", step=50))], state)
+    assert (state.starts, state.step, state.end) == (2, 50, None)
+    assert [(d.step, d.restart, d.found) for d in state.drifts] == [(50, True, 1e-3)]
+    assert state.recipe == {"lr": 1e-3}
+
+
+def test_gaps_in_seq() -> None:
+    state = RunState()
+    for seq in (0, 1, 4, 4, 5):
+        state.fold(step(1).model_copy(update={"seq": seq}))
+    assert state.gaps == 3
+    state.fold(protocol.Unreadable(kind="unknown", quote="", reason=""))
+    state.fold(step(2).model_copy(update={"seq": 7}))
+    assert (state.gaps, state.unknown, state.garbage) == (3, 1, 0)
+    state.fold(protocol.Unreadable(kind="garbage", quote="", reason=""))
+    state.fold(step(2).model_copy(update={"seq": 9}))
+    assert (state.gaps, state.garbage) == (4, 1)
+
+
+def test_gradient_outliers() -> None:
+    state = fold([start(), *(step(i, grad_norm=1.0) for i in range(8)), step(9, grad_norm=11.0),
+                  step(10, grad_norm=9.0), evaluation(10, 1.0)])  # fmt: skip
+    assert state.evaluations[0].spikes == 0.1
+
+
+def test_records_before_the_start_do_no_harm() -> None:
+    state = fold([step(1, loss=1.0), evaluation(2, 1.0), checkpoint(2), applied(2, 1, {"lr": (1, 2)})])
+    assert state.best is None
+    assert state.latest is None
+    assert run_state.summary(state)["objective"] is None

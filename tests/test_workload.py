@@ -1,0 +1,792 @@
+"""The library inside of a training script: what it writes, what it accepts, and what it never lets happen."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from trainmgr import protocol, workload
+from trainmgr.run_state import RunState
+from trainmgr.telemetry import Feed
+from trainmgr.workload import Workload
+
+
+@pytest.fixture(autouse=True)
+def unmanaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TRAINMGR_RUN_DIR", "TRAINMGR_SEED", "TRAINMGR_RESUME", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run directory that the environment names; the control file is looked at after every step."""
+    root = tmp_path / "run"
+    root.mkdir()
+    monkeypatch.setenv("TRAINMGR_RUN_DIR", str(root))
+    monkeypatch.setattr(workload, "PERIOD", 0.0)
+    return root
+
+
+class Script:
+    """A training script in miniature: three parameters at three boundaries, and every command."""
+
+    def __init__(self, **more: Any) -> None:
+        self.recipe: dict[str, Any] = {"lr": 0.1, "depth": 3, "mix": 0.5, "flip": False, "kind": "a"}
+        self.done: list[str] = []
+        self.set_calls: list[tuple[str, Any]] = []
+        self.w = Workload("test", objective="loss", total_steps=100, **more)
+        declare = {"float": {"low": 0.01, "high": 1.0}, "int": {"low": 1, "high": 9}}
+        self.w.float("lr", get=self.get("lr"), set=self.put("lr"), scale="log", max_ratio=2.0, **declare["float"])
+        self.w.int("depth", get=self.get("depth"), set=self.put("depth"), boundary="checkpoint", **declare["int"])
+        self.w.float("mix", get=self.get("mix"), set=self.put("mix"), low=0.2, high=1.0, off=0.0, boundary="eval")
+        self.w.bool("flip", get=self.get("flip"), set=self.put("flip"))
+        self.w.choice("kind", get=self.get("kind"), set=self.put("kind"), choices=["a", "b"])
+        self.w.command("rollback", self.rollback)
+        self.w.command("checkpoint", lambda to: self.done.append("checkpoint"))
+        self.w.command("stop", lambda to: self.done.append(f"stop {to}"))
+
+    def get(self, name: str) -> Callable[[], Any]:
+        return lambda: self.recipe[name]
+
+    def put(self, name: str) -> Callable[[Any], None]:
+        def put(value: Any) -> None:
+            self.set_calls.append((name, value))
+            self.recipe[name] = value
+
+        return put
+
+    def rollback(self, to: str) -> None:
+        self.done.append(f"rollback {to}")
+        self.recipe["lr"] = 0.1  # as restoring an optimizer does
+
+    def __enter__(self) -> Script:
+        self.w.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.w.flush()
+
+
+def control(run: Path, revision: int, params: dict[str, Any] | None = None, **more: Any) -> None:
+    """Put a control file in place as the supervisor does: in one step."""
+    content = {"v": 1, "run": run.name, "revision": revision, "issued": {"t": 0.0, "step": 0}, "params": params or {},
+               "based_on_step": 0, "decision": f"d{revision}", **more}  # fmt: skip
+    put(run, json.dumps(content))
+
+
+def put(run: Path, text: str) -> None:
+    new = run / "control.new"
+    new.write_text(text)
+    new.replace(run / "control.json")
+
+
+def command(name: str, to: str | None = None) -> dict[str, Any]:
+    return {"id": "c1", "name": name, "to": to}
+
+
+def records(run: Path, event: str = "") -> list[dict[str, Any]]:
+    lines = (run / "telemetry.jsonl").read_bytes().splitlines(keepends=True)
+    assert all(line.endswith(b"\n") for line in lines)
+    found = [json.loads(line) for line in lines]
+    return [record for record in found if not event or record["event"] == event]
+
+
+def folded(run: Path) -> RunState:
+    """Read by the other side: every line is a record of the protocol."""
+    state = RunState()
+    for item in Feed(run / "telemetry.jsonl").records():
+        assert not isinstance(item, protocol.Unreadable), item
+        state.fold(item)
+    assert state.gaps == 0
+    return state
+
+
+# ---- what is written -------------------------------------------------------------------------------------
+
+
+def test_without_a_supervisor_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Script() as script:
+        assert not script.w.supervised
+        for step in script.w.steps():
+            script.w.step(step, {"loss": 1.0})
+        script.w.eval(100, {"loss": 1.0})
+        script.w.log("info", "hello")
+        script.w.end(100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_gets_telemetry_and_no_control_file_is_read(tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    with Script(directory=place) as script:
+        control(place, 1, {"lr": 0.2})
+        script.w.step(1, {"loss": 1.0})
+        script.w.eval(1, {"loss": 1.0})
+        script.w.checkpoint(1, script.w.checkpoints / "a.pt", best=True)
+        script.w.end(1, {"loss": 1.0})
+    assert [r["event"] for r in records(place)] == ["start", "step", "eval", "checkpoint", "end"]
+    assert records(place, "checkpoint")[0]["path"] == "checkpoints/a.pt"
+    assert script.recipe["lr"] == 0.1
+    state = folded(place)
+    assert state.end is not None
+    assert state.end.status == "completed"
+
+
+def test_every_record_is_one_of_the_protocol_whatever_the_script_reports(run: Path) -> None:
+    class Odd:
+        def __float__(self) -> float:
+            raise RuntimeError("a tensor with two elements")
+
+    with Script(metrics={"loss": "–"}, info={"path": Path("/x"), "odd": "\ud800"}) as script:
+        w = script.w
+        w.step(1, {"loss": 10**400, "acc": True, "x": -(10**5000)})
+        w.step(2, {"a%sb": 1.5, 'qu"ote': 2, "ü\n": 3})
+        w.log("warning", "half a pair: \ud800, a break:\n, " + "x" * 10_000)
+        w.eval(2, {"loss": float("-inf")}, split={"en": {"loss": math.nan}})
+        w.checkpoint(2, "checkpoints/\udcff")
+        w.end(2)
+    state = folded(run)
+    assert state.records == 7
+    first, second = records(run, "step")
+    assert first["metrics"] == {"loss": "Infinity", "acc": 1, "x": "-Infinity"}
+    assert second["metrics"] == {"a%sb": 1.5, 'qu"ote': 2, "ü\n": 3}
+    assert len(records(run, "log")[0]["message"]) == workload.MAX_TEXT
+
+    with Script(directory=None) as script:  # goes on in the same file
+        script.w.step(3, {"loss": Odd()})
+        script.w.step(4, {"loss": [1, 2]})
+        script.w.step(5, {"loss": 1.0})
+    assert [r["seq"] for r in records(run)] == list(range(len(records(run))))
+
+
+def test_nan_is_written_at_once_and_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    with Script() as script:
+        script.w.step(1, {"loss": 1.0})  # the first one is always written
+        script.w.step(2, {"loss": 2.0})
+        assert [r["step"] for r in records(run, "step")] == []
+        script.w.step(3, {"loss": math.nan, "grad_norm": math.inf})
+        assert [r["step"] for r in records(run, "step")] == [1, 2, 3]
+        assert records(run)[-1]["metrics"] == {"loss": "NaN", "grad_norm": "Infinity"}
+    assert folded(run).non_finite_total == 2
+
+
+def test_seq_has_no_gaps_across_a_restart_after_a_torn_line(run: Path) -> None:
+    with Script() as script:
+        for step in range(1, 6):
+            script.w.step(step, {"loss": float(step)})
+    telemetry = run / "telemetry.jsonl"
+    whole = telemetry.read_bytes()
+    telemetry.write_bytes(whole[:-9])  # killed in the middle of the last line
+    with Script(resumed_from="x", resumed_step=3) as script:
+        script.w.step(4, {"loss": 4.0})
+        script.w.end(4)
+    lines = telemetry.read_bytes().splitlines()
+    assert lines[5] == whole.splitlines()[5][:-8]
+    state = RunState()
+    for item in Feed(telemetry).records():
+        state.fold(item)
+    assert (state.gaps, state.garbage, state.starts) == (0, 1, 2)
+
+
+def test_a_record_too_long_is_replaced_by_a_word_about_it(run: Path) -> None:
+    with Script() as script:
+        script.w.eval(1, {f"metric {i}": 1.0 for i in range(6000)})
+    assert "bytes was dropped" in records(run, "log")[0]["message"]
+    assert max(map(len, (run / "telemetry.jsonl").read_bytes().splitlines(keepends=True))) <= workload.MAX_LINE
+    folded(run)
+
+
+def test_a_full_disk_costs_records_and_never_the_training_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "telemetry.jsonl").symlink_to("/dev/full")
+    with Script() as script:
+        steps = 0
+        for step in script.w.steps():
+            script.w.step(step, {"loss": 1.0})
+            steps += 1
+        script.w.eval(100, {"loss": 1.0})
+        script.w.end(100)
+    assert steps == 100
+    assert capsys.readouterr().err.count("telemetry cannot be written") == 1
+
+
+def test_what_a_full_disk_refused_is_written_when_there_is_room_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, room = os.write, [40]
+
+    def scarce(fd: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        count = write(fd, data[: room[0]])
+        room[0] -= count
+        return count
+
+    with Script() as script:
+        monkeypatch.setattr(os, "write", scarce)
+        script.w.step(1, {"loss": 1.0})  # torn in the middle of a line
+        script.w.step(2, {"loss": 2.0})
+        room[0] = 1 << 30
+        script.w.step(3, {"loss": 3.0})
+        monkeypatch.undo()
+    assert [r["step"] for r in records(run, "step")] == [1, 2, 3]
+    folded(run)
+
+
+def test_past_its_limit_the_backlog_shows_as_a_gap(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "MAX_BACKLOG", 200)
+    with Script() as script:
+        script.w.step(1, {"loss": 1.0})
+        real = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: (_ for _ in ()).throw(OSError(28, "full")))
+        for step in range(2, 20):
+            script.w.step(step, {"loss": 1.0})
+        monkeypatch.setattr(os, "write", real)
+        script.w.step(20, {"loss": 1.0})
+    state = RunState()
+    for item in Feed(run / "telemetry.jsonl").records():
+        assert not isinstance(item, protocol.Unreadable)
+        state.fold(item)
+    assert state.gaps > 0
+    assert state.step == 20
+
+
+def test_the_end_says_how_it_came(run: Path) -> None:
+    for error, status in ((None, "completed"), (KeyboardInterrupt(), "interrupted"), (ValueError("no"), "failed")):
+        (run / "telemetry.jsonl").unlink(missing_ok=True)
+        try:
+            with Workload("test", objective="loss") as w:
+                w.step(7, {"loss": 1.0})
+                if error:
+                    raise error
+        except (KeyboardInterrupt, ValueError):
+            pass
+        assert (records(run)[-1]["event"], records(run)[-1]["status"], records(run)[-1]["step"]) == ("end", status, 7)
+
+
+def test_declarations_that_cannot_be(run: Path) -> None:
+    def declare(**more: Any) -> None:
+        values = {"low": 0.1, "high": 1.0, **more}
+        Workload("test", objective="loss").float("x", get=lambda: 1.0, set=print, **values)
+
+    for wrong in ({"low": 1.0}, {"low": math.nan}, {"high": math.inf}, {"low": 0.0, "scale": "log"}, {"scale": "exp"},
+                  {"boundary": "epoch"}):  # fmt: skip
+        with pytest.raises(ValueError, match="x: "):
+            declare(**wrong)
+    with pytest.raises(ValueError, match="allowed are 'min' and 'max'"):
+        Workload("test", objective="loss", mode="least")
+    with Script() as script:
+        with pytest.raises(ValueError, match="declared twice"):
+            script.w.bool("flip", get=bool, set=print)
+        with pytest.raises(ValueError, match="allowed are checkpoint, rollback, stop"):
+            script.w.command("restart", print)
+        script.w.step(1, {})
+        with pytest.raises(RuntimeError, match="before"):
+            script.w.command("stop", print)
+
+
+# ---- the control file: what is ignored -------------------------------------------------------------------
+
+GOOD = {"v": 1, "run": "run", "revision": 1, "issued": {"t": 0.0, "step": 0}, "params": {"lr": 0.2},
+        "based_on_step": 0, "decision": "d1"}  # fmt: skip
+
+IGNORED = {
+    "half-written": json.dumps(GOOD)[:40],
+    "empty": "",
+    "no object": "[1, 2]",
+    "null": "null",
+    "deep": "[" * 100_000,
+    "not text": "\udcff\udcfe",
+    "wrong version": json.dumps({**GOOD, "v": 2}),
+    "no version": json.dumps({k: v for k, v in GOOD.items() if k != "v"}),
+    "another run": json.dumps({**GOOD, "run": "other"}),
+    "unknown key": json.dumps({**GOOD, "paramz": {}}),
+    "revision as text": json.dumps({**GOOD, "revision": "1"}),
+    "revision true": json.dumps({**GOOD, "revision": True}),
+    "params a list": json.dumps({**GOOD, "params": ["lr"]}),
+    "at_step a float": json.dumps({**GOOD, "at_step": 1.5}),
+    "unknown boundary": json.dumps({**GOOD, "at_boundary": "epoch"}),
+    "boundary a list": json.dumps({**GOOD, "at_boundary": ["step"]}),
+    "unknown command": json.dumps({**GOOD, "command": command("format")}),
+    "command a list": json.dumps({**GOOD, "command": ["stop"]}),
+    "command name a list": json.dumps({**GOOD, "command": {"id": "c", "name": ["stop"], "to": None}}),
+    "command to a number": json.dumps({**GOOD, "command": {"id": "c", "name": "stop", "to": 3}}),
+    "schedule a number": json.dumps({**GOOD, "schedule": 3}),
+    "schedule of numbers": json.dumps({**GOOD, "schedule": [3]}),
+    "schedule with unknown key": json.dumps({**GOOD, "schedule": [{"revision": 1, "params": {}, "v": 1}]}),
+}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_a_bad_control_file_is_ignored_with_a_log_record_and_the_next_good_one_applies(run: Path, name: str) -> None:
+    with Script() as script:
+        (run / "control.json").write_bytes(IGNORED[name].encode(errors="surrogateescape"))
+        script.w.step(1, {"loss": 1.0})
+        script.w.step(2, {"loss": 1.0})
+        assert script.recipe["lr"] == 0.1
+        assert [r["message"][:20] for r in records(run, "log")] == ["control file ignored"]
+        control(run, 1, {"lr": 0.3})
+        script.w.step(3, {"loss": 1.0})
+        assert script.recipe["lr"] == 0.3
+    assert [r["revision"] for r in records(run, "applied")] == [1]
+    folded(run)
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "NaN": {"lr": math.nan},
+    "infinite": {"lr": math.inf},
+    "1e999": {"lr": 1e999},
+    "huge int": {"lr": 10**400},
+    "too high": {"lr": 1.0000001},
+    "too low": {"lr": 0.0},
+    "text": {"lr": "0.2"},
+    "true": {"lr": True},
+    "null": {"lr": None},
+    "list": {"lr": [0.2]},
+    "object": {"lr": {"value": 0.2}},
+    "float for int": {"depth": 4.0},
+    "number for bool": {"flip": 1},
+    "unknown choice": {"kind": "c"},
+    "list for choice": {"kind": ["a"]},
+    "unknown name": {"momentum": 0.9},
+    "one good, one bad": {"lr": 0.2, "depth": 99},
+    "between off and low": {"mix": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_value_that_cannot_be_is_refused_and_changes_nothing(run: Path, name: str) -> None:
+    with Script() as script:
+        before = dict(script.recipe)
+        control(run, 1, REFUSED[name])
+        script.w.step(1, {"loss": 1.0})
+        script.w.eval(1, {"loss": 1.0})
+        script.w.checkpoint(1, "checkpoints/a")
+        assert script.recipe == before
+        assert script.set_calls == []
+        control(run, 2, {"lr": 0.2})
+        script.w.step(2, {"loss": 1.0})
+        assert script.recipe["lr"] == 0.2
+    assert [r["revision"] for r in records(run, "refused")] == [1]
+    assert next(iter(REFUSED[name])) in records(run, "refused")[0]["reason"] or "depth" in REFUSED[name]
+    folded(run)
+
+
+# ---- the control file: when it applies -------------------------------------------------------------------
+
+
+def test_each_revision_is_answered_exactly_once(run: Path) -> None:
+    with Script() as script:
+        for revision, lr in enumerate((0.2, 0.3, 5.0, 0.1), start=1):
+            control(run, revision, {"lr": lr})
+            for step in range(revision * 10, revision * 10 + 3):
+                script.w.step(step, {"loss": 1.0})
+        control(run, 4, {"lr": 0.1})  # written again: a new file, an old revision
+        script.w.step(50, {"loss": 1.0})
+        control(run, 2, {"lr": 0.3})
+        script.w.step(51, {"loss": 1.0})
+    answers = [(r["event"], r["revision"], r["step"]) for r in records(run) if r["event"] in ("applied", "refused")]
+    assert answers == [("applied", 1, 10), ("applied", 2, 20), ("refused", 3, 30), ("applied", 4, 40)]
+    assert records(run, "applied")[1]["changes"] == {"lr": [0.2, 0.3]}
+
+
+def test_changes_wait_for_their_boundary_the_coarsest_of_them_for_all(run: Path) -> None:
+    with Script() as script:
+        w = script.w
+        control(run, 1, {"lr": 0.2, "depth": 4})
+        w.step(1, {"loss": 1.0})
+        w.eval(1, {"loss": 1.0})
+        assert script.recipe["lr"] == 0.1
+        w.step(2, {"loss": 1.0})
+        w.checkpoint(2, "checkpoints/a")
+        assert (script.recipe["lr"], script.recipe["depth"]) == (0.2, 4)
+        control(run, 2, {"lr": 0.2, "depth": 4, "mix": 0.0})  # "off"; of the others nothing is asked anew
+        w.step(3, {"loss": 1.0})
+        assert script.recipe["mix"] == 0.5
+        w.eval(3, {"loss": 1.0})
+        assert script.recipe["mix"] == 0.0
+    first, second = records(run, "applied")
+    assert (first["boundary"], first["step"], list(first["changes"])) == ("checkpoint", 2, ["lr", "depth"])
+    assert (second["boundary"], second["step"], list(second["changes"])) == ("eval", 3, ["mix"])
+
+
+def test_a_revision_that_is_superseded_while_it_waits_is_refused_once(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"depth": 4})
+        script.w.step(1, {"loss": 1.0})
+        control(run, 2, {"lr": 0.2})
+        script.w.step(2, {"loss": 1.0})
+        script.w.checkpoint(3, "checkpoints/a")
+    assert script.recipe["depth"] == 3
+    assert [(r["revision"], r["reason"]) for r in records(run, "refused")] == [(1, "superseded by revision 2")]
+    assert [r["revision"] for r in records(run, "applied")] == [2]
+
+
+def test_what_comes_too_late_is_refused(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"lr": 0.2}, valid_until_step=4)
+        script.w.step(5, {"loss": 1.0})
+        control(run, 2, {"lr": 0.2}, valid_until_step=6)
+        script.w.step(6, {"loss": 1.0})
+        control(run, 3, {"lr": 0.3}, at_step=6)
+        script.w.step(7, {"loss": 1.0})
+        control(run, 4, {"lr": 0.2, "depth": 5}, valid_until_step=9)  # waits for a checkpoint, too long
+        script.w.step(8, {"loss": 1.0})
+        script.w.checkpoint(10, "checkpoints/a")
+    assert [(r["revision"], r["reason"]) for r in records(run, "refused")] == [
+        (1, "too late: it was valid until step 4, this is step 5"),
+        (3, "too late: it was for step 6, this is step 7"),
+        (4, "too late: it was valid until step 9, this is step 10"),
+    ]
+    assert script.recipe["lr"] == 0.2
+
+
+def test_at_step_and_at_boundary_are_exact(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"lr": 0.2}, at_step=3, at_boundary="eval")
+        seen = []
+        for step in range(1, 5):
+            script.w.step(step, {"loss": 1.0})
+            seen.append(script.recipe["lr"])
+            script.w.eval(step, {"loss": 1.0})
+            seen.append(script.recipe["lr"])
+    assert seen == [0.1] * 5 + [0.2] * 3
+
+
+def test_a_schedule_applies_each_entry_at_its_step(run: Path) -> None:
+    back = command("rollback", "best")
+    entries = [
+        {"revision": 1, "params": {"lr": 0.2}, "at_step": 2, "at_boundary": "step"},
+        {"revision": 2, "params": {"lr": 0.2}, "at_step": 4, "at_boundary": "eval", "command": back},
+        {"revision": 3, "params": {"lr": 0.3}, "at_step": 4, "at_boundary": "eval"},
+        {"revision": 4, "params": {"lr": 0.3, "depth": 5}, "at_step": 5, "at_boundary": "checkpoint"},
+    ]  # fmt: skip
+    with Script() as script:
+        control(run, 4, {"lr": 0.3, "depth": 5}, schedule=[e | {"decision": "d", "based_on_step": 0} for e in entries])
+        for step in range(1, 7):
+            script.w.step(step, {"loss": 1.0})
+            script.w.eval(step, {"loss": 1.0})
+            script.w.checkpoint(step, "checkpoints/a")
+    assert [(r["revision"], r["step"], r["boundary"]) for r in records(run, "applied")] == [
+        (1, 2, "step"), (2, 4, "eval"), (3, 4, "eval"), (4, 5, "checkpoint"),
+    ]  # fmt: skip
+    assert script.done == ["rollback best"]
+    assert (script.recipe["lr"], script.recipe["depth"]) == (0.3, 5)
+
+
+# ---- commands --------------------------------------------------------------------------------------------
+
+
+def test_a_command_is_done_once_even_when_the_file_is_read_again_and_after_a_restart(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"lr": 0.2})
+        script.w.step(1, {"loss": 1.0})
+        control(run, 2, {"lr": 0.2}, command=command("rollback", "best"))
+        script.w.step(2, {"loss": 1.0})
+        control(run, 2, {"lr": 0.2}, command=command("rollback", "best"))
+        script.w.step(3, {"loss": 1.0})
+        assert script.done == ["rollback best"]
+    with Script(resumed_from="a", resumed_step=2) as script:  # crashed, and started again
+        for step in script.w.steps():
+            script.w.step(step, {"loss": 1.0})
+            if step == 10:
+                break
+        assert script.done == []
+        assert script.recipe["lr"] == 0.2  # it converges to what is in force, without a new answer
+    assert records(run, "start")[1]["action_space"][0]["value"] == 0.2
+    assert [r["revision"] for r in records(run) if r["event"] in ("applied", "refused")] == [1, 2]
+    assert folded(run).drift_count == 0
+
+
+def test_a_restart_applies_what_came_while_it_was_down_and_nothing_else(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"lr": 0.2})
+        script.w.step(1, {"loss": 1.0})
+    control(run, 2, {"lr": 0.3})
+    with Script(resumed_from="a", resumed_step=1) as script:
+        script.w.step(2, {"loss": 1.0})
+        script.w.step(3, {"loss": 1.0})
+    assert [(r["revision"], r["step"]) for r in records(run, "applied")] == [(1, 1), (2, 2)]
+
+
+def test_a_setter_that_raises_during_a_restart_does_not_stop_training(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"lr": 0.2})
+        script.w.step(1, {"loss": 1.0})
+    w = Workload("test", objective="loss")
+
+    def broken(value: float) -> None:
+        raise RuntimeError("out of order")
+
+    w.float("lr", get=lambda: 0.1, set=broken, low=0.01, high=1.0)
+    w.step(2, {"loss": 1.0})
+    assert "out of order" in records(run, "log")[0]["message"]
+
+
+def test_the_recipe_in_force_survives_a_rollback_that_overwrites_it(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"lr": 0.2})
+        script.w.step(1, {"loss": 1.0})
+        control(run, 2, {"lr": 0.2}, command=command("rollback", "best"))
+        script.w.step(2, {"loss": 1.0})
+        assert script.recipe["lr"] == 0.2
+        control(run, 3, {"lr": 0.4}, command=command("rollback", "initial"))
+        script.w.step(3, {"loss": 1.0})
+        assert script.recipe["lr"] == 0.4
+    assert [r["changes"] for r in records(run, "applied")[1:]] == [{}, {"lr": [0.2, 0.4]}]
+    assert script.done == ["rollback best", "rollback initial"]
+
+
+def test_a_command_that_refuses_is_refused_and_one_that_is_not_offered_too(run: Path) -> None:
+    done = []
+
+    def rollback(to: str) -> None:
+        done.append(to)
+        raise ValueError("there is no checkpoint")
+
+    w = Workload("test", objective="loss")
+    w.command("rollback", rollback)
+    control(run, 1, command=command("rollback", "best"))
+    w.step(1, {"loss": 1.0})
+    control(run, 2, command=command("stop"))
+    w.step(2, {"loss": 1.0})
+    assert done == ["best"]
+    assert not w.stopping
+    assert [r["reason"] for r in records(run, "refused")] == [
+        "ValueError: there is no checkpoint", "this workload offers no stop",
+    ]  # fmt: skip
+
+
+def test_a_stop_ends_the_loop_after_its_acknowledgment(run: Path) -> None:
+    with Script() as script:
+        steps = []
+        for step in script.w.steps():
+            if step == 3:
+                control(run, 1, command=command("stop", "best"))
+            script.w.step(step, {"loss": 1.0})
+            steps.append(step)
+        script.w.end(steps[-1])
+    assert steps == [1, 2, 3]
+    assert script.done == ["stop best"]
+    assert [r["event"] for r in records(run)][-2:] == ["applied", "end"]
+    assert records(run)[-1]["status"] == "stopped"
+
+
+def test_a_command_may_report_by_itself(run: Path) -> None:
+    w = Workload("test", objective="loss")
+    w.command("checkpoint", lambda to: w.checkpoint(1, "checkpoints/a"))
+    control(run, 1, command=command("checkpoint"))
+    w.step(1, {"loss": 1.0})
+    w.step(2, {"loss": 1.0})
+    assert [r["event"] for r in records(run)] == ["start", "step", "checkpoint", "applied", "step"]
+
+
+def test_a_setter_that_raises_is_refused_and_everything_is_set_back(run: Path) -> None:
+    recipe = {"a": 0.1, "b": 0.1}
+    w = Workload("test", objective="loss")
+
+    def set_b(value: float) -> None:
+        recipe["b"] = value
+        if value > 0.5:
+            raise RuntimeError("cannot be")
+
+    w.float("a", get=lambda: recipe["a"], set=lambda v: recipe.update(a=v), low=0.0, high=1.0)
+    w.float("b", get=lambda: recipe["b"], set=set_b, low=0.0, high=1.0)
+    control(run, 1, {"a": 0.9, "b": 0.9})
+    w.step(1, {"loss": 1.0})
+    assert recipe == {"a": 0.1, "b": 0.1}
+    assert records(run, "refused")[0]["reason"] == "RuntimeError: cannot be"
+    control(run, 2, {"a": 0.9, "b": 0.2})
+    w.step(2, {"loss": 1.0})
+    assert recipe == {"a": 0.9, "b": 0.2}
+    assert records(run, "applied")[0]["changes"] == {"a": [0.1, 0.9], "b": [0.1, 0.2]}
+
+
+def test_the_acknowledgment_carries_what_is_in_effect_not_what_was_asked(run: Path) -> None:
+    w = Workload("test", objective="loss")
+    w.float("lr", get=lambda: 0.1, set=lambda value: None, low=0.0, high=1.0)  # a setter without effect
+    control(run, 1, {"lr": 0.9})
+    w.step(1, {"loss": 1.0})
+    assert records(run, "applied")[0]["changes"] == {"lr": [0.1, 0.1]}
+
+
+# ---- optimizers ------------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_keeps_the_ratios_of_its_groups_and_reports_all_of_them(run: Path) -> None:
+    optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 1e-4}, {"lr": 0.0}])
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1e-1)
+    control(run, 1, {"lr": 5e-3})
+    w.step(1, {"loss": 1.0})
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([5e-3, 5e-4, 0.0])
+    (applied,) = records(run, "applied")
+    assert applied["changes"] == {"lr": [1e-3, 5e-3]}
+    assert applied["groups"]["lr"] == pytest.approx([5e-3, 5e-4, 0.0])
+
+
+def test_groups_that_are_not_named_are_left_alone(run: Path) -> None:
+    optimizer = SimpleNamespace(param_groups=[{"wd": 0.1}, {"wd": 0.3}])
+    w = Workload("test", objective="loss")
+    w.optimizer("wd", optimizer, key="wd", low=0.0, high=1.0, scale="linear", groups=[1])
+    control(run, 1, {"wd": 0.6})
+    w.step(1, {"loss": 1.0})
+    assert [g["wd"] for g in optimizer.param_groups] == [0.1, 0.6]
+
+
+def test_a_warm_up_from_zero_keeps_the_ratios_that_come_after_it(run: Path) -> None:
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1e-1, scheduled=True)
+    w.step(1, {"loss": 1.0})
+    optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 1e-3, 1e-4  # the scheduler
+    control(run, 1, {"lr": 5e-3})
+    w.step(2, {"loss": 1.0})
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([5e-3, 5e-4])
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_a_change_that_a_scheduler_overwrites_shows_in_the_read_back(run: Path, scheduled: bool) -> None:
+    import torch
+
+    layers = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+    groups = [{"params": layers[0].parameters(), "lr": 0.01}, {"params": layers[1].parameters(), "lr": 0.001}]
+    optimizer = torch.optim.AdamW(groups)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=0.1, scheduled=scheduled)
+    for step in range(1, 5):
+        if step == 2:
+            control(run, 1, {"lr": 0.05})
+        optimizer.zero_grad()
+        layers[1](layers[0](torch.ones(1, 2))).sum().backward()
+        optimizer.step()
+        scheduler.step()
+        w.step(step, {"loss": 1.0})  # after the scheduler: this is where a change takes effect
+        w.eval(step, {"loss": 1.0})
+    (applied,) = records(run, "applied")
+    assert applied["changes"]["lr"][1] == 0.05
+    assert applied["groups"]["lr"] == pytest.approx([0.05, 0.005])
+    seen = [r["params"]["lr"] for r in records(run, "eval")]
+    assert seen[1] == 0.05
+    assert seen[2] < 0.05
+    drifts = folded(run).drifts
+    if scheduled:  # the script says that it moves the value itself: no breach, and the recipe follows
+        assert drifts == []
+    else:
+        assert any(d.name == "lr" and d.expected == 0.05 and d.step == 3 for d in drifts)
+
+
+# ---- several ranks ---------------------------------------------------------------------------------------
+
+RANKS = """
+import json, os, sys
+from pathlib import Path
+import torch.distributed as dist
+import trainmgr.workload
+from trainmgr.workload import Workload
+
+trainmgr.workload.PERIOD = 0.0
+rank, store = int(os.environ["RANK"]), sys.argv[1]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+run, recipe, seen = Path(os.environ["TRAINMGR_RUN_DIR"]), {"lr": 0.1}, []
+w = Workload("ranks", objective="loss", total_steps=40, sync_every=4)
+w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.0, high=1.0)
+w.command("stop", lambda to: None)
+for step in w.steps():
+    if rank == 0 and step in (6, 17):
+        entry = {"v": 1, "run": run.name, "revision": 1 if step == 6 else 2, "issued": {"t": 0.0, "step": 0},
+                 "params": {"lr": 0.5}, "based_on_step": 0, "decision": "d",
+                 "command": None if step == 6 else {"id": "c", "name": "stop", "to": None}}
+        (run / "control.new").write_text(json.dumps(entry))
+        (run / "control.new").replace(run / "control.json")
+    w.step(step, {"loss": 1.0})
+    if step % 10 == 0:
+        w.eval(step, {"loss": 1.0})
+    seen.append((step, recipe["lr"]))
+w.end(seen[-1][0])
+Path(sys.argv[2]).write_text(json.dumps(seen))
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_apply_the_same_change_at_the_same_step_and_one_writes(run: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    children = []
+    for rank in range(2):
+        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+                       "TRAINMGR_RUN_DIR": str(run), "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+        command = [sys.executable, str(script), str(tmp_path / "store"), str(tmp_path / f"seen{rank}")]
+        children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
+    try:
+        for child in children:
+            _, err = child.communicate(timeout=120)
+            assert child.returncode == 0, err.decode()
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    seen = [json.loads((tmp_path / f"seen{rank}").read_text()) for rank in range(2)]
+    assert seen[0] == seen[1]
+    assert [lr for _, lr in seen[0]] == [0.1] * 7 + [0.5] * 13  # read at step 8, stopped at step 20 (sync or eval)
+    assert [(r["revision"], r["step"]) for r in records(run, "applied")] == [(1, 8), (2, 20)]
+    assert len(records(run, "start")) == 1
+    folded(run)
+
+
+def test_several_ranks_without_a_way_to_broadcast_refuse(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(workload, "_torch_broadcast", lambda: None)
+    with Script(sync_every=1) as script:
+        control(run, 1, {"lr": 0.2})
+        script.w.step(1, {"loss": 1.0})
+        script.w.step(2, {"loss": 1.0})
+    assert script.recipe["lr"] == 0.1
+    assert [r["reason"] for r in records(run, "refused")] == ["several ranks, and no way to broadcast between them"]
+
+
+# ---- as a child ------------------------------------------------------------------------------------------
+
+
+def test_importing_it_imports_nothing_else_of_trainmgr_and_nothing_of_others() -> None:
+    code = """
+import sys
+before = set(sys.modules)
+import trainmgr.workload
+new = set(sys.modules) - before
+ours = {n for n in new if n.partition(".")[0] == "trainmgr"}
+foreign = {n for n in new if n.partition(".")[0] not in sys.stdlib_module_names} - ours
+print(sorted(ours), sorted(foreign))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "['trainmgr', 'trainmgr.workload'] []"
+
+
+def test_a_child_without_end_writes_what_it_had_gathered_at_exit(run: Path) -> None:
+    code = """
+from trainmgr.workload import Workload
+w = Workload("child", objective="loss", total_steps=200)
+for step in w.steps():
+    w.step(step, {"loss": 1.0})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert [r["step"] for r in records(run, "step")] == list(range(1, 201))
+
+
+def test_seed_and_resume_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (workload.default_seed(7), workload.resume_path()) == (7, None)
+    monkeypatch.setenv("TRAINMGR_SEED", "-3")
+    monkeypatch.setenv("TRAINMGR_RESUME", "runs/x/checkpoints/a")
+    assert (workload.default_seed(7), workload.resume_path()) == (-3, "runs/x/checkpoints/a")
+    monkeypatch.setenv("TRAINMGR_SEED", "many")
+    assert workload.default_seed(7) == 7
