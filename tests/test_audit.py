@@ -1,5 +1,5 @@
-"""What `trainmgr audit` sees of a run that somebody changed afterwards: all of it, but for the kinds listed here that no
-hash chain can see without a digest kept elsewhere."""
+"""What `trainmgr audit` sees of a run that somebody changed afterwards: all of it, but for the kinds listed here, which
+no hash chain can see without a digest kept elsewhere."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_a_run_as_json_lines_and_its_exit_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nowhere.py"], "There is no file nowhere.py"),
+        (["run", "nowhere.py"], "nowhere.py"),
         (["run", MINIMAL, "--manager", "magic"], "There is no manager 'magic'"),
         (["run", MINIMAL, "--manager", "schedule:magic"], "There is no schedule 'magic'"),
         (["run", MINIMAL, "--policy", "nowhere.toml"], "cannot be read"),

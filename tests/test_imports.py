@@ -47,9 +47,9 @@ ALLOWED: dict[str, str] = {
     "policy",
     "replay": "audit decision errors events guard history ledger managers.base paths proposal protocol run_state "
     "snapshot telemetry wire",
-    "proof": "audit errors events files history paths protocol replay run_state telemetry",
-    "supervisor": "audit control decision errors events files ledger managers.base paths process protocol run_state "
-    "snapshot telemetry wire",
+    "proof": "audit errors events files history paths protocol replay run_state telemetry wire",
+    "supervisor": "audit control decision errors events files history ledger managers.base paths process "
+    "protocol run_state snapshot telemetry wire",
     "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
     "protocol supervisor",
     "check": "action_space manifest paths process protocol run_state telemetry wire",

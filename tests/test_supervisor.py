@@ -20,7 +20,6 @@ from trainmgr.paths import RunPaths, list_runs
 from trainmgr.policy import Approval, Limits, ParameterLimits, Policy, Process
 from trainmgr.testing import (
     LINE,
-    PREAMBLE,
     PYTHON,
     TIME_LIMIT,
     Recorder,
@@ -165,17 +164,17 @@ def test_a_manager_that_answers_garbage_costs_nothing_and_all_of_it_is_on_record
 
 
 def test_a_manager_that_raises_is_asked_again_next_time(tmp_path: Path) -> None:
-    class Circular(Exception):
+    class OddError(Exception):
         pass
 
     manager = ScriptedManager(
-        [RuntimeError("secret-in-a-message"), ManagerError("no answer: \ud800"), SystemExit(3), Circular(),
+        [RuntimeError("secret-in-a-message"), ManagerError("no answer: \ud800"), SystemExit(3), OddError(),
          KeyboardInterrupt(), answer("adjust", {"lr": 0.2})]
     )  # fmt: skip
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path), manager)
     assert [message for _, message in failures(paths)] == [
         "RuntimeError in manager scripted", "no answer: ?", "SystemExit in manager scripted",
-        "Circular in manager scripted", "KeyboardInterrupt in manager scripted",
+        "OddError in manager scripted", "KeyboardInterrupt in manager scripted",
     ]  # fmt: skip
     assert b"secret-in-a-message" not in paths.audit.read_bytes()
     assert (closing.status, closing.interventions) == ("completed", 1)
@@ -535,14 +534,18 @@ with w:
 # ---- its own death ---------------------------------------------------------------------------------------
 
 
-def test_the_child_outlives_its_supervisor_and_attach_takes_over(tmp_path: Path) -> None:
-    body = LINE.replace("until(lambda: settled(evals))", """
+ORPHANED = """
             if step <= 8:
                 until(lambda: settled(evals))
             if step == 10:
                 until(lambda: (RUN / "go").exists())
             if step == 12:
-                until(lambda: "verdict" in [e["kind"] for e in log()][[e["kind"] for e in log()].index("attached"):])""").replace("            \n", "\n")  # fmt: skip
+                until(lambda: "verdict" in "".join(e["kind"] for e in log()).partition("attached")[2])
+"""
+
+
+def test_the_child_outlives_its_supervisor_and_attach_takes_over(tmp_path: Path) -> None:
+    body = LINE.replace("            until(lambda: settled(evals))\n", ORPHANED)
     script = write_child(tmp_path, body)
     command = [PYTHON, "-m", "trainmgr", "run", str(script), "--manager", "schedule:cosine", "--runs-dir",
                str(tmp_path / "runs"), "--seed", "1", "--quiet"]  # fmt: skip
@@ -677,7 +680,7 @@ def test_every_override_is_in_the_log_before_it_is_in_the_control_file(
 
     monkeypatch.setattr(control, "write", watched)
     answers = [answer("adjust", {"lr": 0.2}), answer("rollback", to="best"), answer("adjust", {"lr": 0.1})]
-    paths, closing, _ = supervise(tmp_path, write_child(tmp_path), ScriptedManager(answers))
+    _, closing, _ = supervise(tmp_path, write_child(tmp_path), ScriptedManager(answers))
     assert closing.status == "completed"
     assert written == [1, 2, 3]
 
@@ -758,8 +761,9 @@ def test_a_control_file_that_cannot_be_written_is_told(tmp_path: Path, monkeypat
 
 
 def test_garbage_partial_and_endless_lines_are_counted_and_the_run_goes_on(tmp_path: Path) -> None:
-    lines = [b"garbage\n", b"\xff\xfe\x00\n", b"[]\n", b"\n", b"x" * 70 * 1024 + b"\n", b'{"v":1,"seq":1}\n',
-             b'{"event":"step","v":1,"seq":1,"t":1.0,"step":1,"metrics":{"loss":NaN}}\n', b"[" * 5000 + b"\n"]  # fmt: skip
+    lines = [b"garbage\n", b"\xff\xfe\x00\n", b"[]\n", b"\n", b"x" * 70 * 1024 + b"\n", b"{}\n",
+             b"[" * 5000 + b"\n",
+             b'{"event":"step","v":1,"seq":1,"t":1.0,"step":1,"metrics":{"loss":NaN}}\n']  # fmt: skip
     body = LINE.replace(
         "    for step in w.steps():",
         f"""    for step in w.steps():
@@ -832,9 +836,12 @@ with w:
 
 
 SHELL = r"""
+GOAL='"objective":{"metric":"loss","mode":"min"}'
+SPACE='{"name":"lr","type":"float","low":0.0,"high":1.0,"value":0.5,"from the future":1}'
 T="$TRAINMGR_RUN_DIR/telemetry.jsonl"
 say() { printf '%s\n' "$1" >> "$T"; }
-say '{"v":1,"seq":0,"t":1.0,"event":"start","workload":"shell","pid":'$$',"total_steps":4,"objective":{"metric":"loss","mode":"min"},"action_space":[{"name":"lr","type":"float","low":0.0,"high":1.0,"value":0.5,"from the future":1}]}'
+WHO='"event":"start","workload":"shell","pid":'$$
+say '{"v":1,"seq":0,"t":1.0,'"$WHO"',"total_steps":4,'"$GOAL"',"action_space":['"$SPACE"']}'
 say '{"v":1,"seq":1,"t":2.0,"event":"step","step":1,"metrics":{"loss":"NaN"}}'
 say '{"v":1,"seq":2,"t":3.0,"event":"from the future","step":1}'
 say '{"v":1,"seq":3,"t":3.0,"event":"eval","step":1,"metrics":{"loss":0.75}}'
@@ -859,4 +866,3 @@ def test_a_shell_script_is_a_workload_too(tmp_path: Path) -> None:
 def test_the_run_directory_is_named_in_time_and_script(tmp_path: Path) -> None:
     paths, _, _ = supervise(tmp_path, write_shell(tmp_path, "exit 0", "my train.sh"))
     assert re.fullmatch(r"\d{8}-\d{6}-my-train-[0-9a-f]{4}", paths.id)
-    assert PREAMBLE

@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainmgr import launch, proof, protocol, replay
 from trainmgr.managers.none import NoManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Limits, Policy
+from trainmgr.policy import Policy, Staleness
 from trainmgr.run_state import RunState
+from trainmgr.snapshot import Snapshot
 from trainmgr.telemetry import Feed
 from trainmgr.testing import Recorder, ScriptedManager, answer
 
@@ -44,14 +46,14 @@ def alone(out: Path, *more: str) -> RunPaths:
     return RunPaths(out)
 
 
-def supervised(folder: Path, manager: ScriptedManager | NoManager, schedule: list[protocol.Override] | None = None,
-               listener: Recorder | None = None, lead: int = 0) -> RunPaths:  # fmt: skip
+def supervised(
+    folder: Path, manager: ScriptedManager | NoManager, schedule: list[protocol.Override] | None = None
+) -> RunPaths:
     request = launch.Request(
         script=SCRIPT, arguments=TINY, seed=3, runs_dir=folder / "runs", schedule=schedule,
-        policy=Policy(limits=Limits(lead_steps=lead)),
+        policy=Policy(staleness=Staleness(max_age_steps=STEPS)),  # slow machines may answer late
     )  # fmt: skip
-    recorder = listener if listener is not None else Recorder()
-    paths, closing = launch.launch(request, lambda *_: recorder, manager=manager)
+    paths, closing = launch.launch(request, lambda *_: Recorder(), manager=manager)
     assert (closing.status, closing.exit_code) == ("completed", 0), paths.stderr.read_text()
     assert proof.prove(paths).holds
     return paths
@@ -79,9 +81,8 @@ def test_a_run_alone_leaves_a_whole_record(unmanaged: RunPaths) -> None:
     assert (unmanaged.checkpoints / "best.pt").is_file()
 
 
-def test_two_runs_are_identical_and_another_seed_is_not(unmanaged: RunPaths, tmp_path: Path) -> None:
+def test_two_runs_are_identical(unmanaged: RunPaths, tmp_path: Path) -> None:
     assert replay.compare_training(unmanaged, alone(tmp_path / "again")).first is None
-    assert replay.compare_training(unmanaged, alone(tmp_path / "other", "--seed", "4")).first is not None
 
 
 def test_supervision_changes_nothing_by_being_there(unmanaged: RunPaths, tmp_path: Path) -> None:
@@ -104,16 +105,16 @@ def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(unmanaged: R
 
 
 def test_a_managed_run_with_a_rollback_proves_itself_and_trains_again_bit_for_bit(tmp_path: Path) -> None:
-    manager = ScriptedManager(
-        [answer(), answer("adjust", {"lr": 1e-3, "dropout": 0.1}), answer("rollback", {"weight_decay": 0.3}, to="best"),
-         answer("adjust", {"ema": 0.9, "label_smoothing": 0.05, "token_mask": 0.1, "beta2": 0.95})]
-    )  # fmt: skip
-    paths = supervised(tmp_path, manager, lead=0)
+    def decide(snapshot: Snapshot) -> dict[str, Any]:
+        lr = next(float(row.value) for row in snapshot.recipe if row.name == "lr")
+        if "rollback" in snapshot.actions:
+            return answer("rollback", {"lr": 0.5 * lr}, to="best")
+        return answer("adjust", {"ema": 0.9, "dropout": 0.1})
+
+    paths = supervised(tmp_path, ScriptedManager([decide] * 10))
     applied = [r for r in Feed(paths.telemetry).records() if isinstance(r, protocol.Applied)]
-    assert applied, "no change arrived in time"
-    for record in applied:
-        if "lr" in record.changes:
-            assert record.groups["lr"] == [1e-3, 1e-3]
+    assert any(r.command is not None and r.command.name == "rollback" for r in applied)
+    assert all(r.groups["lr"][0] == r.groups["lr"][1] == r.changes["lr"][1] for r in applied if "lr" in r.changes)
     assert replay.rebuild(paths).differences == []
     again = supervised(tmp_path, NoManager(), schedule=replay.schedule_of(paths))
     result = replay.compare_training(paths, again)
@@ -121,14 +122,15 @@ def test_a_managed_run_with_a_rollback_proves_itself_and_trains_again_bit_for_bi
     assert result.compared > STEPS
 
 
-def test_commands_and_every_parameter_at_exact_steps_twice(tmp_path: Path) -> None:
+def test_commands_and_every_parameter_at_exact_steps(tmp_path: Path) -> None:
     """Through a schedule, so that nothing depends on who is faster."""
 
     def entry(revision: int, step: int, boundary: str, params: dict[str, float], command: str | None = None,
               to: str | None = None) -> protocol.Override:  # fmt: skip
         return protocol.Override(
             revision=revision, params=params, based_on_step=step, at_step=step, at_boundary=boundary,
-            command=protocol.Command(id=f"c{revision}", name=command, to=to) if command else None, decision=f"d{revision}",
+            decision=f"d{revision}",
+            command=protocol.Command(id=f"c{revision}", name=command, to=to) if command else None,
         )  # fmt: skip
 
     first = {"lr": 1e-3, "dropout": 0.2}
@@ -140,19 +142,15 @@ def test_commands_and_every_parameter_at_exact_steps_twice(tmp_path: Path) -> No
         entry(5, 41, "step", third, "rollback", "initial"), entry(6, 44, "step", {**third, "ema": 0.0}),
         entry(7, 50, "eval", {**third, "ema": 0.0}, "stop", "best"),
     ]  # fmt: skip
-    runs = []
-    for _ in range(2):
-        request = launch.Request(script=SCRIPT, arguments=TINY, manager="none", seed=3, runs_dir=tmp_path / "runs",
-                                 schedule=schedule)  # fmt: skip
-        paths, closing = launch.launch(request, lambda *_: Recorder())
-        assert (closing.status, closing.steps, closing.exit_code) == ("stopped", 50, 0), paths.stderr.read_text()
-        assert [str(f) for f in proof.prove(paths).findings] == []
-        runs.append(paths)
-    applied = [r for r in Feed(runs[0].telemetry).records() if isinstance(r, protocol.Applied)]
+    request = launch.Request(script=SCRIPT, arguments=TINY, manager="none", seed=3, runs_dir=tmp_path / "runs",
+                             schedule=schedule)  # fmt: skip
+    paths, closing = launch.launch(request, lambda *_: Recorder())
+    assert (closing.status, closing.steps, closing.exit_code) == ("stopped", 50, 0), paths.stderr.read_text()
+    assert [str(f) for f in proof.prove(paths).findings] == []
+    applied = [r for r in Feed(paths.telemetry).records() if isinstance(r, protocol.Applied)]
     assert [(r.revision, r.step, r.boundary) for r in applied] == [
         (o.revision, o.at_step, o.at_boundary) for o in schedule
     ]
     assert applied[2].changes == {"weight_decay": (0.0, 1.0), "ema": (0.0, 0.95)}  # what was in force survives
     assert applied[4].changes == {}
     assert applied[2].groups == {"weight_decay": [1.0]}
-    assert replay.compare_training(runs[0], runs[1]).first is None

@@ -462,6 +462,21 @@ def test_at_step_and_at_boundary_are_exact(run: Path) -> None:
     assert seen == [0.1] * 5 + [0.2] * 3
 
 
+def test_a_step_has_each_boundary_once_so_that_a_replay_finds_the_same_one(run: Path) -> None:
+    with Script() as script:
+        w = script.w
+        w.step(1, {"loss": 1.0})
+        w.eval(1, {"loss": 1.0})
+        w.checkpoint(1, "checkpoints/best")
+        control(run, 1, {"lr": 0.2})
+        w.checkpoint(1, "checkpoints/last")
+        w.eval(1, {"loss": 1.0})
+        w.step(1, {"loss": 1.0})
+        assert script.recipe["lr"] == 0.1
+        w.step(2, {"loss": 1.0})
+        assert script.recipe["lr"] == 0.2
+
+
 def test_a_schedule_applies_each_entry_at_its_step(run: Path) -> None:
     back = command("rollback", "best")
     entries = [

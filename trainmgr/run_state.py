@@ -121,6 +121,8 @@ class RunState:
     last_time: float | None = None
     step: int = 0
     recipe: dict[str, Value] = field(default_factory=dict)
+    begun: dict[str, Value] = field(default_factory=dict)
+    """The recipe of the first start; a restart begins with other values."""
     drifts: list[Drift] = field(default_factory=list)
     drift_count: int = 0
     changed_at: dict[str, int] = field(default_factory=dict)
@@ -231,6 +233,7 @@ class RunState:
                                   parameter.value, restart=True))  # fmt: skip
             recipe[parameter.name] = parameter.value
         self.recipe = recipe
+        self.begun = {name: self.begun.get(name, value) for name, value in recipe.items()}
         self.changed_at = {name: at for name, at in self.changed_at.items() if name in recipe}
         self.step = record.resumed.step if record.resumed else 0
         self.start = record

@@ -162,14 +162,15 @@ def _recipe(state: RunState) -> RenderableType:
         table.add_column(column, justify="left" if column in ("recipe", "") else "right")
     for begun in state.start.action_space:
         parameter = begun.model_copy(update={"value": state.recipe[begun.name]})
-        changed = parameter.value != begun.value
+        first = state.begun[begun.name]
+        changed = parameter.value != first
         table.add_row(
             quoted(begun.name),
             Text(display.clean(display.shown(parameter.value)), style="bold yellow" if changed else ""),
             gauge(parameter),
             "" if begun.low is None else display.shown(begun.low),
             "" if begun.high is None else display.shown(begun.high),
-            Text(display.clean(display.shown(begun.value)), style="dim"),
+            Text(display.clean(display.shown(first)), style="dim"),
         )
     return table
 

@@ -233,7 +233,6 @@ def resting(state: RunState, policy: Policy, name: str) -> bool:
 
 def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
     assert state.start is not None
-    begun = {p.name: p.value for p in state.start.action_space}
     rows = []
     for name, parameter in policy.narrow(state.space).parameters.items():
         reach = _shown_reach(parameter)
@@ -252,7 +251,7 @@ def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
                 boundary=parameter.boundary,
                 group=_short(parameter.group),
                 description=_short(parameter.description, 120),
-                start_value=begun[name],
+                start_value=state.begun[name],
                 resting=resting(state, policy, name),
             )
         )

@@ -171,6 +171,8 @@ class Workload:
         self._desired: dict[str, Any] = {}  # the overrides in force
         self._pending: list[dict[str, Any]] = []
         self._due = _NEVER  # no pending entry can apply before this step
+        self._stepped: Whole | None = None  # the last step at the "step" boundary
+        self._passed: tuple[Whole, set[str]] = (-1, set())  # a step, and the other boundaries passed at it
 
     # -- declaration -------------------------------------------------------------------------------------------------
 
@@ -487,8 +489,9 @@ class Workload:
                 self.flush()
         if self._world > 1 and step % self._sync_every == 0:
             self._poll()
-        if step >= self._due and not self._applying:
+        if step >= self._due and not self._applying and step != self._stepped:
             self._apply(step, "step")
+        self._stepped = step
 
     def eval(
         self,
@@ -590,6 +593,11 @@ class Workload:
         self._step = step
         if self._applying:  # a command of ours reports: what waits comes after it
             return
+        if self._passed[0] != step:
+            self._passed = (step, set())
+        if kind in self._passed[1]:  # a second one at this step is none: a replay could not tell the two apart
+            return
+        self._passed[1].add(kind)
         self._poll()
         if step >= self._due:
             self._apply(step, kind)

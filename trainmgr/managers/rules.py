@@ -182,8 +182,8 @@ class RulesManager:
     def _averaged(self, snapshot: Snapshot) -> Changes:
         """Every average of weights that is off, on: over about one spacing of evaluations."""
         changes: Changes = {}
-        for row in snapshot.recipe:
-            if row.group == "averaging" and not row.resting and row.off is not None and row.value == row.off:
+        for row in _real(snapshot, "averaging"):
+            if not row.resting and row.off is not None and row.value == row.off:
                 changes |= _move(row, 1 - 1 / max(1.0, _spacing(snapshot)), up=True)
         return changes
 
@@ -270,7 +270,20 @@ def _rates(snapshot: Snapshot) -> list[RecipeRow]:
 
 def _free(snapshot: Snapshot, group: str) -> list[RecipeRow]:
     """The real-valued parameters of a group that may be changed now."""
-    return [r for r in snapshot.recipe if r.group == group and r.type == "float" and r.off is None and not r.resting]
+    return [row for row in _real(snapshot, group) if row.off is None and not row.resting]
+
+
+def _real(snapshot: Snapshot, group: str) -> list[RecipeRow]:
+    """The real-valued parameters of a group. One that drifted to something else than a number is left alone."""
+    return [
+        row
+        for row in snapshot.recipe
+        if row.group == group and row.type == "float" and _number(row.value) and _number(row.start_value)
+    ]
+
+
+def _number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _span(row: RecipeRow) -> tuple[float, float, float]:
