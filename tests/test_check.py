@@ -88,7 +88,7 @@ train()
          "A change of lr within its bounds was refused: ZeroDivisionError: division by zero"),
         (BASE.replace("w.step(step, {", "recipe.update(lr=0.1 + step % 2 / 10); w.step(step, {") + "train()",
          "by itself"),
-        (BASE + "w.step(1, {'loss': 1.0}); w._seq += 3; train()", "3 records are missing in the count of seq."),
+        (BASE + "w.step(1, {'loss': 1.0}); w._writer.seq += 3; train()", "3 records are missing in the count of seq."),
         (BASE + "w.step(1, {'loss': 'low'}); train()", "is no record: step.metrics.loss"),
         (BASE.replace('"lr": 0.1', '"lr": 5.0') + "train()", "The value at the start: lr = 5 is outside [0.01, 1]"),
         (BASE + "w.step(1, {'loss': 1.0}); sys.exit('CUDA out of memory')", "The script ended with exit code 1."),

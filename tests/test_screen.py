@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +41,7 @@ def test_a_plot_has_its_size_whatever_the_curve(
 
 def test_a_line_is_unbroken() -> None:
     dots = screen.line([(0.0, 0.0), (3.0, 30.0), (10.0, 0.0)])
-    assert all(abs(a - c) <= 1 and abs(b - d) <= 1 for (a, b), (c, d) in zip(dots, dots[1:], strict=False))
+    assert all(abs(a - c) <= 1 and abs(b - d) <= 1 for (a, b), (c, d) in pairwise(dots))
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_our_stories_depend_on_the_seed_alone() -> None:
 def test_our_stories_are_the_same_in_every_release() -> None:
     """Measured figures are about this text: who changes the grammar changes them, and should know."""
     corpus = stories.built_in(train_chars=20_000, seed=1)
-    assert stories._key(corpus, "char", 0) == "3ebc9062cda3cc97d7a41eccd49da016"
+    assert stories._key(corpus, "char", 0) == "c2b2db0ee9d68e0d6ffaaae6a14fff87"
 
 
 def test_thousands_of_stories_are_distinct_and_rarely_share_a_sentence() -> None:
@@ -446,7 +446,7 @@ def test_the_cache_key_holds_all_that_the_tokens_depend_on(monkeypatch: pytest.M
     moved = stories.Corpus(SMALL.train + SMALL.valid[:1], SMALL.valid[1:], "test", True)
     keys = [stories._key(corpus, "bpe", 300) for corpus in (SMALL, moved)]
     keys += [stories._key(SMALL, "bpe", 301), stories._key(SMALL, "char", 300)]
-    monkeypatch.setattr(stories, "TOKENS_VERSION", 2)
+    monkeypatch.setattr(stories, "TOKENS_VERSION", -1)
     keys.append(stories._key(SMALL, "bpe", 300))
     assert len(set(keys)) == len(keys)
 

@@ -343,7 +343,7 @@ with w:
             (w.checkpoints / "c4").write_text("4")
             w.checkpoint(4, w.checkpoints / "c4")
         if step == 7 and not resume:
-            os.write(w._fd, b'{"v":1,"seq":99,"t":1.0,"ev')  # killed in the middle of a line
+            os.write(w._writer.fd, b'{"v":1,"seq":99,"t":1.0,"ev')  # killed in the middle of a line
             os._exit(9)
 """
 
@@ -770,8 +770,8 @@ def test_garbage_partial_and_endless_lines_are_counted_and_the_run_goes_on(tmp_p
         if step <= {len(lines)}:
             w.flush()
             line = {lines!r}[step - 1]
-            os.write(w._fd, line[:5])
-            os.write(w._fd, line[5:])""",
+            os.write(w._writer.fd, line[:5])
+            os.write(w._writer.fd, line[5:])""",
     )
     paths, closing, heard = supervise(
         tmp_path, write_child(tmp_path, body), ScriptedManager([answer("adjust", {"lr": 0.2})])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from trainmgr import protocol, workload
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Feed
 from trainmgr.workload import Workload
+from trainmgr.workload.records import MAX_LINE, MAX_TEXT
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +161,7 @@ def test_every_record_is_one_of_the_protocol_whatever_the_script_reports(run: Pa
     first, second = records(run, "step")
     assert first["metrics"] == {"loss": "Infinity", "acc": 1, "x": "-Infinity"}
     assert second["metrics"] == {"a%sb": 1.5, 'qu"ote': 2, "ü\n": 3}
-    assert len(records(run, "log")[0]["message"]) == workload.MAX_TEXT
+    assert len(records(run, "log")[0]["message"]) == MAX_TEXT
 
     with Script(directory=None) as script:  # goes on in the same file
         script.w.step(3, {"loss": Odd()})
@@ -202,7 +204,7 @@ def test_a_record_too_long_is_replaced_by_a_word_about_it(run: Path) -> None:
     with Script() as script:
         script.w.eval(1, {f"metric {i}": 1.0 for i in range(6000)})
     assert "bytes was dropped" in records(run, "log")[0]["message"]
-    assert max(map(len, (run / "telemetry.jsonl").read_bytes().splitlines(keepends=True))) <= workload.MAX_LINE
+    assert max(map(len, (run / "telemetry.jsonl").read_bytes().splitlines(keepends=True))) <= MAX_LINE
     folded(run)
 
 
@@ -243,7 +245,7 @@ def test_what_a_full_disk_refused_is_written_when_there_is_room_again(
 
 
 def test_past_its_limit_the_backlog_shows_as_a_gap(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workload, "MAX_BACKLOG", 200)
+    monkeypatch.setattr("trainmgr.workload.records.MAX_BACKLOG", 200)
     with Script() as script:
         script.w.step(1, {"loss": 1.0})
         real = os.write
@@ -761,7 +763,7 @@ def test_two_ranks_apply_the_same_change_at_the_same_step_and_one_writes(run: Pa
 
 def test_several_ranks_without_a_way_to_broadcast_refuse(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(workload, "_torch_broadcast", lambda: None)
+    monkeypatch.setattr(workload, "torch_broadcast", lambda: None)
     with Script(sync_every=1) as script:
         control(run, 1, {"lr": 0.2})
         script.w.step(1, {"loss": 1.0})
@@ -784,7 +786,8 @@ foreign = {n for n in new if n.partition(".")[0] not in sys.stdlib_module_names}
 print(sorted(ours), sorted(foreign))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "['trainmgr', 'trainmgr.workload'] []"
+    own = ["trainmgr", "trainmgr.workload", *(f"trainmgr.workload.{n}" for n in ("overrides", "parameters", "records"))]
+    assert done.stdout.strip() == f"{own} []"
 
 
 def test_a_child_without_end_writes_what_it_had_gathered_at_exit(run: Path) -> None:
@@ -805,3 +808,28 @@ def test_seed_and_resume_come_from_the_environment(monkeypatch: pytest.MonkeyPat
     assert (workload.default_seed(7), workload.resume_path()) == (-3, "runs/x/checkpoints/a")
     monkeypatch.setenv("TRAINMGR_SEED", "many")
     assert workload.default_seed(7) == 7
+
+
+@pytest.mark.parametrize(
+    ("declaration", "problem"),
+    [
+        ({"name": "x" * 65}, "printable characters"),
+        ({"name": "a\nb"}, "printable characters"),
+        ({"max_ratio": 0.5}, "max_ratio = 0.5 must be 1 or more"),
+        ({"min_ratio": 2.0}, "min_ratio = 2.0 must lie in"),
+        ({"max_delta": 0.0}, "max_delta = 0.0 must be positive"),
+        ({"off": 0.5}, "off = 0.5 must lie outside"),
+        ({"low": 1.0, "high": 0.0}, "not finite and increasing"),
+        ({"low": 0.0, "scale": "log"}, "a log scale needs low > 0"),
+        ({"scale": "cubic"}, "scale is 'cubic'"),
+        ({"boundary": "epoch"}, "boundary is 'epoch'"),
+        ({"get": lambda: float("nan")}, "its value at the start is nan"),
+    ],
+)
+def test_a_declaration_that_the_supervisor_would_not_read_is_refused_at_once(
+    declaration: dict[str, object], problem: str
+) -> None:
+    w = Workload("w", objective="loss")
+    good = {"name": "lr", "get": lambda: 0.1, "set": lambda _: None, "low": 0.01, "high": 1.0}
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        w.float(**{**good, **declaration})  # type: ignore[arg-type]

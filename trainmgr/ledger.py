@@ -106,7 +106,8 @@ class Ledger:
     def _issued(self, payload: events.OverrideIssued) -> None:
         control = payload.control
         self.revision = max(self.revision, control.revision)
-        self.held = dict(self.in_force)
+        if self.outstanding is None:  # else what was held before the superseded revision still is
+            self.held = dict(self.in_force)
         for override in control.schedule or [control]:
             self.revisions = dict([*self.revisions.items(), (override.revision, override.decision)][-KEPT:])
         if control.schedule is None:

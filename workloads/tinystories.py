@@ -346,8 +346,15 @@ def declare(w: Workload, trainer: Trainer) -> None:
     live("dropout", 0.0, 0.5, "share of features zeroed on embeddings and residuals", max_delta=0.2)
     live("label_smoothing", 0.0, 0.1, "share of the target spread over all tokens")
     live("token_mask", 0.0, 0.3, "share of input tokens replaced by random ones, in training only")
-    live("ema", 0.9, 0.999, "decay of the evaluated average of weights; 0: off", off=0.0, set=trainer.set_ema,
-         group="averaging")
+    live(
+        "ema",
+        0.9,
+        0.999,
+        "decay of the evaluated average of weights; 0: off",
+        off=0.0,
+        set=trainer.set_ema,
+        group="averaging",
+    )
     live("grad_clip", 0.1, 5.0, "largest global norm of the gradient", group="optimizer")
     beta("beta1", 0, 0.5, 0.99, "Adam's decay of the mean gradient")
     beta("beta2", 1, 0.9, 0.999, "Adam's decay of the mean squared gradient")

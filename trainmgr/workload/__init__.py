@@ -1,0 +1,432 @@
+"""What a training script imports: report metrics, receive bounded changes.
+
+Standard library only, and nothing else of trainmgr: a script that uses it trains the same with and without a
+supervisor. Without one (no ``TRAINMGR_RUN_DIR`` in the environment) nothing is read, and nothing is written unless a
+``directory`` is named.
+
+    with Workload("minimal", objective="loss", mode="min", total_steps=1000) as w:
+        w.float("lr", get=lambda: lr, set=set_lr, low=1e-4, high=1.0, scale="log", max_ratio=2.0)
+        for step in w.steps():
+            loss = train_one_step()
+            w.step(step, {"loss": loss})
+
+Parameters and commands may be declared until the first report. Overrides are applied, and setters called, only inside
+``step``, ``eval`` and ``checkpoint``: between two training steps, in the thread that trains. A bad control file never
+raises there; it is answered with a ``refused`` or a ``log`` record, and training goes on as it was.
+
+The cost is kept out of the loop: ``step`` appends to a list, and every 50 ms the list is written and the control file
+looked at with one ``stat``. A SIGKILL loses at most one such period.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainmgr.workload.overrides import BOUNDARIES, Inbox, torch_broadcast
+from trainmgr.workload.parameters import Declarations, Switch, Whole
+from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Writer, all_finite, counted
+
+__all__ = ["RUN_DIR_VARIABLE", "Workload", "default_seed", "resume_path"]
+
+RUN_DIR_VARIABLE = "TRAINMGR_RUN_DIR"
+SEED_VARIABLE = "TRAINMGR_SEED"
+RESUME_VARIABLE = "TRAINMGR_RESUME"
+
+PERIOD = 0.05  # seconds between two flushes and two looks at the control file
+_NEVER = sys.maxsize
+
+Scalar = float | int | bool | str
+
+
+def default_seed(fallback: int = 0) -> int:
+    """The seed that the supervisor asked for (``TRAINMGR_SEED``), or ``fallback``."""
+    text = os.environ.get(SEED_VARIABLE, "")
+    return int(text) if text.lstrip("-").isdigit() else fallback
+
+
+def resume_path() -> str | None:
+    """The checkpoint to resume from (``TRAINMGR_RESUME``), set when the supervisor restarts a crashed workload."""
+    return os.environ.get(RESUME_VARIABLE) or None
+
+
+class Workload(Declarations):
+    """The training script's side of the protocol.
+
+    ``objective`` is the name of the evaluation metric that decides what is better, ``mode`` is "min" or "max".
+    ``counterpart`` is the evaluation metric that measures the same on training data, where there is one.
+    ``metrics`` describes every metric in words with its unit. ``info`` holds scalars about the run for people.
+    ``directory`` is where ``telemetry.jsonl`` and ``checkpoints/`` go when nobody supervises (None: no telemetry).
+
+    Under ``torchrun`` (``WORLD_SIZE`` > 1) only rank 0 touches the files. Every ``sync_every`` steps and at every
+    evaluation and checkpoint, which all ranks must call, rank 0 hands what it read to the others through
+    ``broadcast`` (an object in, rank 0's object out; by default ``torch.distributed`` where it is initialized), so
+    that all of them apply the same change at the same step. Without a way to broadcast, changes are refused.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        objective: str,
+        mode: str = "min",
+        counterpart: str | None = None,
+        total_steps: Whole | None = None,
+        seed: Whole | None = None,
+        metrics: Mapping[str, str] | None = None,
+        info: Mapping[str, Scalar] | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        resumed_from: str | None = None,
+        resumed_step: Whole = 0,
+        broadcast: Callable[[Any], Any] | None = None,
+        sync_every: Whole = 10,
+    ) -> None:
+        super().__init__()
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode is {mode!r}; allowed are 'min' and 'max'")
+        self.name = name
+        self.total_steps = total_steps
+        self.stopping = False  # True once a stop was accepted
+        self.seed = default_seed() if seed is None else seed
+        self._objective = {"metric": objective, "mode": mode, "counterpart": counterpart}
+        self._metrics = dict(metrics or {})
+        self._info = dict(info or {})
+        self._resumed = {"path": str(resumed_from), "step": resumed_step} if resumed_from else None
+        self._rank = int(os.environ.get("RANK") or 0)
+        self._world = int(os.environ.get("WORLD_SIZE") or 1)
+        self._broadcast = broadcast
+        self._sync_every = max(1, sync_every)
+
+        run_dir = os.environ.get(RUN_DIR_VARIABLE)
+        self.supervised = bool(run_dir)
+        place = run_dir or directory
+        self.directory = Path(place) if place else None
+        self._checkpoints: Path | None = None
+
+        self._writer = Writer(name)
+        self._inbox = Inbox()
+        self._started = self._applying = self._ended = False
+        self._step = resumed_step
+        self._flushed = 0.0
+        self._handled = -1  # the last revision that was acknowledged
+        self._desired: dict[str, Any] = {}  # the overrides in force
+        self._pending: list[dict[str, Any]] = []
+        self._due = _NEVER  # no pending entry can apply before this step
+        self._stepped: Whole | None = None  # the last step at the "step" boundary
+        self._passed: tuple[Whole, set[str]] = (-1, set())  # a step, and the other boundaries passed at it
+
+    # -- life of a run -----------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder for checkpoints; it exists. A temporary one where neither a run nor a directory was named."""
+        if self._checkpoints is None:
+            if self.directory is None:
+                import tempfile
+
+                self._checkpoints = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+            else:
+                self._checkpoints = self.directory / "checkpoints"
+                self._checkpoints.mkdir(parents=True, exist_ok=True)
+        return self._checkpoints
+
+    def __enter__(self) -> Workload:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._ended:
+            return
+        leaves = kind is not None and issubclass(kind, SystemExit) and not getattr(error, "code", None)
+        if kind is None or leaves:
+            self.end(self._step)
+        elif issubclass(kind, KeyboardInterrupt):
+            self.end(self._step, status="interrupted")
+        else:
+            self.log("error", f"{kind.__name__}: {error}")
+            self.end(self._step, status="failed")
+
+    def start(self) -> None:
+        """Open the files. The ``start`` record itself is written with the first report, after all declarations."""
+        if self._started:
+            return
+        self._started = True
+        if self.directory is None or self._rank != 0:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._writer.open(self.directory / "telemetry.jsonl")
+        self._handled = self._writer.handled
+        if self.supervised:
+            self._inbox.open(self.directory / "control.json")
+        atexit.register(self.flush)
+
+    def _announce(self) -> None:
+        """Write the ``start`` record, once: before the first step of ``steps``, else with the first report."""
+        self.start()
+        self._announced = True
+        self._converge()
+        self._writer.report(
+            "start",
+            protocol=PROTOCOL_VERSION,
+            workload=self.name,
+            pid=os.getpid(),
+            seed=self.seed,
+            total_steps=self.total_steps,
+            objective=self._objective,
+            action_space=[{**p.spec, "value": p.get()} for p in self._parameters.values()],
+            metrics={name: {"description": text} for name, text in self._metrics.items()},
+            commands=sorted(self._commands),
+            info=self._info,
+            resumed=self._resumed,
+        )
+
+    def _converge(self) -> None:
+        """After a restart: put the overrides that were already acknowledged back into effect, without a new answer."""
+        control = self._read() if self._writer.resuming else None
+        self._inbox.again()  # what is newer is fetched again, as a pending override
+        params = control["params"] if control and control["revision"] <= self._handled else {}
+        if self._world > 1 and (share := self._broadcast or torch_broadcast()):
+            params = share(params)
+        for name, value in params.items():
+            parameter = self._parameters.get(name)
+            if parameter is None or parameter.objection(value) is not None:
+                continue
+            try:
+                parameter.set(value)
+                self._desired[name] = value
+            except Exception as error:  # training comes first here too; the next override sets it again
+                self.log("error", f"{name} could not be set to {value} again: {type(error).__name__}: {error}")
+
+    def steps(self, first: Whole | None = None) -> Iterator[Whole]:
+        """Count the steps ``first`` (default: the one after the resumed step) to ``total_steps``, until a stop."""
+        if self.total_steps is None:
+            raise ValueError("steps() needs total_steps")
+        if not self._announced:
+            self._announce()
+        for step in range(self._step + 1 if first is None else first, self.total_steps + 1):
+            if self.stopping:
+                return
+            yield step
+
+    def end(self, step: Whole, metrics: Mapping[str, Any] | None = None, status: str | None = None) -> None:
+        """Report the end. ``status`` is "completed" or "stopped" when not given."""
+        if self._ended:
+            return
+        self._ended = True
+        status = status or ("stopped" if self.stopping else "completed")
+        self._report("end", status=status, step=step, metrics=counted(metrics or {}))
+        self._writer.close()
+        atexit.unregister(self.flush)
+
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def step(self, step: Whole, metrics: Mapping[str, Any]) -> None:
+        """Report that training step ``step`` is done, with any of the training metrics (numbers; NaN is welcome)."""
+        self._step = step
+        if not self._announced:
+            self._announce()
+        if self._writer.fd is not None:
+            self._writer.step(step, metrics)
+            now = time.monotonic()
+            if now - self._flushed >= PERIOD:
+                self._flushed = now
+                self.flush()
+                if self._world == 1:
+                    self._poll()
+            elif not all_finite(metrics):
+                self.flush()
+        if self._world > 1 and step % self._sync_every == 0:
+            self._poll()
+        if step >= self._due and not self._applying and step != self._stepped:
+            self._apply(step, "step")
+        self._stepped = step
+
+    def eval(
+        self,
+        step: Whole,
+        metrics: Mapping[str, Any],
+        split: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Report an evaluation, the objective among its metrics; then the "eval" boundary."""
+        tables = {"split": {name: counted(row) for name, row in split.items()}} if split else {}
+        self._report("eval", step=step, metrics=counted(metrics), params=self._values(), **tables)
+        self._boundary(step, "eval")
+
+    def checkpoint(
+        self,
+        step: Whole,
+        path: str | os.PathLike[str],
+        metrics: Mapping[str, Any] | None = None,
+        best: Switch = False,
+    ) -> None:
+        """Report a checkpoint that is complete on disk; then the "checkpoint" boundary."""
+        place = Path(path)
+        if self.directory is not None and place.is_absolute() and place.is_relative_to(self.directory.absolute()):
+            place = place.relative_to(self.directory.absolute())
+        elif self.directory is not None and place.is_relative_to(self.directory):
+            place = place.relative_to(self.directory)
+        self._report("checkpoint", step=step, path=str(place), metrics=counted(metrics or {}), best=best)
+        self._boundary(step, "checkpoint")
+
+    def log(self, level: str, message: str) -> None:
+        """Say something to the people who read the log; level "info", "warning" or "error"."""
+        self._report("log", level=level, message=message[:MAX_TEXT])
+
+    def flush(self) -> None:
+        """Write what was gathered. A full disk costs records, never the training run."""
+        self._writer.flush()
+
+    def _report(self, event: str, **fields: Any) -> None:
+        if not self._announced:
+            self._announce()
+        self._writer.report(event, **fields)
+
+    def _values(self) -> dict[str, Any]:
+        return {name: parameter.get() for name, parameter in self._parameters.items()}
+
+    # -- overrides ---------------------------------------------------------------------------------------------------
+
+    def _boundary(self, step: Whole, kind: str) -> None:
+        self._step = step
+        if self._applying:  # a command of ours reports: what waits comes after it
+            return
+        if self._passed[0] != step:
+            self._passed = (step, set())
+        if kind in self._passed[1]:  # a second one at this step is none: a replay could not tell the two apart
+            return
+        self._passed[1].add(kind)
+        self._poll()
+        if step >= self._due:
+            self._apply(step, kind)
+
+    def _poll(self) -> None:
+        """Look for a new control file; under several ranks, hand its entries to all of them."""
+        entries: list[dict[str, Any]] | None = self._fetch()
+        if self._world > 1:
+            share = self._broadcast or torch_broadcast()
+            if share is None:
+                for entry in entries or []:
+                    self._refuse(entry["revision"], self._step, "several ranks, and no way to broadcast between them")
+                return
+            entries = share(entries)
+        if entries:
+            fresh = {entry["revision"] for entry in entries}
+            for entry in self._pending:
+                if entry["revision"] > self._handled and entry["revision"] not in fresh:
+                    self._refuse(entry["revision"], self._step, f"superseded by revision {min(fresh)}")
+            self._pending = entries
+            self._due = min(entry["at_step"] or 0 for entry in entries)
+
+    def _fetch(self) -> list[dict[str, Any]]:
+        control = self._read()
+        if control is None:
+            return []
+        entries = control["schedule"] or [control]
+        return [entry for entry in entries if entry["revision"] > self._handled]
+
+    def _read(self) -> dict[str, Any] | None:
+        """The control file, if it is new and holds what it should; complaints go to the log."""
+        try:
+            return self._inbox.read()
+        except ValueError as error:
+            self.log("warning", f"control file ignored: {error}")
+            return None
+
+    def _apply(self, step: Whole, kind: str) -> None:
+        """Apply every pending entry whose moment this is; answer each revision exactly once."""
+        waiting = []
+        for entry in self._pending:
+            if entry["revision"] <= self._handled:
+                continue
+            at_step, until = entry["at_step"], entry["valid_until_step"]
+            if at_step is not None and step > at_step:
+                self._refuse(entry["revision"], step, f"too late: it was for step {at_step}, this is step {step}")
+            elif until is not None and step > until:
+                self._refuse(entry["revision"], step, f"too late: it was valid until step {until}, this is step {step}")
+            elif (at_step is None or step == at_step) and self._ripe(entry, kind):
+                self._carry_out(entry, step, kind)
+            else:
+                waiting.append(entry)
+        self._pending = waiting
+        self._due = min((entry["at_step"] or 0 for entry in waiting), default=_NEVER)
+
+    def _ripe(self, entry: dict[str, Any], kind: str) -> Switch:
+        """Whether a boundary of this kind is coarse enough for everything that the entry changes."""
+        if entry["at_boundary"] is not None:
+            return bool(entry["at_boundary"] == kind)
+        needed = [self._parameters[n].spec["boundary"] for n in self._changes(entry) if n in self._parameters]
+        return all(BOUNDARIES.index(kind) >= BOUNDARIES.index(boundary) for boundary in needed)
+
+    def _changes(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What the entry asks for that was not asked for before (a scheduler may have moved the rest since)."""
+        missing = object()
+        return {n: v for n, v in entry["params"].items() if self._desired.get(n, missing) != v}
+
+    def _objection(self, entry: dict[str, Any]) -> str | None:
+        for name, value in entry["params"].items():
+            parameter = self._parameters.get(name)
+            objection = parameter.objection(value) if parameter else f"{name}: no such parameter"
+            if objection:
+                return objection
+        command = entry["command"]
+        if command and command["name"] not in self._commands:
+            return f"this workload offers no {command['name']}"
+        return None
+
+    def _carry_out(self, entry: dict[str, Any], step: Whole, kind: str) -> None:
+        revision = entry["revision"]
+        objection = self._objection(entry)
+        if objection:
+            self._refuse(revision, step, objection)
+            return
+        before = self._values()
+        command = entry["command"]
+        changes = self._changes(entry)
+        self._applying = True
+        try:
+            if command:
+                self._commands[command["name"]](command["to"] or "")
+                self._set({n: v for n, v in before.items() if self._parameters[n].get() != v})
+            self._set(changes)
+        except Exception as error:  # the training loop must survive whatever a setter raises
+            self._restore(before)
+            self._refuse(revision, step, f"{type(error).__name__}: {error}")
+            return
+        finally:
+            self._applying = False
+        self._desired.update(entry["params"])
+        self._handled = revision
+        after = self._values()
+        groups = {n: p.groups() for n, p in self._parameters.items() if p.groups and n in changes}
+        self._report(
+            "applied",
+            revision=revision,
+            step=step,
+            boundary=kind,
+            changes={n: [before[n], after[n]] for n in after if n in changes or before[n] != after[n]},
+            command=command,
+            groups=groups,
+        )
+        if command and command["name"] == "stop":
+            self.stopping = True
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            self._parameters[name].set(value)
+
+    def _restore(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            try:
+                if self._parameters[name].get() != value:
+                    self._parameters[name].set(value)
+            except Exception as error:
+                self.log("error", f"{name} could not be set back to {value}: {type(error).__name__}: {error}")
+
+    def _refuse(self, revision: Whole, step: Whole, reason: str) -> None:
+        self._handled = max(self._handled, revision)
+        self._report("refused", revision=revision, step=step, reason=reason[:MAX_TEXT])

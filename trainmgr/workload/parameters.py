@@ -1,0 +1,247 @@
+"""What a workload lets be changed, as it declares it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from trainmgr.workload.overrides import BOUNDARIES, COMMANDS
+
+MAX_NAME = 64  # characters
+MAX_PARAMETERS = 64
+
+# Inside Declarations the names of these builtins are methods.
+Real: TypeAlias = float
+Whole: TypeAlias = int
+Switch: TypeAlias = bool
+
+
+class Parameter:
+    """One thing that may be changed while the run goes on. Made by ``Workload.float`` and its siblings."""
+
+    __slots__ = ("get", "groups", "set", "spec")
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        get: Callable[[], Any],
+        set: Callable[[Any], None],
+        groups: Callable[[], list[float]] | None = None,
+    ) -> None:
+        self.spec, self.get, self.set, self.groups = spec, get, set, groups
+
+    def objection(self, value: object) -> str | None:
+        """Why ``value`` may not be set, or None: the same rules as the supervisor's, checked once more."""
+        spec = self.spec
+        name, kind = spec["name"], spec["type"]
+        if kind == "choice":
+            return None if value in spec["choices"] else f"{name}: {value!r} is not one of {spec['choices']}"
+        if kind == "bool":
+            return None if isinstance(value, bool) else f"{name}: {value!r} is not true or false"
+        if isinstance(value, bool) or not isinstance(value, int if kind == "int" else (int, float)):
+            return f"{name}: {value!r} is not of type {kind}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{name}: {value!r} is not finite"
+        if value == spec.get("off") or spec["low"] <= value <= spec["high"]:
+            return None
+        return f"{name}: {value!r} is outside [{spec['low']}, {spec['high']}]"
+
+
+class Declarations:
+    """Parameters and commands; they may be declared until the first report."""
+
+    def __init__(self) -> None:
+        self._parameters: dict[str, Parameter] = {}
+        self._commands: dict[str, Callable[[str], None]] = {}
+        self._announced = False  # whether the declarations are on record
+
+    def float(
+        self,
+        name: str,
+        *,
+        get: Callable[[], Real],
+        set: Callable[[Real], None],
+        low: Real,
+        high: Real,
+        scale: str = "linear",
+        max_ratio: Real | None = None,
+        min_ratio: Real | None = None,
+        max_delta: Real | None = None,
+        off: Real | None = None,
+        boundary: str = "step",
+        group: str = "other",
+        description: str = "",
+        scheduled: Switch = False,
+    ) -> None:
+        """Declare a real parameter within [low, high].
+
+        One change multiplies it by at most ``max_ratio`` and at least ``min_ratio`` (1 / max_ratio when not given), or
+        moves it by at most ``max_delta``. ``off`` is one more allowed value, outside the range, that switches the
+        mechanism off. ``scheduled`` says that the script moves the value by itself too, as a learning-rate scheduler
+        does. ``get`` must return the value in effect, read back from where training takes it.
+        """
+        spec = {
+            "name": name, "type": "float", "low": low, "high": high, "scale": scale, "max_ratio": max_ratio,
+            "min_ratio": min_ratio, "max_delta": max_delta, "off": off, "scheduled": scheduled,
+        }  # fmt: skip
+        self._declare(spec, boundary, group, description, get, set)
+
+    def int(
+        self,
+        name: str,
+        *,
+        get: Callable[[], Whole],
+        set: Callable[[Whole], None],
+        low: Whole,
+        high: Whole,
+        max_delta: Whole | None = None,
+        boundary: str = "step",
+        group: str = "other",
+        description: str = "",
+    ) -> None:
+        """Declare a whole-number parameter within [low, high]; one change moves it by at most ``max_delta``."""
+        spec = {"name": name, "type": "int", "low": low, "high": high, "max_delta": max_delta}
+        self._declare(spec, boundary, group, description, get, set)
+
+    def bool(
+        self,
+        name: str,
+        *,
+        get: Callable[[], Switch],
+        set: Callable[[Switch], None],
+        boundary: str = "step",
+        group: str = "other",
+        description: str = "",
+    ) -> None:
+        """Declare a switch."""
+        self._declare({"name": name, "type": "bool"}, boundary, group, description, get, set)
+
+    def choice(
+        self,
+        name: str,
+        *,
+        get: Callable[[], str],
+        set: Callable[[str], None],
+        choices: Sequence[str],
+        boundary: str = "step",
+        group: str = "other",
+        description: str = "",
+    ) -> None:
+        """Declare a parameter that takes one of ``choices``."""
+        self._declare(
+            {"name": name, "type": "choice", "choices": list(choices)}, boundary, group, description, get, set
+        )
+
+    def optimizer(
+        self,
+        name: str,
+        optimizer: Any,
+        *,
+        key: str,
+        low: Real,
+        high: Real,
+        scale: str = "log",
+        max_ratio: Real | None = None,
+        min_ratio: Real | None = None,
+        max_delta: Real | None = None,
+        groups: Sequence[Whole] | None = None,
+        boundary: str = "step",
+        group: str = "optimizer",
+        description: str = "",
+        scheduled: Switch = False,
+    ) -> None:
+        """Declare ``param_groups[i][key]`` of an optimizer as one parameter, with the value of the first group named.
+
+        The ratios between the groups are those of this moment and are kept (discriminative learning rates survive);
+        acknowledgments carry the values of all groups. ``groups`` are indices; None means all.
+        """
+        indices = list(groups) if groups is not None else list(range(len(optimizer.param_groups)))
+        reference = optimizer.param_groups[indices[0]][key]
+        ratios = [optimizer.param_groups[i][key] / reference for i in indices] if reference else []
+
+        def read() -> list[Any]:
+            return [optimizer.param_groups[i][key] for i in indices]
+
+        def write(value: Any) -> None:
+            now = read()
+            kept = ratios or [x / now[0] if now[0] else 1.0 for x in now]  # a warm-up from 0 has no ratios yet
+            for i, ratio in zip(indices, kept, strict=True):
+                optimizer.param_groups[i][key] = value * ratio
+
+        spec = {
+            "name": name, "type": "float", "low": low, "high": high, "scale": scale, "max_ratio": max_ratio,
+            "min_ratio": min_ratio, "max_delta": max_delta, "off": None, "scheduled": scheduled,
+        }  # fmt: skip
+        self._declare(spec, boundary, group, description, lambda: read()[0], write, read)
+
+    def command(self, name: str, do: Callable[[str], None]) -> None:
+        """Offer "rollback", "checkpoint" or "stop".
+
+        ``do(to)`` is called between two steps. For a rollback ``to`` is "best", "initial" or a checkpoint's path
+        relative to the run directory; for a stop it is "best" (end on the best weights) or "" (end as it is).
+        Raise ``ValueError`` with the reason to refuse. The recipe in force survives a rollback: values that ``do``
+        changes by restoring an optimizer are set back.
+        """
+        if name not in COMMANDS:
+            raise ValueError(f"command is {name!r}; allowed are {', '.join(COMMANDS)}")
+        self._undeclarable(name)
+        self._commands[name] = do
+
+    def _undeclarable(self, name: str) -> None:
+        if self._announced:
+            raise RuntimeError(f"{name!r} is declared after the first report; declare everything before it")
+
+    def _declare(
+        self,
+        spec: dict[str, Any],
+        boundary: str,
+        group: str,
+        description: str,
+        get: Callable[[], Any],
+        set: Callable[[Any], None],
+        groups: Callable[[], list[Any]] | None = None,
+    ) -> None:
+        name = spec["name"]
+        self._undeclarable(name)
+        spec.update(boundary=boundary, group=group, description=description)
+        problem = "declared twice" if name in self._parameters else contradiction(spec, get())
+        if problem is None and len(self._parameters) >= MAX_PARAMETERS:
+            problem = f"there are {MAX_PARAMETERS} parameters already"
+        if problem:
+            raise ValueError(f"{name}: {problem}")
+        self._parameters[name] = Parameter(spec, get, set, groups)
+
+
+def contradiction(spec: dict[str, Any], value: Any) -> str | None:
+    """What is wrong with a declaration, or None: the same rules by which the supervisor reads it."""
+    name, kind = spec["name"], spec["type"]
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        return f"a name has 1 to {MAX_NAME} printable characters"
+    if spec["boundary"] not in BOUNDARIES:
+        return f"boundary is {spec['boundary']!r}; allowed are {', '.join(BOUNDARIES)}"
+    if kind == "choice":
+        texts = spec["choices"]
+        fine = texts and all(isinstance(text, str) and 0 < len(text) <= MAX_NAME for text in texts)
+        return None if fine else f"choices are texts of 1 to {MAX_NAME} characters, at least one"
+    if kind == "bool":
+        return None
+    low, high, off = spec["low"], spec["high"], spec.get("off")
+    if spec.get("scale") not in (None, "linear", "log"):
+        return f"scale is {spec['scale']!r}; allowed are 'linear' and 'log'"
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        return f"the range [{low}, {high}] is not finite and increasing"
+    if spec.get("scale") == "log" and low <= 0:
+        return f"a log scale needs low > 0, not {low}"
+    if off is not None and (not math.isfinite(off) or low <= off <= high):
+        return f"off = {off} must lie outside [{low}, {high}]"
+    most, least, delta = spec.get("max_ratio"), spec.get("min_ratio"), spec.get("max_delta")
+    if most is not None and not 1 <= most < math.inf:
+        return f"max_ratio = {most} must be 1 or more"
+    if least is not None and not 0 < least <= 1:
+        return f"min_ratio = {least} must lie in (0, 1]"
+    if delta is not None and not 0 < delta < math.inf:
+        return f"max_delta = {delta} must be positive"
+    if not math.isfinite(value):
+        return f"its value at the start is {value}"
+    return None

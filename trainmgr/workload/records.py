@@ -1,0 +1,171 @@
+"""Telemetry as the workload writes it: whole lines, gathered, at the cost of a list append a step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PROTOCOL_VERSION = 1
+MAX_LINE = 64 * 1024  # bytes, line break included
+MAX_BACKLOG = 8 * 1024 * 1024  # bytes kept while the disk refuses them
+MAX_TEXT = 2_000  # characters of a log message or a reason
+_PLAIN = frozenset((float, int))
+
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=float).encode
+
+
+class Writer:
+    """Appends records to one file. ``step`` only gathers; everything else goes to disk at once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.fd: int | None = None  # None: nothing is written
+        self.seq = 0
+        self.handled = -1  # the last revision that an earlier life of this run answered
+        self.resuming = False  # whether there was an earlier life
+        self._steps: list[tuple[int, float, Mapping[str, Any]]] = []  # not yet formatted
+        self._names: tuple[str, ...] = ()  # of the last step's metrics ...
+        self._template = "{}"  # ... and their JSON, values left open
+        self._lines: list[bytes] = []  # formatted, not yet written
+        self._backlog = b""  # what the disk refused; a torn line's rest comes first
+        self._complained = False
+
+    def open(self, path: Path) -> None:
+        """Go on after what is in the file."""
+        self._take_up(path)
+        self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+    def _take_up(self, path: Path) -> None:
+        """Go on after the records of an earlier life of this run: the next seq, the revisions already answered."""
+        if not path.exists() or path.stat().st_size == 0:
+            return
+        last, torn = -1, False
+        with path.open("rb") as file:
+            for line in file:
+                torn = not line.endswith(b"\n")
+                if torn:  # no record: its number is free
+                    break
+                try:
+                    record = json.loads(line) if b'"applied"' in line or b'"refused"' in line else None
+                    last = int(line[line.index(b'"seq":') + 6 :].split(b",", 1)[0])
+                except ValueError:
+                    continue
+                if record and record.get("event") in ("applied", "refused"):
+                    self.handled = max(self.handled, record["revision"])
+        self.seq = last + 1
+        self.resuming = True
+        if torn:  # a line that a crash cut short must not swallow the next one
+            with path.open("ab") as file:
+                file.write(b"\n")
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Gather the record of a step."""
+        self._steps.append((step, time.time(), dict(metrics)))
+
+    def report(self, event: str, **fields: Any) -> None:
+        """Write a record at once, after the steps before it."""
+        if self.fd is None:
+            return
+        self.flush()
+        self._emit(event, **fields)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered. A full disk costs records, never the training run: the loss is reported later."""
+        if self.fd is None:
+            return
+        for step, t, metrics in self._steps:
+            head = f'{{"v":{PROTOCOL_VERSION},"seq":{self.seq},"t":{t:.6f},"event":"step","step":{step},"metrics":'
+            self.seq += 1
+            self._lines.append(self._fit(f"{head}{self._numbers(metrics)}}}\n"))
+        self._steps.clear()
+        data = self._backlog + b"".join(self._lines)
+        self._lines.clear()
+        self._backlog = b""
+        try:
+            while data:
+                data = data[os.write(self.fd, data) :]
+        except OSError as error:
+            # Past the limit only the rest of a torn line is kept: the gap in seq then shows how many were lost.
+            self._backlog = data if len(data) <= MAX_BACKLOG else data[: data.index(b"\n") + 1]
+            if not self._complained:
+                self._complained = True
+                print(f"{self._name}: telemetry cannot be written ({error}); training goes on", file=sys.stderr)
+
+    def _numbers(self, metrics: Mapping[str, Any]) -> str:
+        """The metrics of a step as JSON. Most steps have the names of the step before and plain finite numbers."""
+        names, values = tuple(metrics), tuple(metrics.values())
+        if names != self._names:
+            self._names = names
+            self._template = "{" + ",".join(f"{json.dumps(str(name)).replace('%', '%%')}:%r" for name in names) + "}"
+        try:
+            if _PLAIN.issuperset(map(type, values)) and math.isfinite(sum(values)):
+                return self._template % values
+        except (ValueError, OverflowError):  # an int beyond every float
+            pass
+        return _dump(counted(metrics))
+
+    def _fit(self, line: str) -> bytes:
+        data = line.encode(errors="replace")  # lone surrogates
+        if len(data) <= MAX_LINE:
+            return data
+        text = f"a record of {len(data)} bytes was dropped; {MAX_LINE} are allowed"
+        seq = json.loads(line)["seq"]
+        return (_dump(self._common("log", seq) | {"level": "warning", "message": text}) + "\n").encode()
+
+    def _common(self, event: str, seq: int) -> dict[str, Any]:
+        return {"v": PROTOCOL_VERSION, "seq": seq, "t": round(time.time(), 6), "event": event}
+
+    def _emit(self, event: str, **fields: Any) -> None:
+        record = self._common(event, self.seq) | fields
+        self.seq += 1
+        self._lines.append(self._fit(_dump(record) + "\n"))
+
+
+def _dump(value: Any) -> str:
+    """Compact JSON in which NaN and the infinities are the strings of the protocol."""
+    try:
+        return _encode(value)
+    except Exception:  # numbers of other libraries raise what they like (torch: RuntimeError)
+        return _encode(_wire(value))
+
+
+def counted(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics are numbers: true counts as 1."""
+    return {name: int(value) if isinstance(value, bool) else value for name, value in metrics.items()}
+
+
+def _wire(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 1023 else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(key): _wire(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_wire(item) for item in value]
+    try:
+        number = float(value)
+    except Exception:
+        return str(value)[:MAX_TEXT]
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def all_finite(metrics: Mapping[str, Any]) -> bool:
+    try:
+        return math.isfinite(sum(metrics.values()))  # a sum that overflows costs one early flush
+    except Exception:  # not a number: `trainmgr check` names it
+        return False
