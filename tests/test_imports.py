@@ -67,7 +67,7 @@ THIRD_PARTY = {  # package to the modules that may import it
         *("wire", "action_space", "protocol", "proposal", "policy", "events", "schemas"),  # what is on disk
         *("guard", "audit", "history"),  # what reads it
     },
-    "pydantic_core": {"guard"},
+    "pydantic_core": {"guard", "wire"},
     "watchdog": {"telemetry"},
     "typer": {"cli"},
     "rich": {"cli", "screen", "tables"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -293,7 +292,3 @@ def as_json(checked: Checked) -> dict[str, Any]:
         "passed": checked.passed,
         "output": checked.output,
     }
-
-
-def dumps(checked: Checked) -> str:
-    return json.dumps(as_json(checked), indent=2)

@@ -5,7 +5,6 @@ Data goes to stdout, narration to stderr.
 
 from __future__ import annotations
 
-import json as jsonlib
 import os
 import signal
 import sys
@@ -39,6 +38,7 @@ from trainmgr import policy as policies
 from trainmgr.errors import TrainmgrError, UserError
 from trainmgr.managers import catalog
 from trainmgr.paths import POLICY_VARIABLE, RUNS_DIR_VARIABLE, RunPaths, find_run, list_runs
+from trainmgr.wire import plain, pretty
 
 EXIT_TEXT = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in errors.EXIT_CODES.items()) + "."
 
@@ -209,13 +209,13 @@ def replay_run(
     if manager is not None:
         found = list(replay.opinions(paths, catalog.make(manager, record.policy, runs_dir)))
         if json:
-            print(jsonlib.dumps([vars(opinion) for opinion in found], indent=2))
+            print(pretty([vars(opinion) for opinion in found]))
         else:
             tables.print_opinions(data, found, record.manager, manager)
         return
     result = replay.rebuild(paths, _own_manager(record.manager, record.policy, runs_dir))
     if json:
-        print(jsonlib.dumps(vars(result), indent=2))
+        print(pretty(vars(result)))
     else:
         tables.print_rebuilt(data, result)
     raise typer.Exit(errors.EXIT_FAILED if result.differences else errors.EXIT_OK)
@@ -229,7 +229,7 @@ def runs(runs_dir: RunsDirOption = Path("runs"), json: JsonOption = False) -> No
     """
     found = [(paths, history.run_file(paths)) for paths in list_runs(runs_dir)]
     if json:
-        print(jsonlib.dumps([{"run": p.id, **(_file_json(f))} for p, f in found], indent=2))
+        print(pretty([{"run": p.id, **(_file_json(f))} for p, f in found]))
     elif not found:
         narration.print(f"There are no runs in {runs_dir}/ yet. Start one: trainmgr run SCRIPT")
     else:
@@ -264,7 +264,7 @@ def check_script(
     """
     checked = checking.Probe(script, arguments or [], seconds).run()
     if json:
-        print(checking.dumps(checked))
+        print(pretty(checking.as_json(checked)))
     else:
         tables.print_checked(data, checked)
     raise typer.Exit(errors.EXIT_OK if checked.ok else errors.EXIT_FAILED)
@@ -296,7 +296,7 @@ def compare(
     arms = comparing.compare(request, managers.split(","), _seeds(seeds), jobs, _say_result)
     chosen = [m for m in metrics.split(",") if m] or _all_metrics(arms)
     if json:
-        print(jsonlib.dumps(comparing.as_json(arms), indent=2))
+        print(pretty(comparing.as_json(arms)))
     else:
         print(comparing.markdown(arms, chosen))
     failed = [r for arm in arms for r in arm.results if r.failure]
@@ -384,7 +384,7 @@ def _train(paths: RunPaths, runs_dir: Path, json: bool) -> NoReturn:
     again, _ = _watched(lambda listener: launch.launch(request, listener), False, False)
     result = replay.compare_training(paths, again)
     if json:
-        print(jsonlib.dumps({"run": paths.id, "again": again.id, **vars(result)}, indent=2))
+        print(pretty({"run": paths.id, "again": again.id, **vars(result)}))
     else:
         tables.print_comparison(data, paths, again, result)
     raise typer.Exit(errors.EXIT_FAILED if result.first else errors.EXIT_OK)
@@ -431,8 +431,7 @@ def _say_result(result: comparing.Result, count: int, total: int) -> None:
 
 
 def _file_json(found: Any) -> dict[str, Any]:
-    result: dict[str, Any] = jsonlib.loads(found.model_dump_json()) if found else {"manifest": None, "closing": None}
-    return result
+    return plain(found) if found else {"manifest": None, "closing": None}
 
 
 def main() -> None:

@@ -147,20 +147,6 @@ def latest(paths: RunPaths) -> tuple[events.Manifest, RunState, Ledger]:
     return history.ledger.started.manifest, history.state, history.ledger
 
 
-def figures(state: RunState) -> dict[str, Any]:
-    """What a run's closing says of its course: everything in it that follows from telemetry alone."""
-    return {
-        "steps": state.step,
-        "interventions": state.intervention_count,
-        "objective": state.start.objective.metric if state.start else None,
-        "final": state.latest,
-        "best": state.best[1] if state.best else None,
-        "best_step": state.best[0] if state.best else None,
-        "metrics": state.end.metrics if state.end else {},
-        "info": state.start.info if state.start else {},
-    }
-
-
 def run_file(paths: RunPaths) -> events.RunFile | None:
     """run.json, or None where there is none that can be read."""
     try:

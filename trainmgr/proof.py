@@ -13,9 +13,9 @@ from typing import Any
 
 from trainmgr import audit, events, files, protocol, replay
 from trainmgr.errors import RecordError
-from trainmgr.history import History, Moment, figures
+from trainmgr.history import History, Moment
 from trainmgr.paths import RunPaths
-from trainmgr.run_state import Drift
+from trainmgr.run_state import Drift, figures
 from trainmgr.telemetry import Item
 from trainmgr.wire import plain
 

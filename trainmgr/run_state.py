@@ -357,14 +357,15 @@ class RunState:
         self.last_saved = saved
 
 
-def summary(state: RunState) -> dict[str, Any]:
-    """The few figures that lists of runs show."""
+def figures(state: RunState) -> dict[str, Any]:
+    """What a run's closing says of its course: everything in it that follows from telemetry alone."""
     return {
-        "step": state.step,
-        "total_steps": state.total_steps,
+        "steps": state.step,
+        "interventions": state.intervention_count,
         "objective": state.start.objective.metric if state.start else None,
-        "latest": state.latest,
+        "final": state.latest,
         "best": state.best[1] if state.best else None,
         "best_step": state.best[0] if state.best else None,
-        "interventions": state.intervention_count,
+        "metrics": state.end.metrics if state.end else {},
+        "info": state.start.info if state.start else {},
     }

@@ -19,12 +19,11 @@ from typing import Any, Literal, Protocol
 
 from trainmgr import audit, control, decision, events, files, protocol, telemetry
 from trainmgr.errors import ManagerError, PolicyError, UserError, WorkloadError
-from trainmgr.history import figures
 from trainmgr.ledger import Ledger
 from trainmgr.managers.base import Manager
 from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
 from trainmgr.process import Adopted, Child, Exit, clean_environment
-from trainmgr.run_state import RunState
+from trainmgr.run_state import RunState, figures
 from trainmgr.snapshot import Snapshot
 from trainmgr.wire import plain, short, to_json
 

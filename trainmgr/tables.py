@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +14,9 @@ from trainmgr import check, display, events, proof, replay
 from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths
 from trainmgr.process import last_lines
-from trainmgr.run_state import RunState, summary
+from trainmgr.run_state import RunState, figures
 from trainmgr.screen import quoted
-from trainmgr.wire import plain
+from trainmgr.wire import plain, pretty
 
 LISTED = 12  # interventions in the last lines of a run
 
@@ -107,7 +106,7 @@ def print_proof(console: Console, result: proof.Proof) -> None:
 
 
 def proof_json(result: proof.Proof) -> str:
-    return json.dumps({**asdict(result), "holds": result.holds}, indent=2)
+    return pretty({**asdict(result), "holds": result.holds})
 
 
 def print_rebuilt(console: Console, result: replay.Rebuilt) -> None:
@@ -191,8 +190,9 @@ def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledge
         "manager": manifest.manager,
         "mode": manifest.mode,
         "seed": manifest.seed,
-        **summary(state),
+        "total_steps": state.total_steps,
+        **figures(state),
         "recipe": state.recipe,
         "closing": plain(ledger.ended.closing) if ledger.ended else None,
     }
-    return json.dumps(values, indent=2)
+    return pretty(values)

@@ -10,6 +10,7 @@ import json
 import math
 from typing import Annotated, Any
 
+import pydantic_core
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -89,3 +90,8 @@ def short(text: str, limit: int) -> str:
     if not cut.isprintable():
         cut = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in cut)
     return cut if len(cut) <= limit else cut[: limit - 1] + "…"
+
+
+def pretty(value: Any) -> str:
+    """Any value as JSON for programs that read our output: indented, NaN and the infinities as in our records."""
+    return pydantic_core.to_json(value, indent=2, inf_nan_mode="strings").decode()
