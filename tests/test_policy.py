@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from trainmgr import policy
+from trainmgr import events, policy
 from trainmgr.action_space import ActionSpace
 from trainmgr.errors import PolicyError, UserError
 from trainmgr.policy import ParameterLimits, Policy
-from trainmgr.wire import to_json
+from trainmgr.wire import plain, to_json
 
 SECTIONS: dict[str, type[BaseModel]] = {
     name: field.annotation
@@ -167,3 +168,10 @@ def test_the_age_limit() -> None:
 
 def load_age(steps: int) -> int | None:
     return Policy.model_validate({"staleness": {"max_age_steps": steps}}).max_age(1000)
+
+
+def test_a_policy_that_another_version_stored_can_be_read(manifest: events.Manifest) -> None:
+    values = plain(manifest)
+    values["policy"]["rules"]["spike"] = 10.0
+    values["policy"]["later"] = {"key": 1}
+    assert events.Manifest.model_validate_json(json.dumps(values)) == manifest

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from trainmgr.action_space import Boundary
-from trainmgr.policy import Policy
+from trainmgr.policy import Policy, known
 from trainmgr.proposal import Action, Diagnosis, Expectation
 from trainmgr.protocol import Command, Control
 from trainmgr.wire import Number, Value, Wire
@@ -48,7 +48,8 @@ class Manifest(Wire):
     mode: RunMode
     replay_of: str | None = None
     """The run whose overrides this run repeats at their recorded steps."""
-    policy: Policy
+    policy: Annotated[Policy, BeforeValidator(known)]
+    """What another version wrote into it, and this one does not know, is left out."""
 
 
 class Closing(Wire):

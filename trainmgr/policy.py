@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -210,6 +210,21 @@ def load(path: Path | None) -> Policy:
         return Policy.model_validate(values)
     except ValidationError as error:
         raise PolicyError(f"The policy file {path}: {explain(error)}. `trainmgr policy` prints every key.") from None
+
+
+def known(values: Any, section: type[BaseModel] = Policy) -> Any:
+    """A policy that was stored by another version, without the keys that this one does not have."""
+    if not isinstance(values, dict):
+        return values
+    kept = {}
+    for name, value in values.items():
+        field = section.model_fields.get(name)
+        if field is None:
+            continue
+        inner = field.annotation
+        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
+        kept[name] = known(value, inner) if nested and isinstance(inner, type) else value
+    return kept
 
 
 def document() -> str:
