@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ def test_minimal_passes() -> None:
     assert found.ok
     assert "lr: a change takes effect and is read back" in found.passed
     assert "no parameter moves by itself" in found.passed
-    assert json.loads(check.dumps(found))["ok"] is True
+    assert check.as_json(found)["ok"] is True
 
 
 def test_a_workload_of_ours_in_shape_passes(tmp_path: Path) -> None:

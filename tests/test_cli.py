@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -87,6 +88,8 @@ def test_a_run_as_json_lines_and_its_exit_code(tmp_path: Path) -> None:
         (["audit", "2020"], "No run in"),
         (["replay", "latest", "--train", "--watch"], "Choose one"),
         (["compare", MINIMAL, "--seeds", "one"], "--seeds 'one'"),
+        (["compare", MINIMAL, "--seeds", "3-1"], "names no seed"),
+        (["schema", "/proc/schemas"], "cannot be written"),
         (["attach", "latest"], "has ended"),
     ],
 )
@@ -103,9 +106,24 @@ def test_a_policy_with_a_typing_mistake_names_the_key(runs: Path) -> None:
 
 def test_a_policy_for_another_workload_ends_the_run(runs: Path) -> None:
     (runs / "other.toml").write_text("[parameters.temperature]\nhigh = 1.0\n")
-    done = trainmgr("run", MINIMAL, "--policy", "other.toml", "--runs-dir", "elsewhere", cwd=runs, expect=143)
+    done = trainmgr(
+        "run", MINIMAL, "--policy", "other.toml", "--runs-dir", "elsewhere", cwd=runs, expect=errors.EXIT_USAGE
+    )
     assert "no such parameter" in done.stderr
     assert "It has: lr" in done.stderr
+
+
+def test_a_script_that_reports_nothing_was_not_supervised(runs: Path) -> None:
+    (runs / "silent.py").write_text("print('training')\n")
+    done = trainmgr("run", "silent.py", "--runs-dir", "elsewhere", cwd=runs, expect=errors.EXIT_WORKLOAD)
+    assert "wrote no telemetry" in done.stdout
+
+
+def test_a_changed_control_file_does_not_hold(runs: Path, tmp_path: Path) -> None:
+    (run,) = (runs / "runs").iterdir()
+    copy = shutil.copytree(run, tmp_path / run.name)
+    (copy / "control.json").write_text('{"lr": 3}')
+    assert "control.json" in trainmgr("audit", copy, cwd=runs, expect=errors.EXIT_FAILED).stdout
 
 
 def test_the_documented_policy_is_a_policy(runs: Path) -> None:
@@ -125,6 +143,7 @@ def test_check_passes_on_the_minimal_workload(tmp_path: Path) -> None:
 def test_compare_prints_a_table_and_reuses_what_is_there(tmp_path: Path) -> None:
     arguments = ["compare", MINIMAL, "--managers", "none,rules", "--seeds", "1,2", "--jobs", "2"]
     first = trainmgr(*arguments, cwd=tmp_path)
+    assert "| manager | runs | val_loss | best val_loss | changes | seconds |" in first.stdout
     assert "| none | 2 |" in first.stdout
     second = trainmgr(*arguments, cwd=tmp_path)
     assert second.stderr.count("reused") == 4

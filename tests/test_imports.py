@@ -31,7 +31,7 @@ ALLOWED: dict[str, str] = {
     "telemetry": "files protocol",
     "run_state": "action_space protocol wire",
     "events": "action_space policy proposal protocol wire",
-    "schemas": "events policy proposal protocol",
+    "schemas": "errors events policy proposal protocol",
     "ledger": "events proposal protocol wire",
     "snapshot": "action_space ledger policy proposal run_state wire",
     "guard": "action_space events ledger policy proposal protocol run_state snapshot wire",

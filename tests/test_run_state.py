@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainmgr import protocol, run_state
+from trainmgr.protocol import parse_telemetry
 from trainmgr.run_state import RunState
 
 STEPS = st.integers(0, TOTAL)
@@ -194,4 +196,22 @@ def test_records_before_the_start_do_no_harm() -> None:
     state = fold([step(1, loss=1.0), evaluation(2, 1.0), checkpoint(2), applied(2, 1, {"lr": (1, 2)})])
     assert state.best is None
     assert state.latest is None
-    assert run_state.summary(state)["objective"] is None
+    assert run_state.figures(state)["objective"] is None
+
+
+@pytest.mark.parametrize(("resumed", "best"), [(None, None), (40, (40, 3.0))])
+def test_a_restart_forgets_what_was_measured_beyond_it(resumed: int | None, best: tuple[int, float] | None) -> None:
+    space = [{"name": "lr", "type": "float", "low": 0.0, "high": 1.0, "value": 0.1}]
+    begin = {"v": 1, "t": 0.0, "event": "start", "workload": "w", "pid": 1, "objective": {"metric": "x", "mode": "min"}}
+    records: list[dict[str, object]] = [{**begin, "action_space": space}]
+    for at, value in ((20, 4.0), (40, 3.0), (60, 1.0)):
+        records.append({"v": 1, "t": 0.0, "event": "eval", "step": at, "metrics": {"x": value}})
+        records.append({"v": 1, "t": 0.0, "event": "checkpoint", "step": at, "path": f"c{at}", "best": True})
+    again = {"path": "c", "step": resumed} if resumed is not None else None
+    records.append({**begin, "action_space": space, "resumed": again})
+    state = RunState()
+    for seq, record in enumerate(records):
+        state.fold(parse_telemetry(json.dumps({**record, "seq": seq}).encode()))
+    assert state.best == best
+    assert state.best_saved is None
+    assert [e.step for e in state.evaluations] == ([20, 40] if resumed else [])

@@ -130,7 +130,7 @@ def run(
     paths, closing = _watched(lambda listener: launch.launch(request, listener), quiet, json)
     if not json:
         _closing_words(paths)
-    raise typer.Exit(closing.exit_code if closing.status != "failed" or closing.exit_code else errors.EXIT_FAILED)
+    raise typer.Exit(_exit_code(paths, closing))
 
 
 @app.command()
@@ -145,7 +145,7 @@ def attach(
     closing = _watched(lambda listener: (paths, launch.attach(paths, runs_dir, listener)), quiet, json)[1]
     if not json:
         _closing_words(paths)
-    raise typer.Exit(closing.exit_code)
+    raise typer.Exit(_exit_code(paths, closing))
 
 
 @app.command()
@@ -294,7 +294,10 @@ def compare(
         catalog.make(name, request.policy, runs_dir)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs, as Ctrl-C does
     arms = comparing.compare(request, managers.split(","), _seeds(seeds), jobs, _say_result)
-    chosen = [m for m in metrics.split(",") if m] or _all_metrics(arms)
+    there = _all_metrics(arms)
+    chosen = [m for m in metrics.split(",") if m] or there
+    if unknown := [m for m in chosen if m not in there]:
+        raise UserError(f"No run ended with the metric {unknown[0]!r}. There are: {', '.join(there) or 'none'}.")
     if json:
         print(pretty(comparing.as_json(arms)))
     else:
@@ -364,6 +367,18 @@ def _closing_words(paths: RunPaths) -> None:
     tables.print_closing(data, manifest, state, ledger, stderr=paths.stderr)
 
 
+def _exit_code(paths: RunPaths, closing: Any) -> int:
+    """The script's own, except where there is more to say than it knows."""
+    _, state, ledger = history.latest(paths)
+    if closing.status == "interrupted":
+        return errors.EXIT_INTERRUPTED
+    if closing.status == "failed" and ledger.failure is not None and ledger.failure.where == "policy":
+        return errors.EXIT_USAGE
+    if closing.exit_code == 0 and state.start is None:
+        return errors.EXIT_WORKLOAD
+    return int(closing.exit_code) or (errors.EXIT_FAILED if closing.status == "failed" else errors.EXIT_OK)
+
+
 def _own_manager(name: str, policy: policies.Policy, runs_dir: Path) -> Any:
     """The run's own manager, to be asked again; None where it cannot be made any more."""
     try:
@@ -411,6 +426,8 @@ def _seeds(text: str) -> list[int]:
             seeds += range(int(first), int(last or first) + 1)
     except ValueError:
         raise UserError(f"--seeds {text!r} is neither a range like 1-3 nor a list like 1,2,5.") from None
+    if not seeds:
+        raise UserError(f"--seeds {text!r} names no seed; a range goes upwards, like 1-3.")
     return seeds
 
 
@@ -418,7 +435,7 @@ def _all_metrics(arms: list[comparing.Arm]) -> list[str]:
     names: dict[str, None] = {}
     for arm in arms:
         for result in arm.results:
-            names.update(dict.fromkeys(result.closing.metrics if result.closing else {}))
+            names.update(dict.fromkeys(comparing.final_metrics(result.closing) if result.closing else {}))
     return list(names)
 
 

@@ -51,7 +51,15 @@ class Arm:
 
     def values(self, metric: str) -> list[float]:
         """The metric at the end of each good run, in the order of the seeds."""
-        return [r.closing.metrics[metric] for r in self.results if r.closing and metric in r.closing.metrics]
+        found = [final_metrics(r.closing) for r in self.results if r.closing]
+        return [metrics[metric] for metrics in found if metric in metrics]
+
+
+def final_metrics(closing: events.Closing) -> dict[str, float]:
+    """What a run ended with: what its workload says, or else the objective at the last evaluation and its best."""
+    if closing.metrics or closing.objective is None or closing.final is None or closing.best is None:
+        return dict(closing.metrics)
+    return {closing.objective: closing.final, f"best {closing.objective}": closing.best}
 
 
 def cells(managers: list[str], seeds: list[int]) -> list[Cell]:
@@ -174,7 +182,7 @@ def as_json(arms: list[Arm]) -> list[dict[str, Any]]:
                     "failure": r.failure,
                     "seconds": round(r.seconds, 1),
                     "interventions": r.closing.interventions if r.closing else None,
-                    "metrics": dict(r.closing.metrics) if r.closing else {},
+                    "metrics": final_metrics(r.closing) if r.closing else {},
                 }
                 for r in arm.results
             ],

@@ -131,6 +131,9 @@ class Lines:
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
         text = event_in_words(event)
+        shadow = ledger.started is not None and ledger.started.manifest.mode == "shadow"
+        if text and shadow and isinstance(event, events.Verdict) and event.result != "rejected":
+            text = f"would (shadow): {text}"
         if text and not self._quiet:
             self._say(state.step, text)
 

@@ -123,12 +123,16 @@ def launch(
 
 @contextmanager
 def _keyboard(supervisor: Supervisor) -> Iterator[None]:
-    """Hand Ctrl-C, and SIGTERM from a job scheduler, to the supervisor. Other threads than the first cannot."""
+    """Hand Ctrl-C, and SIGTERM from a job scheduler, to the supervisor. Other threads than the first cannot.
+
+    A terminal that is closed (SIGHUP) is no reason to leave the run alone.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda *_: supervisor.interrupt()) for number in numbers}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -62,6 +62,8 @@ class Ledger:
     """The last reasons for which answers were rejected or refused."""
     restarts: int = 0
     failures: int = 0
+    failure: events.Failure | None = None
+    """The last one."""
 
     def fold(self, payload: events.Payload) -> None:
         """Take one event in."""
@@ -96,6 +98,7 @@ class Ledger:
                 self.restarts += 1
             case events.Failure():
                 self.failures += 1
+                self.failure = payload
                 if payload.decision == self.waiting:
                     self.waiting = None
             case events.RunEnded():

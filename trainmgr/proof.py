@@ -17,7 +17,7 @@ from trainmgr.history import History, Moment
 from trainmgr.paths import RunPaths
 from trainmgr.run_state import Drift, figures
 from trainmgr.telemetry import Item
-from trainmgr.wire import plain
+from trainmgr.wire import plain, to_json
 
 CANNOT_SEE = (
     "A log that was rewritten as a whole, or cut at its end together with run.json, proves nothing by itself: "
@@ -109,11 +109,15 @@ class Prover:
         except RecordError as error:
             place, _, what = str(error).partition(": ")
             self._find(place, what)
+            if self._closing is None:  # reading stopped before the end: run.json cannot be compared
+                self._manifest = None
         broken = bool(self.proof.findings)
         self.proof.ended = isinstance(last, events.RunEnded)
         if not broken or self.proof.ended:
             self._rest(last)
         self._run_file(last)
+        if self.proof.ended and not broken:
+            self._control_file()
         self.proof.records = self._history.state.records
         self.proof.changes = [self._changes[revision] for revision in sorted(self._changes)]
         return self.proof
@@ -290,6 +294,19 @@ class Prover:
             if there != logged:
                 self._find(f"run.json line {number}", f"{_quote(there)}; the log says {_quote(logged)}")
                 return
+
+    def _control_file(self) -> None:
+        """control.json is what was issued last, or is not there; unless it could not be written, which is on record."""
+        failure = self._history.ledger.failure
+        if failure is not None and failure.where == "control":
+            return
+        last = self._overrides[max(self._overrides)].control if self._overrides else None
+        expected = to_json(last) + b"\n" if last is not None else None
+        found = self.paths.control.read_bytes() if self.paths.control.exists() else None
+        self.proof.checks += 1
+        if found != expected:
+            wanted = f"revision {last.revision}, as the log has it" if last is not None else "nothing: none was issued"
+            self._find("control.json", f"not {wanted}")
 
     def _find(self, place: str, what: str) -> None:
         self.proof.findings.append(Finding(place, what))

@@ -237,6 +237,22 @@ class RunState:
         self.changed_at = {name: at for name, at in self.changed_at.items() if name in recipe}
         self.step = record.resumed.step if record.resumed else 0
         self.start = record
+        if self.starts > 1:
+            self._forget(self.step)
+
+    def _forget(self, step: int) -> None:
+        """The workload is back at ``step``: what was measured and saved beyond it is of weights that are no more."""
+        self._close_last("end")
+        self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step <= step]
+        values = [(e.step, v) for e in self.evaluations if (v := self.objective_of(e)) is not None and math.isfinite(v)]
+        self.best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
+        self.evals_since_best = sum(s > self.best[0] for s, _ in values) if self.best else 0
+        self.windows = {}
+        self.norm_count = self.spike_count = self.non_finite = 0
+        if self.best_saved is not None and self.best_saved.step > step:
+            self.best_saved = None
+        if self.last_saved is not None and self.last_saved.step > step:
+            self.last_saved = None
 
     def _step(self, record: protocol.Step) -> None:
         self.step = record.step

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from trainmgr import events, policy, proposal, protocol
+from trainmgr.errors import UserError
 
 ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "telemetry": TypeAdapter(Annotated[protocol.Telemetry, Field(discriminator="event")]),
@@ -92,11 +93,17 @@ def documents() -> dict[str, str]:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write all of them; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write all of them; returns the files.
+
+    Raises UserError where the folder cannot be written.
+    """
     files = []
-    for name, content in documents().items():
-        path = folder / name
-        path.write_text(content)
-        files.append(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in documents().items():
+            path = folder / name
+            path.write_text(content)
+            files.append(path)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}. Name another folder.") from None
     return files

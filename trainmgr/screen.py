@@ -205,7 +205,7 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
             f"{display.number(item.before)} → {since}",
         )
     hidden = state.intervention_count - min(SHOWN, len(state.interventions))
-    parts: list[RenderableType] = [table] if state.interventions else [Text("no interventions yet", style="dim")]
+    parts: list[RenderableType] = [table] if state.interventions else [Text("no interventions", style="dim")]
     if hidden > 0:
         parts.append(Text(f"and {hidden} before", style="dim"))
     if ledger.rejections:

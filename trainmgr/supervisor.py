@@ -125,6 +125,7 @@ class Supervisor:
         self._pending: Pending | None = None
         self._ending: Ending | None = None
         self._status: str | None = None
+        self._resume: str | None = None  # the checkpoint that the child was last started from
         self._heard = 0.0
         self._truncated = False
         self._blind = False
@@ -240,11 +241,22 @@ class Supervisor:
                 self._append(decision.acknowledgment(record, self.ledger, self._feed.offset))
             elif isinstance(record, protocol.Start):
                 self._check_policy()
+                if record.resumed is None and self._resume is not None:
+                    self._fail("restart", f"the script did not go on from {self._resume}; it began at step 0")
+            elif isinstance(record, protocol.Eval) and self.state.evals == 1 and self.state.latest is None:
+                self._fail(
+                    "objective",
+                    f"the first evaluation has no {self._objective()}; it has: "
+                    f"{short(', '.join(record.metrics), 200) or 'nothing'}. Nothing can be managed without it.",
+                )
             for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
                 self._append(outcome)
         if self._feed.tail.truncated and not self._truncated:
             self._truncated = True
             self._fail("telemetry", "telemetry.jsonl became shorter or was replaced; nothing more is read from it")
+
+    def _objective(self) -> str:
+        return self.state.start.objective.metric if self.state.start else "objective"
 
     def _check_policy(self) -> None:
         """The policy can only be compared with the action space once the workload has declared it."""
@@ -442,6 +454,7 @@ class Supervisor:
             self._status = self._ending = None
             if self.ledger.outstanding is not None:
                 self._instead("restart", None)
+            self._resume = resume
             self._start(resume)
             return None
         return self._close(end)

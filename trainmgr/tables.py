@@ -26,6 +26,11 @@ def say(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, style=style, highlight=False, soft_wrap=not console.is_terminal)
 
 
+def counted(number: int, what: str) -> str:
+    """1 answer, 2 answers."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def grid(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for column in columns:
@@ -45,17 +50,21 @@ def print_closing(
     out("")
     if state.interventions:
         hidden = state.intervention_count - min(LISTED, len(state.interventions))
-        out(f"[bold]{state.intervention_count} interventions[/] by {quoted(manifest.manager)}:"
+        out(f"[bold]{counted(state.intervention_count, 'intervention')}[/] by {quoted(manifest.manager)}:"
             + (f" (the last {LISTED}; `audit` lists all)" if hidden > 0 else ""))  # fmt: skip
         for item in state.interventions[-LISTED:]:
             decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
-            why = f"{decision.diagnosis} ({decision.evidence})" if decision else "asked for by you"
+            repeated = f"as in {manifest.replay_of}" if manifest.replay_of else "asked for by you"
+            why = f"{decision.diagnosis} ({decision.evidence})" if decision else repeated
             parts = (display.command_in_words(item.command), display.changes_in_words(item.changes))
             out(f"  step {item.step:>6,}  {quoted(why)}: [bold]{quoted('; '.join(p for p in parts if p))}[/]")
     else:
         out(f"No interventions (manager {quoted(manifest.manager)}, mode {manifest.mode}).")
+    if manifest.mode == "shadow" and ledger.accepted:
+        out(f"Shadow: {counted(ledger.accepted, 'proposal')} passed the guard, and none was applied.")
     if ledger.rejections:
-        out(f"Not applied: {ledger.rejected + ledger.refused} answers; the last: {quoted(ledger.rejections[-1])}.")
+        answers = counted(ledger.rejected + ledger.refused, "answer")
+        out(f"Not applied: {answers}; the last: {quoted(ledger.rejections[-1])}.")
     if state.start is not None and state.best is not None and state.latest is not None:
         name = quoted(state.start.objective.metric)
         step, best = state.best
@@ -68,8 +77,13 @@ def print_closing(
         out(f"[yellow]Data: {quoted(str(state.start.info.get('data')))}.[/]")
     if closing is not None and (closing.exit_code or closing.status not in ("completed", "stopped")):
         out(f"[red]The workload {quoted(closing.exit)} ({closing.status}).[/]")
+        if ledger.failure is not None:
+            out(f"[red]{quoted(ledger.failure.where)}: {quoted(ledger.failure.message)}[/]")
         for line in last_lines(stderr) if stderr else []:
             out(f"  {quoted(line)}")
+    if closing is not None and state.start is None:
+        out(f"[yellow]The script wrote no telemetry, so nothing was supervised. Try: trainmgr check "
+            f"{quoted(manifest.script)}[/]")  # fmt: skip
     out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
 
 
@@ -102,7 +116,7 @@ def print_proof(console: Console, result: proof.Proof) -> None:
         )
         say(console, proof.CANNOT_SEE, "dim")
     else:
-        say(console, f"[red]{result.run} does not hold: {len(result.findings)} findings.[/]")
+        say(console, f"[red]{result.run} does not hold: {counted(len(result.findings), 'finding')}.[/]")
 
 
 def proof_json(result: proof.Proof) -> str:

@@ -184,6 +184,10 @@ class Workload(Declarations):
             info=self._info,
             resumed=self._resumed,
         )
+        for parameter in self._parameters.values():
+            objection = parameter.objection(parameter.get())
+            if objection and not parameter.spec.get("scheduled"):
+                self.log("warning", f"at the start {objection}: widen the range, or start inside it")
 
     def _converge(self) -> None:
         """After a restart: put the overrides that were already acknowledged back into effect, without a new answer."""
