@@ -21,7 +21,7 @@ EXIT_CODES = {
     EXIT_OK: "all is well; `run`: the workload ended with 0",
     EXIT_FAILED: "what was checked does not hold (`audit`, `replay`, `check`), or a run could not be supervised",
     EXIT_USAGE: "the command line, a run's name or a policy file is wrong",
-    EXIT_WORKLOAD: "the workload breached the protocol or could not be started",
+    EXIT_WORKLOAD: "the script could not be started, or wrote no telemetry",
     EXIT_INTERRUPTED: "interrupted at the keyboard",
 }
 
