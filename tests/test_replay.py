@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from trainmgr import audit, control, decision, events, files, proof, protocol, replay, workload
 from trainmgr.errors import ManagerError
-from trainmgr.history import figures
 from trainmgr.ledger import Ledger
 from trainmgr.managers.none import NoManager
 from trainmgr.managers.rules import RulesManager
 from trainmgr.managers.schedules import Schedule
 from trainmgr.paths import RunPaths
 from trainmgr.policy import Limits, Policy
-from trainmgr.run_state import RunState
+from trainmgr.run_state import RunState, figures
 from trainmgr.telemetry import Feed
 from trainmgr.testing import LINE, FakeClock, ScriptedManager, answer, supervise, write_child
 from trainmgr.wire import plain
