@@ -41,7 +41,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
 
 @pytest.fixture(scope="module")
 def original(recorded: RunPaths) -> Files:
-    return {name: (recorded.root / name).read_bytes() for name in FILES}
+    return {name: (recorded.root / name).read_bytes() for name in (*FILES, "control.json")}
 
 
 def prove(folder: Path, run: str, files: Files) -> proof.Proof:
