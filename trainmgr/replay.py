@@ -314,14 +314,6 @@ def _readable(value: str | None) -> str:
         return value
 
 
-def manifest_for_training(paths: RunPaths) -> events.Manifest:
-    """What to run again; raises RecordError where the run's own log does not say it."""
-    manifest = manifest_of(paths)
-    if not manifest.script:
-        raise RecordError(f"{paths.id}: the log does not name the script")
-    return manifest
-
-
 # -- played back -----------------------------------------------------------------------------------------------------
 
 
