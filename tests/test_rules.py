@@ -251,9 +251,13 @@ def test_a_rate_at_its_floor_rises_where_nothing_overfits() -> None:
 # -- the end, floors, cadence ------------------------------------------------------------------------------------------
 
 
-def test_the_run_ends_near_its_best() -> None:
-    run = overfitted(total=13 * 60)  # the 13th evaluation is at step 720
-    proposal = run.obey()
+def test_the_run_ends_on_its_best() -> None:
+    proposal = overfitted(total=13 * 60).obey()  # the 13th evaluation is at step 720
+    assert (proposal.diagnosis, proposal.action, proposal.to) == ("scheduled", "stop", "best")
+
+
+def test_without_a_stop_the_run_ends_near_its_best() -> None:
+    proposal = overfitted(total=13 * 60, commands=("rollback",)).obey()
     assert (proposal.diagnosis, proposal.action, proposal.to) == ("scheduled", "rollback", "best")
 
 

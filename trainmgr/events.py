@@ -67,7 +67,7 @@ class Closing(Wire):
     interventions: int
     objective: str | None
     final: Number | None
-    """The objective at the last evaluation."""
+    """The objective as the workload reported it at its end, on the weights that it kept; else at the last evaluation."""
     best: Number | None
     best_step: int | None
     metrics: dict[str, Number]

@@ -375,11 +375,12 @@ class RunState:
 
 def figures(state: RunState) -> dict[str, Any]:
     """What a run's closing says of its course: everything in it that follows from telemetry alone."""
+    reported = state.end.metrics.get(state.start.objective.metric) if state.start and state.end else None
     return {
         "steps": state.step,
         "interventions": state.intervention_count,
         "objective": state.start.objective.metric if state.start else None,
-        "final": state.latest,
+        "final": state.latest if reported is None else reported,
         "best": state.best[1] if state.best else None,
         "best_step": state.best[0] if state.best else None,
         "metrics": state.end.metrics if state.end else {},

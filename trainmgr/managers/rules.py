@@ -59,14 +59,25 @@ class RulesManager:
         return response or keep("divergence", f"nothing is left to do; {evidence}")
 
     def _last_chance(self, snapshot: Snapshot) -> Proposal | None:
-        """The last evaluation before the end is worse than the best: end near the best, as slowly as is allowed."""
+        """The last evaluation before the end is worse than the best: end on the best.
+
+        Where a stop is not allowed: go back to it, and take the last steps as slowly as is allowed.
+        """
         left, rise = _left(snapshot), snapshot.signals.rise
         if left is None or left > 1.5 * _spacing(snapshot) or not rise or rise < 0:
             return None
+        evidence = f"{left} steps are left; {_figures(snapshot)}"
+        if "stop" in snapshot.actions and snapshot.best_checkpoint is not None:
+            return Proposal(
+                diagnosis="scheduled",
+                evidence=evidence,
+                action="stop",
+                to="best",
+                expected=Expectation(metric=snapshot.objective, direction="flat"),
+            )
         if "rollback" not in snapshot.actions:
             return None
-        changes = self._scaled(snapshot, 0.0, self._rules.anneal_to)
-        return self._retreat(snapshot, "scheduled", f"{left} steps are left; {_figures(snapshot)}", changes)
+        return self._retreat(snapshot, "scheduled", evidence, self._scaled(snapshot, 0.0, self._rules.anneal_to))
 
     def _instability(self, snapshot: Snapshot) -> Proposal | None:
         """Gradient norms far outside their habit, often: slower."""
