@@ -3,20 +3,22 @@ no hash chain can see without a digest kept elsewhere."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainmgr import audit, events, proof
+from trainmgr import audit, events, proof, protocol
 from trainmgr.errors import RecordError, UserError
 from trainmgr.files import sha256
 from trainmgr.paths import RunPaths
 from trainmgr.testing import LINE, ScriptedManager, answer, supervise, write_child
+from trainmgr.wire import plain, to_json
 
 FILES = ("audit.jsonl", "telemetry.jsonl", "run.json")
 TAMPERINGS = 200
@@ -327,6 +329,59 @@ def test_one_log_has_one_writer(tmp_path: Path) -> None:
     log.append(events.Operator(action="stop"), 1.0)
     log.close()
     audit.Log(tmp_path / "audit.jsonl").close()
+
+
+def test_whether_a_log_has_a_writer_is_seen_without_disturbing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    assert audit.is_held(path) is None
+    log = audit.Log(path)
+    assert [audit.is_held(path), audit.is_held(path)] == [True, True]
+    log.append(events.Operator(action="stop"), 1.0)
+    log.close()
+    assert audit.is_held(path) is False
+    with path.open("rb") as looking:  # somebody looks at the very moment when a supervisor begins
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(audit.time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        audit.Log(path).close()
+
+
+def unwritable(bodies: list[dict[str, Any]], revision: int) -> None:
+    """The record that the control file of this revision could not be written."""
+    at, override = next(
+        (i, b) for i, b in enumerate(bodies)
+        if b["data"]["kind"] == "override" and b["data"]["control"]["revision"] == revision
+    )  # fmt: skip
+    failure = events.Failure(where="control", message="No space left on device", decision=override["data"]["decision"])
+    bodies.insert(at + 1, {"t": override["t"], "data": plain(failure)})
+
+
+@pytest.mark.parametrize(
+    ("failed", "found", "holds"),
+    [
+        ((), 6, True), ((), 5, False), ((), None, False),
+        ((6,), 6, True), ((6,), 5, True), ((6,), 4, False), ((6,), None, False),  # 6: an attach writes it again
+        ((5,), 6, True), ((5,), 5, False), ((5,), 4, False),
+        ((5, 6), 4, True), ((5, 6), 3, False), (range(1, 7), None, True),
+    ],
+)  # fmt: skip
+def test_a_control_file_is_excused_by_the_failure_to_write_that_revision_only(
+    failed: Sequence[int], found: int | None, holds: bool, recorded: RunPaths, original: Files, tmp_path: Path
+) -> None:
+    bodies = bodies_of(original)
+    controls = {
+        b["data"]["control"]["revision"]: b["data"]["control"] for b in bodies if b["data"]["kind"] == "override"
+    }
+    assert max(controls) == 6
+    for revision in failed:
+        unwritable(bodies, revision)
+    files = {**original, "audit.jsonl": reseal(bodies)}
+    del files["control.json"]
+    if found is not None:
+        files["control.json"] = to_json(protocol.Control.model_validate(controls[found])) + b"\n"
+    findings = [str(f) for f in prove(tmp_path, recorded.id, files).findings]
+    assert findings == ([] if holds else ["control.json: not revision 6, as the log has it"])
 
 
 def test_what_is_appended_reads_back_the_same(tmp_path: Path) -> None:

@@ -135,6 +135,23 @@ def test_what_could_be_better_is_a_warning(tmp_path: Path) -> None:
         assert word in said
 
 
+def test_a_run_that_ends_without_ever_answering_is_no_run_that_was_over_too_early(tmp_path: Path) -> None:
+    body = BASE.replace("10**6", "400").replace("sleep(0.01)", "sleep(0.1)")
+    found = checked(tmp_path, body + "w._poll = lambda: None\ntrain()")
+    assert errors(found) == ["The change of lr was never answered."]
+
+
+def test_a_run_that_is_over_before_it_could_answer_says_so(tmp_path: Path) -> None:
+    body = """
+w.step(1, {"loss": 1.0})
+w.eval(1, {"loss": 1.0})
+until((RUN / "control.json").exists)
+w.end(1)
+"""
+    found = checked(tmp_path, BASE + body)
+    assert (errors(found), warnings(found)) == ([], ["The run was over before lr could be tried."])
+
+
 def test_a_run_that_is_over_before_everything_was_tried_says_so(tmp_path: Path) -> None:
     found = checked(tmp_path, LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 2, 2"))
     assert any("could be tried" in what for what in warnings(found))

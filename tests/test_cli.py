@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -66,6 +67,29 @@ def test_what_reads_speaks_json(runs: Path, command: str) -> None:
     assert json.loads(trainmgr(command, "--json", cwd=runs).stdout)
 
 
+def test_runs_says_whether_a_supervisor_lives(runs: Path, tmp_path: Path) -> None:
+    (run,) = (runs / "runs").iterdir()
+    died = shutil.copytree(run, tmp_path / "runs" / run.name)
+    lives = shutil.copytree(run, tmp_path / "runs" / run.name.replace("minimal", "lives"))
+    for copy in (died, lives):
+        values = json.loads((copy / "run.json").read_text())
+        (copy / "run.json").write_text(json.dumps({**values, "closing": None}))
+    with (lives / "audit.jsonl").open("rb") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        table = trainmgr("runs", cwd=tmp_path).stdout
+        found = {run["run"]: run["status"] for run in json.loads(trainmgr("runs", "--json", cwd=tmp_path).stdout)}
+    assert found == {lives.name: "running", died.name: "supervisor died"}
+    assert f"trainmgr attach {died.name}" in table
+    assert f"trainmgr attach {lives.name}" not in table
+    assert json.loads(trainmgr("runs", "--json", cwd=runs).stdout)[0]["status"] == "stopped"
+
+
+@pytest.mark.parametrize("command", ["run", "attach"])
+def test_quiet_is_short_everywhere(command: str) -> None:
+    parameters = get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
+    assert any({"--quiet", "-q"} <= set(parameter.opts) for parameter in parameters)
+
+
 def test_a_run_as_json_lines_and_its_exit_code(tmp_path: Path) -> None:
     script = tmp_path / "crash.py"
     script.write_text("import sys\nprint('why it failed', file=sys.stderr)\nsys.exit(7)\n")
@@ -82,6 +106,7 @@ def test_a_run_as_json_lines_and_its_exit_code(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["run", "nowhere.py"], "nowhere.py"),
+        (["run", MINIMAL.parent], "is a folder"),
         (["run", MINIMAL, "--manager", "magic"], "There is no manager 'magic'"),
         (["run", MINIMAL, "--manager", "schedule:magic"], "There is no schedule 'magic'"),
         (["run", MINIMAL, "--policy", "nowhere.toml"], "cannot be read"),
@@ -94,7 +119,7 @@ def test_a_run_as_json_lines_and_its_exit_code(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_answered_with_the_way_out(runs: Path, arguments: list[str], message: str) -> None:
-    code = errors.EXIT_WORKLOAD if "nowhere.py" in arguments else errors.EXIT_USAGE
+    code = errors.EXIT_WORKLOAD if arguments[1] in ("nowhere.py", MINIMAL.parent) else errors.EXIT_USAGE
     assert message in trainmgr(*arguments, cwd=runs, expect=code).stderr
 
 

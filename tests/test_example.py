@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainmgr import proof, replay
+from trainmgr import opinions, proof, replay
 from trainmgr.history import latest
 from trainmgr.managers.rules import RulesManager
 from trainmgr.paths import RunPaths
@@ -28,6 +28,6 @@ def test_it_replays_byte_for_byte() -> None:
 def test_its_rules_can_be_asked_again() -> None:
     """Later rules may answer otherwise; they must answer."""
     manifest, _, _ = latest(RUN)
-    found = list(replay.opinions(RUN, RulesManager(manifest.policy.rules)))
+    found = list(opinions.opinions(RUN, RulesManager(manifest.policy.rules)))
     assert found
     assert all(opinion.valid for opinion in found)

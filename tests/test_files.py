@@ -53,6 +53,51 @@ def test_tail_until_stops_before_the_line_that_crosses_it(data: bytes, until: in
         assert first + b"".join(tail.lines()) == data[: data.rfind(b"\n") + 1]
 
 
+@settings(deadline=None, max_examples=80)
+@given(CONTENT, st.lists(st.integers(0, 200), max_size=6), st.integers(1, 9), st.integers(1, 9))
+def test_a_line_over_the_limit_is_cut_and_nothing_else_changes(
+    data: bytes, cuts: list[int], chunk: int, limit: int
+) -> None:
+    """Wherever reading stops, and with which chunks; ``until`` included, as a replay reads."""
+    ends = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.jsonl"
+        tail, again, got, repeated = Tail(path, limit), Tail(path, limit), [], []
+        tail.CHUNK = chunk
+        for begin, end in pairwise(ends):
+            with path.open("ab") as file:
+                file.write(data[begin:end])
+            got += list(tail.lines())
+            complete = data[: data[:end].rfind(b"\n") + 1]
+            assert (tail.offset, tail.digest()) == (len(complete), hashlib.sha256(complete).hexdigest())
+            repeated += list(again.lines(tail.offset))
+            assert (again.offset, again.digest(), again.rest()) == (tail.offset, tail.digest(), tail.rest())
+        whole = [line + b"\n" for line in data.split(b"\n")[:-1]]
+        assert got == repeated == [line if len(line) <= limit else line[:limit] + b"\n" for line in whole]
+        assert not tail.truncated
+
+
+def test_an_endless_line_is_read_once_and_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    tail = Tail(path, 100)
+    tail.CHUNK = 1000
+    with path.open("ab") as file:
+        for _ in range(20):
+            file.write(b"x" * 5000)
+            file.flush()
+            assert list(tail.lines()) == []
+            assert (tail.offset, tail.truncated) == (0, False)
+        assert tracked(tail) < 1000
+        file.write(b"\nb\n")
+    assert list(tail.lines()) == [b"x" * 100 + b"\n", b"b\n"]
+    assert (tail.offset, tail.digest()) == (100_003, files.sha256(path.read_bytes()))
+
+
+def tracked(tail: Tail) -> int:
+    """Bytes of the file that a tail keeps."""
+    return sum(len(value) for value in vars(tail).values() if isinstance(value, bytes))
+
+
 def test_what_a_consumer_left_is_handed_out_next_time(tmp_path: Path) -> None:
     path = tmp_path / "t"
     path.write_bytes(b"a\nb\nc\n")

@@ -59,8 +59,12 @@ def test_the_document_is_the_defaults_and_names_every_key(tmp_path: Path) -> Non
 def test_every_key_of_the_document_can_be_given(tmp_path: Path) -> None:
     """Also those that are commented out, because their default is "none"."""
     lines = [line.removeprefix("# ") for line in policy.document().splitlines()[1:]]
-    given = load(tmp_path, "\n".join(line.replace(" =  #", " = 1  #") for line in lines))
+    words = ("model =", "formatter =", "base_url =")
+    given = load(tmp_path, "\n".join(
+        line.replace(" =  #", " = 'x'  #" if line.startswith(words) else " = 1  #") for line in lines))  # fmt: skip
     assert given.staleness.max_age_steps == 1
+    assert given.llm.formatter == "x"
+    assert given.prices["gpt-5-mini"].output == 1.0
     assert given.parameters["lr"].max_ratio == 1.0
 
 

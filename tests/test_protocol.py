@@ -10,8 +10,11 @@ import pytest
 from factories import JSON
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from trainmgr import protocol, schemas
+from trainmgr.policy import Policy
+from trainmgr.proposal import Proposal
 from trainmgr.protocol import MAX_LINE, Unreadable, parse_telemetry
 from trainmgr.wire import to_json
 
@@ -67,7 +70,7 @@ def test_a_line_may_have_64_kib_and_no_byte_more() -> None:
     assert isinstance(parse_telemetry(fits), protocol.Log)
     longer = parse_telemetry(head + b"x" * 70_000 + tail)
     assert isinstance(longer, Unreadable)
-    assert "65536 are allowed" in longer.reason
+    assert longer.reason == "too long: a line has at most 65536 bytes"
     check(head + b"x" * 70_000 + tail)
 
 
@@ -108,3 +111,41 @@ def test_the_committed_schemas_are_those_of_the_types() -> None:
 
 def test_write(tmp_path: Path) -> None:
     assert {path.name for path in schemas.write(tmp_path / "new")} == set(schemas.documents())
+
+
+GOOD = {"diagnosis": "unclear", "evidence": "", "action": "keep"}
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "said"),
+    [
+        (Policy, {"limits": {"clipp": True}},
+         "limits.clipp: unknown key; known are clip, cooldown_evals, max_interventions, lead_steps"),
+        (Policy, {"parameters": {"lr": {"hgh": 1.0}}},
+         "parameters.lr.hgh: unknown key; known are frozen, low, high, max_ratio, min_ratio, max_delta"),
+        (Policy, {"limits": 3}, "limits: must be a table of keys and values (found 3)"),
+        (Policy, {"limits": {"clip": "yes"}}, "limits.clip: must be true or false (found 'yes')"),
+        (Policy, {"cadence": {"every_evals": 1.5}}, "cadence.every_evals: must be a whole number (found 1.5)"),
+        (Policy, {"cadence": {"every_evals": 0}}, "cadence.every_evals: must be at least 1 (found 0)"),
+        (Policy, {"staleness": {"max_age_seconds": 0}},
+         "staleness.max_age_seconds: must be greater than 0 (found 0)"),
+        (Proposal, {}, "diagnosis: missing; evidence: missing; action: missing"),
+        (Proposal, 5, "value: must be a table of keys and values (found 5)"),
+        (Proposal, {**GOOD, "action": "fly"}, "action: must be 'keep', 'adjust', 'rollback' or 'stop' (found 'fly')"),
+        (Proposal, {**GOOD, "to": 3}, "to: must be text (found 3)"),
+        (Proposal, {**GOOD, "to": "x" * 201}, "to: too long: at most 200 characters are allowed (found 'xxxx"),
+        (Proposal, {**GOOD, "changes": {str(i): 1 for i in range(65)}}, "changes: too many: at most 64 are allowed"),
+        (Proposal, {**GOOD, "changes": {"lr": None}},
+         "changes.lr: must be true or false or a number or text (found None)"),
+        (Proposal, {**GOOD, "changes": {"float": "x" * 65}}, "changes.float: too long: at most 64 characters"),
+        (Proposal, {**GOOD, "changes": {"lr": float("nan")}}, "changes.lr: must be a finite number (found nan)"),
+        (Proposal, {**GOOD, "expected": {"metric": "", "direction": "up", "by": 1}},
+         "are needed (found ''); expected.by: unknown key; known are metric, direction, by_step"),
+        (Proposal, {**GOOD, **{f"{i}": i for i in range(9)}}, "; and 6 more"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_our_words(model: Any, values: Any, said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(values)
+    assert said in protocol.explain(caught.value, model)
+    assert "nput" not in protocol.explain(caught.value)

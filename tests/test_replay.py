@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainmgr import audit, control, decision, events, files, proof, protocol, replay, workload
+from trainmgr import audit, control, decision, events, files, opinions, proof, protocol, replay, workload
 from trainmgr.errors import ManagerError
 from trainmgr.ledger import Ledger
 from trainmgr.managers.none import NoManager
@@ -69,7 +69,7 @@ def test_another_answer_of_its_own_manager_is_a_difference_with_its_line(recorde
 
 
 def test_the_snapshots_are_put_to_another_manager(recorded: RunPaths) -> None:
-    found = list(replay.opinions(recorded, Schedule("cosine")))
+    found = list(opinions.opinions(recorded, Schedule("cosine")))
     assert [o.decision for o in found] == [f"d{i}" for i in range(1, 13)]
     assert [o.step for o in found] == list(range(2, 25, 2))
     assert found[1].recorded == "unclear: adjust (lr = 0.3)"
@@ -83,12 +83,12 @@ def test_the_snapshots_are_put_to_another_manager(recorded: RunPaths) -> None:
         def decide(self, snapshot: Any) -> Any:
             raise ManagerError("the endpoint is down")
 
-    assert {o.other for o in replay.opinions(recorded, Down())} == {"no answer: the endpoint is down"}
+    assert {o.other for o in opinions.opinions(recorded, Down())} == {"no answer: the endpoint is down"}
 
 
 def test_a_run_that_nobody_managed_is_asked_about_at_each_evaluation(folder: Path) -> None:
     paths, _, _ = supervise(folder, write_child(folder))
-    found = list(replay.opinions(paths, RulesManager(Policy().rules)))
+    found = list(opinions.opinions(paths, RulesManager(Policy().rules)))
     assert [(o.decision, o.step) for o in found] == [(f"eval {i}", 2 * i) for i in range(1, 13)]
     assert {o.recorded for o in found} == {"–"}
     assert all(o.valid for o in found)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import math
+import queue
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from trainmgr import display, screen
+from trainmgr import display, events, protocol, screen
 from trainmgr.action_space import Parameter
 from trainmgr.ledger import Ledger
-from trainmgr.run_state import RunState
+from trainmgr.run_state import Intervention, RunState
 
 POINTS = st.lists(
     st.tuples(st.integers(0, 10**9), st.floats(-1e300, 1e300)), max_size=30, unique_by=lambda point: point[0]
@@ -37,6 +39,13 @@ def test_a_plot_has_its_size_whatever_the_curve(
     if values or second:
         assert len(lines) == height + 1
         assert max(map(len, lines)) <= width + 10 + 10
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-320, 1e300])
+def test_a_flat_curve_lies_in_the_middle(value: float) -> None:
+    rows = screen.plot([(0, value), (10, value)], [], [], 20, 5).plain.split("\n")[:5]
+    assert [any(c >= "\u2800" for c in row) for row in rows] == [False, False, True, False, False]
+    assert float(rows[2].split()[0]) == pytest.approx(value, rel=1e-3)
 
 
 def test_a_line_is_unbroken() -> None:
@@ -75,3 +84,61 @@ def test_a_workload_cannot_style_the_screen(manifest: object) -> None:
     text = rendered(screen.render(state, Ledger(), manifest))  # type: ignore[arg-type]
     assert "[red]not red[/]" in text
     assert "\x1b[2J" not in text
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "text"),
+    [
+        (("rollback", "best"), {"lr": (0.3, 0.1)}, "in effect at step 7: roll back to best; lr 0.3 → 0.1"),
+        (("stop", None), {}, "in effect at step 7: stop"),
+        (None, {"lr": (0.3, 0.1)}, "in effect at step 7: lr 0.3 → 0.1"),
+        (None, {}, "in effect at step 7: no change was needed"),
+    ],
+)
+def test_what_came_into_effect_is_named(command: tuple[str, str] | None, changes: dict[str, Any], text: str) -> None:
+    done = protocol.Command.model_validate({"id": "c", "name": command[0], "to": command[1]}) if command else None
+    state = RunState()
+    state.interventions = [Intervention(revision, 7, "step", changes, done, None) for revision in (2, 3)]
+    event = events.Acknowledged(
+        decision="d1", revision=3 if command else 9, telemetry_offset=0, result="applied", step=7, boundary="step",
+        changes=changes, reason="",
+    )  # fmt: skip
+    assert display.event_in_words(event, state) == text
+
+
+RULING = events.Verdict(
+    decision="d1", telemetry_offset=0, telemetry_sha256="", age_seconds=0.0, result="accepted", action="adjust",
+    diagnosis="plateau", changes={"lr": 0.1}, command=None, expected=None, evidence="flat", checks=[],
+)  # fmt: skip
+
+
+def test_without_a_terminal_nobody_is_asked_and_that_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\n"))
+    out, answers = io.StringIO(), []
+    lines = display.Lines(out)
+    for _ in range(2):
+        lines.ask(RULING, answers.append)
+    assert answers == [None, None]
+    assert out.getvalue().count("Nobody can be asked") == 1
+    assert "Apply?" not in out.getvalue()
+
+
+def test_at_a_terminal_the_question_is_asked_and_the_answer_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self, *_: Any) -> str:
+            return typed.get(timeout=10)
+
+    typed: queue.SimpleQueue[str] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
+    monkeypatch.setattr("sys.stdin", Terminal())
+    out = io.StringIO()
+    lines = display.Lines(out)
+    for line in ("y\n", "no\n", ""):
+        lines.ask(RULING, answers.put)
+        assert answers.empty()
+        typed.put(line)
+        assert answers.get(timeout=10) is {"y\n": True, "no\n": False, "": None}[line]
+    assert out.getvalue().count("Apply? plateau: lr = 0.1  (flat)  [y/N]") == 3

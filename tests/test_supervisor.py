@@ -524,7 +524,8 @@ with w:
     paths, closing, heard = supervise(
         tmp_path, write_child(tmp_path, body), manager, policy=Policy(), listener=interrupt_at(5)
     )
-    assert (closing.status, closing.exit_code, closing.steps) == ("interrupted", 0, 6)
+    assert (closing.status, closing.exit_code) == ("interrupted", 0)
+    assert closing.steps in (5, 6)  # the stop may be there before the step that asked for it has looked
     assert [(r.revision, r.reason) for r in heard.of(protocol.Refused)] == [(1, "superseded by revision 2")]
     (applied,) = heard.of(protocol.Applied)
     assert (applied.revision, applied.changes) == (2, {})

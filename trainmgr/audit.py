@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from trainmgr.protocol import explain
 from trainmgr.wire import Wire, to_json
 
 GENESIS = "0" * 64
+TRIES, PAUSE = 10, 0.02  # how often the lock is tried, and the seconds between
 _HASH = re.compile(rb',"hash":"([0-9a-f]{64})"\}\n\Z')
 
 
@@ -70,15 +72,24 @@ class Log:
         """Raises UserError while another process writes to the same log."""
         self._appender = Appender(path)
         self._lock = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however that dies
-        except BlockingIOError:
+        if not self._locked():
             self.close()
-            raise UserError(f"{path.parent.name} has a supervisor already; one run takes one.") from None
-        except OSError:
-            pass  # a file system without locks
+            raise UserError(f"{path.parent.name} has a supervisor already; one run takes one.")
         self._seq = seq
         self.head = head
+
+    def _locked(self) -> bool:
+        """Take the lock, which is gone with the process, however that dies. ``is_held`` has it for a moment only."""
+        for _ in range(TRIES):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(PAUSE)
+            except OSError:
+                return True  # a file system without locks
+            else:
+                return True
+        return False
 
     def append(self, payload: events.Payload, t: float) -> Event:
         """Make one event durable; raises OSError when the disk refuses it."""
@@ -92,6 +103,18 @@ class Log:
     def close(self) -> None:
         self._appender.close()
         os.close(self._lock)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a living process writes to a log; None where that cannot be told (no log yet, no locks)."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see each other
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def read(path: Path) -> Iterator[Event]:

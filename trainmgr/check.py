@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainmgr import manifest, protocol
-from trainmgr.action_space import Parameter
+from trainmgr.action_space import Boundary, Parameter
 from trainmgr.paths import RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
 from trainmgr.process import Child, Exit, clean_environment, last_lines
 from trainmgr.protocol import Command, Control, Issued
@@ -21,6 +22,12 @@ from trainmgr.wire import Value, to_json
 LOOK = 0.1  # seconds between two looks at the telemetry
 GRACE = 10.0  # seconds to end after the stop
 ENOUGH = 3  # evaluations after which the workload is told to stop
+HEARD = 1.0  # seconds after which a workload that passes a boundary must have seen a change
+PASSED: dict[Boundary, tuple[type[Item], ...]] = {  # what a workload reports at a boundary, or at a coarser one
+    "step": (protocol.Step, protocol.Eval, protocol.Checkpoint),
+    "eval": (protocol.Eval, protocol.Checkpoint),
+    "checkpoint": (protocol.Checkpoint,),
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class Probe:
         self._asked: dict[int, dict[str, Value]] = {}
         self._items: list[Item] = []
         self._answers: dict[int, Item] = {}
+        self._sent: dict[int, float] = {}
+        self._over = False  # by itself, before we stopped it
         self._exit: Exit | None = None
 
     def run(self) -> Checked:
@@ -90,6 +99,7 @@ class Probe:
             )
             try:
                 self._drive(paths, ended)
+                self._over = ended.is_set() or self._state.end is not None
             finally:
                 child.signal(15)
                 child.join(GRACE)
@@ -108,7 +118,9 @@ class Probe:
                 self._state.fold(item)
                 if isinstance(item, protocol.Applied | protocol.Refused):
                     self._answers[item.revision] = item
-            if self._state.start is None or self._revision > max(self._answers, default=0):
+            if self._state.start is None or self._state.end is not None:
+                continue
+            if self._revision > max(self._answers, default=0):
                 continue
             untried = [p for p in self._state.start.action_space if not any(p.name in a for a in self._asked.values())]
             stepwise = [p for p in untried if p.boundary == "step" or self._state.evals]
@@ -133,6 +145,7 @@ class Probe:
         new = paths.root / "control.new"
         new.write_bytes(to_json(content))
         new.replace(paths.control)
+        self._sent[self._revision] = time.time()
 
     # -- what it showed ----------------------------------------------------------------------------------------------
 
@@ -167,7 +180,7 @@ class Probe:
         if state.start is not None:
             self._judge_start(state.start)
             self._judge_reports(state, items)
-            self._judge_answers(state)
+            self._judge_answers(state, items)
 
     def _judge_start(self, start: protocol.Start) -> None:
         checked = self.checked
@@ -224,28 +237,36 @@ class Probe:
         if not state.drifts and evals:
             self.checked.passed.append("no parameter moves by itself")
 
-    def _judge_answers(self, state: RunState) -> None:
+    def _judge_answers(self, state: RunState, items: list[Item]) -> None:
         assert state.start is not None
-        tried = {name for params in self._asked.values() for name in params}
-        untried = [p.name for p in state.start.action_space if p.name not in tried]
-        if untried and len(self._answers) == len(self._asked):
-            self.checked.warning(
-                f"The run was over before {', '.join(untried)} could be tried.",
-                "Let it train longer (at least one evaluation), or give --seconds more.",
-            )
+        asked = {name for params in self._asked.values() for name in params}
+        untried = [p.name for p in state.start.action_space if p.name not in asked]
         for revision, params in self._asked.items():
             answer = self._answers.get(revision)
-            names = ", ".join(params) or "stop"
             if answer is None:
-                if state.step and (params or self._exit is None):
+                if self._over and params and not self._passed_by(revision, state.start, items):
+                    untried += params
+                elif state.step and (params or self._exit is None):
                     self.checked.error(
-                        f"The change of {names} was never answered.",
+                        f"The change of {', '.join(params) or 'stop'} was never answered.",
                         "Read control.json at the boundary you declared, and write `applied` or `refused`.",
                     )
             elif isinstance(answer, protocol.Refused):
+                names = ", ".join(params) or "stop"
                 self.checked.error(f"A change of {names} within its bounds was refused: {answer.reason}", "Accept it.")
             elif isinstance(answer, protocol.Applied):
                 self._judge_applied(answer, params)
+        if untried and (self._over or len(self._answers) == len(self._asked)):
+            self.checked.warning(
+                f"The {'run' if self._over else 'time'} was over before {', '.join(untried)} could be tried.",
+                "Let it train longer (at least one evaluation), or give --seconds more.",
+            )
+
+    def _passed_by(self, revision: int, start: protocol.Start, items: list[Item]) -> bool:
+        """Whether the workload came to a boundary at which it should have answered, well after the change was sent."""
+        boundaries = [p.boundary for p in start.action_space if p.name in self._asked[revision]]
+        late = self._sent[revision] + HEARD
+        return any(isinstance(i, PASSED[boundary]) and i.t > late for i in items for boundary in boundaries)  # type: ignore[union-attr]
 
     def _judge_applied(self, answer: protocol.Applied, params: dict[str, Value]) -> None:
         for name, value in params.items():

@@ -22,6 +22,8 @@ from trainmgr import (
     errors,
     history,
     launch,
+    opinions,
+    prompt,
     proof,
     replay,
     schemas,
@@ -38,7 +40,7 @@ from trainmgr import policy as policies
 from trainmgr.errors import TrainmgrError, UserError
 from trainmgr.managers import catalog
 from trainmgr.paths import POLICY_VARIABLE, RUNS_DIR_VARIABLE, RunPaths, find_run, list_runs
-from trainmgr.wire import plain, pretty
+from trainmgr.wire import pretty
 
 EXIT_TEXT = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in errors.EXIT_CODES.items()) + "."
 
@@ -72,6 +74,7 @@ RestArgument = Annotated[
     typer.Argument(metavar="[-- ARGUMENTS...]", help="What the script gets; put `--` before it.", show_default=False),
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", envvar=RUNS_DIR_VARIABLE, help="Folder of all runs.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the last lines.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 PolicyOption = Annotated[
     Path | None,
@@ -105,7 +108,10 @@ def run(
     stall_timeout: Annotated[
         float | None, typer.Option(help="Seconds without telemetry after which it counts as hung.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the last lines.")] = False,
+    blocking: Annotated[
+        bool, typer.Option("--blocking", help="Stop training during decisions, to measure what that would cost.")
+    ] = False,
+    quiet: QuietOption = False,
     json: Annotated[bool, typer.Option("--json", help="Every event as a JSON line on stdout.")] = False,
 ) -> None:
     """Start a training script and supervise it to its end. The script's exit code is kept.
@@ -123,10 +129,13 @@ def run(
         seed=seed,
         runs_dir=runs_dir,
         name=name,
+        blocking=blocking,
+        say=lambda text: (
+            None if quiet else narration.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+        ),
     )
-    name_of, why = launch.choose_manager(manager)
-    if manager == "auto" and not quiet and not json:
-        narration.print(f"manager: {name_of} ({why})", style="dim", highlight=False)
+    if manager == "auto":
+        request.say("manager: {} ({})".format(*catalog.choose(manager, request.policy)))
     paths, closing = _watched(lambda listener: launch.launch(request, listener), quiet, json)
     if not json:
         _closing_words(paths)
@@ -135,7 +144,10 @@ def run(
 
 @app.command()
 def attach(
-    run: RunArgument = "latest", runs_dir: RunsDirOption = Path("runs"), quiet: bool = False, json: JsonOption = False
+    run: RunArgument = "latest",
+    runs_dir: RunsDirOption = Path("runs"),
+    quiet: QuietOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Take over a run whose supervisor died; its training goes on meanwhile.
 
@@ -191,15 +203,29 @@ def replay_run(
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Play it back in the terminal.")] = False,
     speed: Annotated[float, typer.Option(help="With --watch: so many times as fast.", min=0.01)] = 20.0,
+    paraphrase: Annotated[
+        int,
+        typer.Option(
+            help="With --manager llm or local: ask each snapshot in so many other wordings of the prompt too.",
+            min=0,
+            max=prompt.VARIANTS - 1,
+        ),
+    ] = 0,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="With --manager: this policy file instead of the run's.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Decide a recorded run again and compare byte for byte. Exits 1 where anything differs.
 
-    Examples: `trainmgr replay latest`, `trainmgr replay latest --train`, `trainmgr replay latest -m schedule:cosine`
+    Examples: `trainmgr replay latest`, `trainmgr replay latest --train`, `trainmgr replay latest -m schedule:cosine`,
+    `trainmgr replay latest -m llm:MODEL --paraphrase 3`
     """
     paths = find_run(runs_dir, run)
     if sum((manager is not None, train, watch)) > 1:
         raise UserError("--manager, --train and --watch are three different replays. Choose one.")
+    if paraphrase and (manager is None or manager.partition(":")[0] not in ("llm", "local")):
+        raise UserError("--paraphrase rewords a language model's prompt: give --manager llm[:MODEL] or local:FILE too.")
     if watch:
         _watch(paths, speed)
         return
@@ -207,11 +233,9 @@ def replay_run(
         _train(paths, runs_dir, json)
     record = history.manifest_of(paths)
     if manager is not None:
-        found = list(replay.opinions(paths, catalog.make(manager, record.policy, runs_dir)))
-        if json:
-            print(pretty([vars(opinion) for opinion in found]))
-        else:
-            tables.print_opinions(data, found, record.manager, manager)
+        _ask_again(
+            paths, record, manager, paraphrase, policies.load(policy) if policy else record.policy, runs_dir, json
+        )
         return
     result = replay.rebuild(paths, _own_manager(record.manager, record.policy, runs_dir))
     if json:
@@ -229,7 +253,7 @@ def runs(runs_dir: RunsDirOption = Path("runs"), json: JsonOption = False) -> No
     """
     found = [(paths, history.run_file(paths)) for paths in list_runs(runs_dir)]
     if json:
-        print(pretty([{"run": p.id, **(_file_json(f))} for p, f in found]))
+        print(tables.runs_json(found))
     elif not found:
         narration.print(f"There are no runs in {runs_dir}/ yet. Start one: trainmgr run SCRIPT")
     else:
@@ -387,6 +411,25 @@ def _own_manager(name: str, policy: policies.Policy, runs_dir: Path) -> Any:
         return None
 
 
+def _ask_again(
+    paths: RunPaths, record: Any, manager: str, paraphrase: int, policy: policies.Policy, runs_dir: Path, json: bool
+) -> None:  # fmt: skip
+    """Put the snapshots of a run to a manager, or to one in several wordings."""
+    panel = [catalog.make(manager, policy, runs_dir, variant=variant) for variant in range(paraphrase + 1)]
+    with launch.ready(
+        *panel, say=lambda text: narration.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+    ):
+        if paraphrase:
+            reworded = list(opinions.reworded(paths, panel))
+            print(pretty([vars(r) for r in reworded])) if json else tables.print_reworded(data, reworded, panel[0].name)
+            return
+        found = list(opinions.opinions(paths, panel[0]))
+        if json:
+            print(pretty([vars(opinion) for opinion in found]))
+        else:
+            tables.print_opinions(data, found, record.manager, panel[0].name)
+
+
 def _train(paths: RunPaths, runs_dir: Path, json: bool) -> NoReturn:
     manifest = history.manifest_of(paths)
     schedule = replay.schedule_of(paths)
@@ -445,10 +488,6 @@ def _say_result(result: comparing.Result, count: int, total: int) -> None:
     narration.print(
         f"[{count}/{total}] {result.cell.manager} seed {result.cell.seed}: {end} ({how})", highlight=False, markup=False
     )
-
-
-def _file_json(found: Any) -> dict[str, Any]:
-    return plain(found) if found else {"manifest": None, "closing": None}
 
 
 def main() -> None:

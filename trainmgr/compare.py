@@ -14,9 +14,10 @@ from typing import Any
 from trainmgr import display, events
 from trainmgr.errors import TrainmgrError
 from trainmgr.history import run_file
-from trainmgr.launch import Request, choose_manager, launch
+from trainmgr.launch import Request, launch
+from trainmgr.managers import catalog
 from trainmgr.paths import list_runs
-from trainmgr.policy import Policy, Rules
+from trainmgr.policy import Budget, Llm, Policy, Rules
 from trainmgr.supervisor import Supervisor
 
 GOOD = ("completed", "stopped")
@@ -64,7 +65,7 @@ def final_metrics(closing: events.Closing) -> dict[str, float]:
 
 def cells(managers: list[str], seeds: list[int]) -> list[Cell]:
     """Seed by seed, so that a comparison which is cut short is still balanced."""
-    return [Cell(choose_manager(manager)[0], seed) for seed in seeds for manager in managers]
+    return [Cell(manager, seed) for seed in seeds for manager in managers]
 
 
 def compare(
@@ -75,7 +76,8 @@ def compare(
     progress: Callable[[Result, int, int], None],
 ) -> list[Arm]:
     """Run what is missing, ``jobs`` at a time; failed runs are results too."""
-    todo = cells(managers, seeds)
+    names = [catalog.make(manager, request.policy, request.runs_dir).name for manager in managers]
+    todo = cells(names, seeds)
     done = {cell: found for cell in todo if (found := find(request, cell)) is not None}
     count = 0
     for result in done.values():
@@ -99,7 +101,7 @@ def compare(
         raise
     finally:
         pool.shutdown()
-    arms = [Arm(choose_manager(manager)[0]) for manager in managers]
+    arms = [Arm(name) for name in names]
     for arm in arms:
         arm.results = [done[Cell(arm.manager, seed)] for seed in seeds]
     return arms
@@ -122,7 +124,11 @@ def find(request: Request, cell: Cell) -> Result | None:
 
 def _relevant(policy: Policy, manager: str) -> Policy:
     """The policy without what this manager does not read."""
-    return policy if manager == "rules" else policy.model_copy(update={"rules": Rules()})
+    kind = manager.partition(":")[0]
+    unread: dict[str, Any] = {} if kind in ("rules", "llm", "local") else {"rules": Rules()}
+    if kind not in ("llm", "local"):
+        unread |= {"llm": Llm(), "budget": Budget(), "prices": {}}
+    return policy.model_copy(update=unread)
 
 
 def _run(request: Request, cell: Cell, running: list[Supervisor]) -> Result:

@@ -14,7 +14,9 @@ from trainmgr import control, events, guard, protocol, snapshot
 from trainmgr.ledger import Ledger
 from trainmgr.policy import Policy
 from trainmgr.run_state import RunState
-from trainmgr.wire import plain
+from trainmgr.wire import plain, short, to_json
+
+MAX_ANSWER = 1 << 20  # bytes of a manager's answer that are kept
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,21 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
     if policy.cadence.on_alarm and broken and ledger.last_alarm != state.evals:
         return "alarm"
     new = state.evals - ledger.last_evals
-    steps = state.step - ledger.last_step if ledger.last_step is not None else policy.cadence.min_steps
-    if new >= policy.cadence.every_evals and not 0 <= steps < policy.cadence.min_steps:  # below 0: after a restart
+    if new <= 0:
+        return None
+    if policy.cadence.on_alarm and (begun := _alarms(state, policy) - ledger.alarms):
+        return f"alarm: {', '.join(sorted(begun))}"
+    manager = ledger.started.manifest.manager if ledger.started else ""
+    least = policy.min_steps(manager, state.total_steps)
+    steps = state.step - ledger.last_step if ledger.last_step is not None else least
+    if new >= policy.cadence.every_evals and not 0 <= steps < least:  # below 0: after a restart
         return "evaluation"
     return None
+
+
+def _alarms(state: RunState, policy: Policy) -> frozenset[str]:
+    signals = snapshot.signals(state)
+    return policy.alarms(signals.diverging, signals.rise, signals.noise)
 
 
 def next_id(ledger: Ledger) -> str:
@@ -59,6 +72,26 @@ def take_snapshot(
         snapshot=plain(view),
     )
     return view, event
+
+
+def response(decision: str, manager: str, raw: Any, seconds: float) -> events.Response:
+    """An answer exactly as it reads from the log again, since that is what the guard judges, now and in a replay.
+
+    What no JSON can hold, or is too long to keep, becomes a description of itself.
+    """
+    found = events.Response(decision=decision, manager=manager, raw=raw, seconds=seconds)
+    try:
+        line = to_json(found)
+        again = events.reread(line)
+        if isinstance(again, events.Response) and len(line) <= MAX_ANSWER:
+            return again
+        text = f"an answer of {len(line)} bytes, which begins with {line[:1000]!r}"
+    except Exception:
+        try:
+            text = repr(raw)
+        except Exception:
+            text = f"an answer of type {type(raw).__name__}"
+    return found.model_copy(update={"raw": short(text, 2000)})
 
 
 def verdict(

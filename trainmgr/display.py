@@ -53,8 +53,8 @@ def proposal_in_words(ruling: events.Verdict) -> str:
     return f"{ruling.diagnosis}: {todo}  ({ruling.evidence})"
 
 
-def event_in_words(event: events.Payload) -> str | None:
-    """One line for what a person wants to know, None for the rest."""
+def event_in_words(event: events.Payload, state: RunState) -> str | None:
+    """One line for what a person wants to know, None for the rest. ``state`` knows which command was done."""
     match event:
         case events.Verdict() if event.result == "rejected":
             reason = next((check for check in event.checks if not check.ok), None)
@@ -62,7 +62,9 @@ def event_in_words(event: events.Payload) -> str | None:
         case events.Verdict() if event.action != "keep":
             return proposal_in_words(event)
         case events.Acknowledged(result="applied"):
-            return f"in effect at step {event.step}: {changes_in_words(event.changes) or 'done'}"
+            command = next((i.command for i in state.interventions if i.revision == event.revision), None)
+            done = "; ".join(part for part in (command_in_words(command), changes_in_words(event.changes)) if part)
+            return f"in effect at step {event.step}: {done or 'no change was needed'}"
         case events.Acknowledged():
             return f"refused by the workload at step {event.step}: {event.reason}"
         case events.Stalled():
@@ -73,6 +75,8 @@ def event_in_words(event: events.Payload) -> str | None:
             return f"{event.where}: {event.message}"
         case events.Operator():
             return f"you asked to {event.action}"
+        case events.Approval(answer="none"):
+            return "nobody answered, which means no"
         case events.Approval():
             return f"your answer: {event.answer}"
         case _:
@@ -82,12 +86,30 @@ def event_in_words(event: events.Payload) -> str | None:
 class Keyboard:
     """Reads answers from the terminal in a thread of its own, so that nobody waits for the person."""
 
+    NOBODY = (
+        "Nobody can be asked: standard input is no terminal. No answer means no, so nothing will be applied. "
+        "Start it in a terminal, or with --mode auto."
+    )
+
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[Callable[[bool | None], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="keyboard", daemon=True).start()
+        self._there = sys.stdin is not None and sys.stdin.isatty()
+        self._told = False
+        if self._there:
+            threading.Thread(target=self._read, name="keyboard", daemon=True).start()
 
-    def ask(self, answer: Callable[[bool | None], None]) -> None:
-        self._waiting.put(answer)
+    def ask(
+        self, ruling: events.Verdict, answer: Callable[[bool | None], None], tell: Callable[[str], None]
+    ) -> str | None:
+        """Wait for the answer to the question that is returned; None where nobody can be asked, which is told once."""
+        if self._there:
+            self._waiting.put(answer)
+            return f"Apply? {clean(proposal_in_words(ruling))}  [y/N]"
+        if not self._told:
+            self._told = True
+            tell(self.NOBODY)
+        answer(None)
+        return None
 
     def _read(self) -> None:
         """A line typed before the question is no answer to it: the last question that waits gets the next line."""
@@ -130,7 +152,7 @@ class Lines:
                 self._say(record.step, f"{record.status}")
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
-        text = event_in_words(event)
+        text = event_in_words(event, state)
         shadow = ledger.started is not None and ledger.started.manifest.mode == "shadow"
         if text and shadow and isinstance(event, events.Verdict) and event.result != "rejected":
             text = f"would (shadow): {text}"
@@ -141,9 +163,13 @@ class Lines:
         pass
 
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
-        print(f"Apply? {clean(proposal_in_words(ruling))}  [y/N]", file=self._out, flush=True)
+        def out(text: str) -> None:
+            print(text, file=self._out, flush=True)
+
         self._keyboard = self._keyboard or Keyboard()
-        self._keyboard.ask(answer)
+        question = self._keyboard.ask(ruling, answer, out)
+        if question:
+            out(question)
 
 
 class JsonLines(Lines):

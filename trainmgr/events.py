@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter
 
 from trainmgr.action_space import Boundary
-from trainmgr.policy import Policy, known
+from trainmgr.policy import Level, Policy, known
 from trainmgr.proposal import Action, Diagnosis, Expectation
 from trainmgr.protocol import Command, Control
 from trainmgr.wire import Number, Value, Wire
@@ -46,6 +46,8 @@ class Manifest(Wire):
     machine: dict[str, str | int]
     manager: str
     mode: RunMode
+    blocking: bool = False
+    """Whether training stood still during decisions: only to measure what that costs."""
     replay_of: str | None = None
     """The run whose overrides this run repeats at their recorded steps."""
     policy: Annotated[Policy, BeforeValidator(known)]
@@ -67,7 +69,7 @@ class Closing(Wire):
     interventions: int
     objective: str | None
     final: Number | None
-    """The objective as the workload reported it at its end, on the weights that it kept; else at the last evaluation."""
+    """The objective as reported at the end, on the weights that were kept; else at the last evaluation."""
     best: Number | None
     best_step: int | None
     metrics: dict[str, Number]
@@ -109,6 +111,69 @@ class SnapshotTaken(Wire):
     snapshot: dict[str, Any]
 
 
+class Message(Wire):
+    """One part of a prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Request(Wire):
+    """A call to a language model, recorded before it is made."""
+
+    kind: Literal["request"] = "request"
+    decision: str
+    purpose: Literal["decide", "reason", "format", "repair"]
+    attempt: int
+    """Calls made for this decision before this one."""
+    endpoint: str
+    model: str
+    level: Level
+    """How the answer is to be formed: as the endpoint is known to support it."""
+    template: str
+    template_sha256: str
+    messages: list[Message]
+    """The exact prompt."""
+    answer_schema: dict[str, Any] | None
+    """The JSON schema of the answer; null where plain English is asked for."""
+    parameters: dict[str, Any]
+    """Everything else that was sent."""
+    prompt_tokens: int
+    """Estimated."""
+
+
+class Reply(Wire):
+    """What came of a call, whether an answer or not."""
+
+    kind: Literal["reply"] = "reply"
+    decision: str
+    text: str
+    """The whole answer; of one that is too long, its beginning."""
+    error: str | None = None
+    """What went wrong, without secrets."""
+    finish: str | None = None
+    """Why the model ended, in the endpoint's word."""
+    model: str | None = None
+    """What the endpoint says that it is."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    """Whether the endpoint did not count the tokens, so that we had to."""
+    money: float | None = None
+    """By the policy's prices; null where none is known."""
+    seconds: float
+
+
+class BudgetSpent(Wire):
+    """Nobody is asked any more, or not for a while."""
+
+    kind: Literal["budget"] = "budget"
+    decision: str
+    reason: str
+    then: str
+    """Who decides instead."""
+
+
 class Response(Wire):
     """What the manager said, before any check."""
 
@@ -118,7 +183,7 @@ class Response(Wire):
     raw: Any
     """The proposal, or whatever came instead."""
     seconds: float
-    """How long it took."""
+    """How long it took, with every call."""
 
 
 class Verdict(Wire):
@@ -238,6 +303,9 @@ Payload = (
     RunStarted
     | Attached
     | SnapshotTaken
+    | Request
+    | Reply
+    | BudgetSpent
     | Response
     | Verdict
     | Approval
@@ -251,6 +319,13 @@ Payload = (
     | RunEnded
 )
 PAYLOAD: TypeAdapter[Payload] = TypeAdapter(Annotated[Payload, Field(discriminator="kind")])
+
+_NESTED: TypeAdapter[dict[str, Payload]] = TypeAdapter(dict[str, Annotated[Payload, Field(discriminator="kind")]])
+
+
+def reread(line: bytes) -> Payload:
+    """A payload as it reads from within a line of the log, which is nested one level deeper than it is alone."""
+    return _NESTED.validate_json(b'{"data":' + line + b"}")["data"]
 
 
 class RunFile(Wire):

@@ -55,18 +55,26 @@ class Tail:
     ``offset`` counts the bytes handed out, ``digest()`` is the SHA-256 of exactly these bytes. A file that became
     shorter than the offset, was replaced by another, or no longer has at the offset what was handed out last, is
     reported by ``truncated`` and never read again: the records before it are already known.
+
+    Of a line that is longer than ``limit`` bytes only these are handed out, with a line break, and none is read twice:
+    an endless line costs no memory, and at the next look no time. What is handed out, ``offset`` and ``digest()``
+    follow from the bytes of the file alone, never from when they were looked at.
     """
 
     CHUNK = 1 << 20
     LAST = 64  # bytes before the offset that must still be there: a file cut short and written anew has others
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limit: int | None = None) -> None:
         self.path = path
         self.offset = 0
         self.truncated = False
+        self._limit = limit
         self._hash = hashlib.sha256()
         self._inode: int | None = None
         self._last = b""
+        self._over = 0  # bytes behind the offset that are not read again: the beginning of a line that is too long
+        self._begin = b""  # what of it is handed out
+        self._ahead = self._hash  # the hash with these bytes
 
     def digest(self) -> str:
         return self._hash.hexdigest()
@@ -85,29 +93,40 @@ class Tail:
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                if status.st_size < self.offset or (self._inode is not None and status.st_ino != self._inode):
+                position = self.offset + self._over
+                if status.st_size < position or (self._inode is not None and status.st_ino != self._inode):
                     self.truncated = True
-                file.seek(self.offset - len(self._last))
+                file.seek(position - len(self._last))
                 if self.truncated or file.read(len(self._last)) != self._last:
                     self.truncated = True
                     return
                 self._inode = status.st_ino
                 rest = b""
-                while until is None or self.offset < until:
-                    chunk = file.read(self.CHUNK)
-                    if not chunk:
-                        return
+                while chunk := file.read(self.CHUNK if until is None else min(self.CHUNK, max(0, until - file.tell()))):
                     *complete, rest = (rest + chunk).split(b"\n")
                     for line in complete:
-                        data = line + b"\n"
-                        if until is not None and self.offset + len(data) > until:
-                            return
-                        self.offset += len(data)
-                        self._hash.update(data)
-                        self._last = data[-self.LAST :]
-                        yield data
+                        yield self._complete(line + b"\n")
+                    if self._over or (self._limit is not None and len(rest) > self._limit):
+                        self._take(rest)
+                        rest = b""
         except FileNotFoundError:
             return
+
+    def _take(self, data: bytes) -> None:
+        """Read on in a line."""
+        if not self._over:
+            self._begin, self._last, self._ahead = data[: self._limit], b"", self._hash.copy()
+        self._over += len(data)
+        self._last = (self._last + data)[-self.LAST :]
+        self._ahead.update(data)
+
+    def _complete(self, data: bytes) -> bytes:
+        """Read a line to its end, which ``data`` is; what is handed out of it."""
+        self._take(data)
+        size, self._over = self._over, 0
+        self.offset += size
+        self._hash = self._ahead
+        return data if self._limit is None or size <= self._limit else self._begin + b"\n"
 
 
 def sha256(data: bytes) -> str:

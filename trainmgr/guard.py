@@ -62,7 +62,7 @@ def read(raw: Any) -> tuple[Proposal | None, str | None]:
     try:
         return Proposal.model_validate(values), None
     except ValidationError as error:
-        return None, explain(error)
+        return None, explain(error, Proposal)
 
 
 def judge(

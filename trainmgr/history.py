@@ -34,6 +34,10 @@ class Moment:
     """The guard's last recorded verdict."""
     answer: protocol.Applied | protocol.Refused | None
     """The workload's last answer to a revision."""
+    view: dict[str, Any] | None
+    """The last snapshot, as recorded."""
+    calls: tuple[tuple[events.Request, events.Reply | None], ...]
+    """The calls to a language model that were made on it."""
 
 
 class History:
@@ -49,6 +53,8 @@ class History:
         self._raw: Any = None
         self._ruling: events.Verdict | None = None
         self._answer: protocol.Applied | protocol.Refused | None = None
+        self._view: dict[str, Any] | None = None
+        self._calls: tuple[tuple[events.Request, events.Reply | None], ...] = ()
 
     def moments(self) -> Iterator[Moment]:
         """Each event in turn; the state is shared, so look before you go on.
@@ -70,12 +76,26 @@ class History:
                 self._raw,
                 self._ruling,
                 self._answer,
+                self._view,
+                self._calls,
             )
             self.ledger.fold(event.data)
-            if isinstance(event.data, events.Response):
-                self._raw = event.data.raw
-            elif isinstance(event.data, events.Verdict):
-                self._ruling = event.data
+            self._remember(event.data)
+
+    def _remember(self, payload: events.Payload) -> None:
+        match payload:
+            case events.SnapshotTaken():
+                self._view, self._calls = payload.snapshot, ()
+            case events.Request():
+                self._calls = (*self._calls, (payload, None))
+            case events.Reply() if self._calls:
+                self._calls = (*self._calls[:-1], (self._calls[-1][0], payload))
+            case events.Response():
+                self._raw = payload.raw
+            case events.Verdict():
+                self._ruling = payload
+            case _:
+                pass
 
     def rest(self) -> list[tuple[int, Item]]:
         """Fold what no event refers to: the end of a run that has not ended, or what was appended to one that has."""

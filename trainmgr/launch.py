@@ -16,7 +16,7 @@ from trainmgr import __version__, events, manifest, protocol
 from trainmgr.errors import UserError
 from trainmgr.history import latest
 from trainmgr.managers import catalog
-from trainmgr.managers.base import Manager
+from trainmgr.managers.base import Consultant, Manager
 from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, new_run
 from trainmgr.policy import Policy
 from trainmgr.process import belongs
@@ -36,6 +36,10 @@ class Request:
     runs_dir: Path = Path("runs")
     name: str | None = None
     directory: Path = field(default_factory=Path.cwd)
+    blocking: bool = False
+    """Let training stand still during decisions, to measure what that costs."""
+    say: Callable[[str], None] = lambda _: None
+    """Gets what a person should know before it starts."""
     replay_of: str | None = None
     schedule: list[protocol.Override] | None = None
 
@@ -59,16 +63,10 @@ def attach(
             f"The workload of {paths.id} is not running any more. `trainmgr show {paths.id}` tells what is known."
         )
     manager = manager or catalog.make(record.manager, record.policy, runs_dir)
-    supervisor = Supervisor(paths, record, None if manager.name == "none" else manager, listener(paths, record))
-    with _keyboard(supervisor):
-        return supervisor.attach(state.start.pid)
-
-
-def choose_manager(name: str) -> tuple[str, str]:
-    """The manager that "auto" stands for, and why; any other name stands for itself."""
-    if name == "auto":
-        return "rules", "no language model is configured"
-    return name, ""
+    with ready(manager):
+        supervisor = Supervisor(paths, record, None if manager.name == "none" else manager, listener(paths, record))
+        with _keyboard(supervisor):
+            return supervisor.attach(state.start.pid)
 
 
 def launch(
@@ -87,8 +85,19 @@ def launch(
     """
     script = request.directory / request.script  # a replay may come from elsewhere
     command = manifest.command_of(script, request.arguments)
-    name, _ = choose_manager(request.manager)
-    manager = manager or catalog.make(name, request.policy, request.runs_dir)
+    manager = manager or catalog.make(request.manager, request.policy, request.runs_dir)
+    with ready(manager, say=request.say):
+        return _launched(request, manager, command, script, listener, begun)
+
+
+def _launched(
+    request: Request,
+    manager: Manager,
+    command: list[str],
+    script: Path,
+    listener: Callable[[RunPaths, events.Manifest], Listener],
+    begun: Callable[[Supervisor], None],
+) -> tuple[RunPaths, events.Closing]:
     now = time.time()
     paths = new_run(request.runs_dir, request.name or request.script.stem, datetime.fromtimestamp(now).astimezone())
     record = events.Manifest(
@@ -106,6 +115,7 @@ def launch(
         machine=manifest.machine(),
         manager=manager.name,
         mode=request.mode,
+        blocking=request.blocking,
         replay_of=request.replay_of,
         policy=request.policy,
     )
@@ -114,11 +124,26 @@ def launch(
         record,
         None if manager.name == "none" else manager,
         listener(paths, record),
+        secrets=(request.policy.llm.api_key_env,),
         schedule=request.schedule,
     )
     begun(supervisor)
     with _keyboard(supervisor):
         return paths, supervisor.run()
+
+
+@contextmanager
+def ready(*managers: Manager, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Managers that need something outside get it first, and give it back afterwards. ``say`` gets what it may cost."""
+    consultants = [manager for manager in managers if isinstance(manager, Consultant)]
+    try:
+        for consultant in consultants:
+            consultant.open()
+            say(consultant.preflight())
+        yield
+    finally:
+        for consultant in consultants:
+            consultant.close()
 
 
 @contextmanager

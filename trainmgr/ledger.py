@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainmgr import events
+from trainmgr.budget import Spent
 from trainmgr.proposal import Diagnosis, Expectation
 from trainmgr.protocol import Control
 from trainmgr.wire import Value
@@ -35,10 +37,16 @@ class Ledger:
     last_evals: int = 0
     """Evaluations at the last snapshot."""
     last_alarm: int | None = None
-    """Evaluations at the last snapshot that an alarm asked for."""
+    """Evaluations at the last snapshot that a value that is not finite asked for."""
+    alarms: frozenset[str] = frozenset()
+    """The alarms that held at the last snapshot: only a new one asks again."""
     waiting: str | None = None
     """The decision that has no verdict yet."""
     answered: int = 0
+    spent: Spent = field(default_factory=Spent)
+    """On a language model."""
+    budget_spent: str | None = None
+    """Why nobody is asked any more, or not for a while; None from the next call on."""
     accepted: int = 0
     rejected: int = 0
     revision: int = 0
@@ -77,6 +85,16 @@ class Ledger:
                 self.waiting = payload.decision
                 if payload.trigger == "alarm":
                     self.last_alarm = self.last_evals
+                self.alarms = self._alarms(payload.snapshot.get("signals", {}))
+            case events.Request():
+                self.spent = self.spent.asked()
+                self.budget_spent = None
+            case events.Reply():
+                self.spent = self.spent.answered(
+                    payload.prompt_tokens, payload.completion_tokens, payload.money, payload.seconds
+                )
+            case events.BudgetSpent():
+                self.budget_spent = payload.reason
             case events.Response():
                 self.answered += 1
             case events.Verdict():
@@ -105,6 +123,12 @@ class Ledger:
                 self.ended = payload
             case _:
                 pass
+
+    def _alarms(self, signals: dict[str, Any]) -> frozenset[str]:
+        if self.started is None:
+            return frozenset()
+        rise, noise = (None if signals.get(name) is None else float(signals[name]) for name in ("rise", "noise"))
+        return self.started.manifest.policy.alarms(bool(signals.get("diverging")), rise, noise)
 
     def _issued(self, payload: events.OverrideIssued) -> None:
         control = payload.control

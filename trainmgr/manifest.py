@@ -12,7 +12,7 @@ from pathlib import Path
 from trainmgr.errors import WorkloadError
 from trainmgr.events import Git
 
-PACKAGES = ("trainmgr", "torch", "numpy", "tokenizers", "gymnasium", "mujoco", "pydantic", "openai")
+PACKAGES = ("trainmgr", "torch", "numpy", "tokenizers", "gymnasium", "mujoco", "pydantic", "openai", "xllamacpp")
 
 
 def command_of(script: Path, arguments: list[str]) -> list[str]:
@@ -20,6 +20,8 @@ def command_of(script: Path, arguments: list[str]) -> list[str]:
 
     Raises WorkloadError for what is neither.
     """
+    if script.is_dir():
+        raise WorkloadError(f"{script} is a folder. Name the training script in it.")
     if not script.is_file():
         raise WorkloadError(f"There is no file {script}. Name the training script to run.")
     if script.suffix == ".py":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -16,6 +17,8 @@ from trainmgr.wire import MAX_INT, Wire
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+VARIABLE = r"^[A-Z][A-Z0-9_]{0,63}$"
+Level = Literal["json_schema", "tool", "json_object", "text"]
 
 
 class Section(Wire):
@@ -27,10 +30,11 @@ class Cadence(Section):
 
     every_evals: Annotated[int, Field(ge=1, le=MAX_INT)] = 1
     """Ask after every this many evaluations."""
-    min_steps: Count = 0
-    """Ask at most once in this many steps."""
+    min_steps: Count | None = None
+    """Ask at most once in this many steps. Default: 0; for a language model one fortieth of the total."""
     on_alarm: bool = True
-    """Ask at once, without waiting for an evaluation, when a metric turns NaN or infinite."""
+    """Ask all the same when a metric turns NaN or infinite (without waiting for an evaluation), when the objective
+    begins to diverge, and when overfitting begins, by the thresholds of the rules."""
 
 
 class Staleness(Section):
@@ -127,6 +131,67 @@ class Approval(Section):
     """Seconds to wait for an answer; none means no."""
 
 
+class Llm(Section):
+    """The language model, for the managers `llm` and `local:FILE`."""
+
+    model: str | None = None
+    """Its name at the endpoint; `--manager llm:MODEL` says it too. Default: the only one that the endpoint lists;
+    at api.openai.com gpt-5-mini."""
+    formatter: str | None = None
+    """A second, cheaper model at the same endpoint: `model` reasons in plain English, this one writes it down."""
+    base_url: str | None = None
+    """The endpoint, up to /v1. Default: the variable OPENAI_BASE_URL, else https://api.openai.com/v1."""
+    api_key_env: Annotated[str, Field(pattern=VARIABLE)] = "OPENAI_API_KEY"
+    """The NAME of the environment variable that holds the key. A key itself belongs into no file."""
+    level: Level = "json_schema"
+    """The strictest form of answer to ask for. An endpoint that does not have it is asked for the next one:
+    json_schema, tool, json_object, text."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
+    """Sent unless the model refuses it."""
+    max_output_tokens: Annotated[int, Field(ge=64, le=MAX_INT)] = 2048
+    """Of one answer, with what a reasoning model thinks."""
+    prompt_tokens: Annotated[int, Field(ge=500, le=100_000)] = 2500
+    """Of one prompt, by our own estimate, which is on the high side; older evaluations are left out first."""
+    timeout: Positive = 120.0
+    """Seconds for one decision, with all retries."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """After a refused connection, status 408, 409, 429 or 5xx; Retry-After is kept to."""
+    repair: bool = True
+    """Ask once more, with the exact objection, when an answer is not valid."""
+    breaker_failures: Annotated[int, Field(ge=1)] = 4
+    """After this many decisions in a row without any answer, nobody is asked ..."""
+    breaker_seconds: Positive = 300.0
+    """... for this long."""
+    otherwise: Literal["keep", "rules"] = "keep"
+    """Who decides when a budget is spent, or nobody is asked: nobody, or `rules`."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Of the embedded server (`local:FILE`), beside the training."""
+    context: Annotated[int, Field(ge=512, le=MAX_INT)] = 4096
+    """Tokens of prompt and answer together that the embedded server has room for."""
+
+
+class Budget(Section):
+    """What the language model may cost in this run. Checked before each call, with the most that it can cost."""
+
+    calls: Count = 200
+    """Requests, every retry and repair among them."""
+    tokens: Count | None = 1_000_000
+    """Read and written."""
+    money: Annotated[float, Field(ge=0)] | None = None
+    """In the unit of [prices]. Not counted where the price is not known."""
+    seconds: Positive | None = None
+    """Waited for answers."""
+
+
+class Price(Section):
+    """Of one model, for a million tokens, in any one currency: [prices."MODEL"]."""
+
+    input: Annotated[float, Field(ge=0)]
+    """Read."""
+    output: Annotated[float, Field(ge=0)]
+    """Written."""
+
+
 class ParameterLimits(Section):
     """Tighter limits for one parameter of the workload: [parameters.NAME]."""
 
@@ -155,6 +220,9 @@ class Policy(Section):
     rules: Rules = Rules()
     process: Process = Process()
     approval: Approval = Approval()
+    llm: Llm = Llm()
+    budget: Budget = Budget()
+    prices: dict[str, Price] = {}
     parameters: dict[str, ParameterLimits] = {}
 
     def narrow(self, space: ActionSpace) -> ActionSpace:
@@ -192,6 +260,20 @@ class Policy(Section):
             return self.staleness.max_age_steps
         return None if total_steps is None else max(10, total_steps // 20)
 
+    def min_steps(self, manager: str, total_steps: int | None) -> int:
+        """Steps between two questions."""
+        if self.cadence.min_steps is not None:
+            return self.cadence.min_steps
+        model = manager.partition(":")[0] in ("llm", "local")
+        return total_steps // 40 if model and total_steps is not None else 0
+
+    def alarms(self, diverging: bool, rise: float | None, noise: float | None) -> frozenset[str]:
+        """What cannot wait for the cadence: names of alarms. Figures as in a snapshot's signals."""
+        found = {"divergence"} if diverging else set()
+        if rise is not None and not rise <= max(self.rules.rise, self.rules.noise_factor * (noise or 0.0)):
+            found.add("overfitting")
+        return frozenset(found)
+
 
 def load(path: Path | None) -> Policy:
     """The policy in a TOML file; the defaults without one.
@@ -206,10 +288,28 @@ def load(path: Path | None) -> Policy:
         raise PolicyError(f"The policy file {path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or beyond what Python parses
         raise PolicyError(f"The policy file {path} is not TOML: {error}.") from None
+    _no_secrets(path, values)
     try:
         return Policy.model_validate(values)
     except ValidationError as error:
-        raise PolicyError(f"The policy file {path}: {explain(error)}. `trainmgr policy` prints every key.") from None
+        raise PolicyError(
+            f"The policy file {path}: {explain(error, Policy)}. `trainmgr policy` prints every key."
+        ) from None
+
+
+def _no_secrets(path: Path, values: dict[str, Any]) -> None:
+    """Refuse a key in the file, without repeating it: the policy becomes a part of run.json."""
+    llm = values.get("llm")
+    if not isinstance(llm, dict):
+        return
+    name = llm.get("api_key_env")
+    if any(word in llm for word in ("api_key", "key", "token")) or (
+        isinstance(name, str) and not re.fullmatch(VARIABLE, name)
+    ):
+        raise PolicyError(
+            f"The policy file {path}: llm.api_key_env is the NAME of an environment variable, in capital letters. "
+            "A key itself belongs into no file: every run keeps a copy of its policy."
+        )
 
 
 def known(values: Any, section: type[BaseModel] = Policy) -> Any:
@@ -237,8 +337,11 @@ def document() -> str:
         lines += [f"[{name}]  # {section.__doc__}"]
         lines += _document_keys(section)
         lines.append("")
-    lines += [f"# [parameters.lr]  # {ParameterLimits.__doc__}"]
-    lines += ["# " + line.removeprefix("# ") for line in _document_keys(ParameterLimits)]
+    for title, example in (('prices."gpt-5-mini"', Price), ("parameters.lr", ParameterLimits)):
+        lines += [f"# [{title}]  # {example.__doc__}"]
+        lines += ["# " + line.removeprefix("# ") for line in _document_keys(example)]
+        lines.append("")
+    del lines[-1]
     return "\n".join(lines) + "\n"
 
 
@@ -247,6 +350,9 @@ def _document_keys(section: type[BaseModel]) -> list[str]:
     for key, field in section.model_fields.items():
         text = " ".join((field.description or "").split())
         value = field.default
-        shown = str(value).lower() if isinstance(value, bool) else value
-        lines.append(f"# {key} =  # {text}" if value is None else f"{key} = {shown}  # {text}")
+        if value is None or field.is_required():
+            lines.append(f"# {key} =  # {text}")
+            continue
+        shown = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else value
+        lines.append(f"{key} = {shown}  # {text}")
     return lines

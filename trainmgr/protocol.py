@@ -7,9 +7,11 @@ Read leniently (a newer workload may know more), written strictly. ``trainmgr sc
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from trainmgr.action_space import Boundary, Parameter
 from trainmgr.wire import MAX_INT, Lenient, Name, Number, Value, Whole, Wire, quoted, short
@@ -190,7 +192,7 @@ def parse_telemetry(line: bytes) -> Telemetry | Unreadable:
     """One line as a record. Never raises: what cannot be read says why."""
     quote = line[:120].decode(errors="replace").rstrip("\n")
     if len(line) > MAX_LINE:
-        return Unreadable(kind="garbage", quote=quote, reason=f"{len(line)} bytes; {MAX_LINE} are allowed")
+        return Unreadable(kind="garbage", quote=quote, reason=f"too long: a line has at most {MAX_LINE} bytes")
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -246,11 +248,80 @@ class Control(Override):
     """For replay: every revision with its at_step. The revision above is then the last of them."""
 
 
-def explain(error: ValidationError, limit: int = 3) -> str:
-    """The first findings of a validation error as one line: where, and what is wrong. Quotes no long input."""
+_TABLE = "must be a table of keys and values"
+_WORDS = {  # pydantic's kinds of errors in words for people, who may never have heard of it
+    "missing": "missing",
+    "extra_forbidden": "unknown key",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": _TABLE,
+    "model_type": _TABLE,
+    "model_attributes_type": _TABLE,
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "string_too_long": "too long: at most {max_length} characters are allowed",
+    "string_too_short": "too short: at least {min_length} character(s) are needed",
+    "too_long": "too many: at most {max_length} are allowed",
+    "too_short": "too few: at least {min_length} are needed",
+    "value_error": "{error}",
+}
+_BRANCH = "constrained-int"  # of a Value, which pydantic reports branch by branch
+
+
+def explain(error: ValidationError, model: type[BaseModel] | None = None, limit: int = 3) -> str:
+    """The first findings of a validation error as one line: where, and what is wrong. Quotes no long input.
+
+    With ``model``, the type that was wanted, it says which keys there are where one is unknown.
+    """
+    findings: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    every = error.errors(include_url=False)
+    unions = {item["loc"][:-1] for item in every if item["loc"] and item["loc"][-1] == _BRANCH}
+    for item in every:
+        place = item["loc"][:-1] if item["loc"][:-1] in unions else item["loc"]
+        findings.setdefault(place, []).append(item)
     parts = []
-    for item in error.errors(include_url=False, include_context=False)[:limit]:
-        where = short(".".join(str(part) for part in item["loc"]), 100)
-        parts.append(f"{where or 'value'}: {short(item['msg'], 200)} (found {quoted(item['input'])})")
-    more = error.error_count() - limit
-    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+    for place, items in list(findings.items())[:limit]:
+        text, more = _in_words(items), ""
+        if items[0]["type"] == "extra_forbidden":
+            known = ", ".join(_keys(model, place[:-1]))
+            more = f"; known are {short(known, 300)}" if known else ""
+        elif items[0]["type"] not in ("missing", "value_error"):
+            more = f" (found {quoted(items[0]['input'])})"
+        parts.append(f"{short('.'.join(map(str, place)), 100) or 'value'}: {text}{more}")
+    left = len(findings) - limit
+    return "; ".join(parts) + (f"; and {left} more" if left > 0 else "")
+
+
+def _in_words(items: list[ErrorDetails]) -> str:
+    """What is wrong at one place: one error, or one for each branch of a union."""
+    item = next((item for item in items if not item["type"].endswith("_type")), items[0])
+    if len(items) > 1 and item["type"].endswith("_type"):
+        wanted = [_WORDS[i["type"]].removeprefix("must be ") for i in items if i["type"] in _WORDS]
+        return "must be " + " or ".join(text for text in wanted if text != "a whole number")  # which is a number too
+    if item["type"] not in _WORDS:
+        return short(item["msg"], 200)
+    context = item.get("ctx", {}).items()
+    whole = {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in context}  # 0, not 0.0
+    return short(_WORDS[item["type"]].format(**whole), 200)
+
+
+def _keys(kind: Any, place: tuple[int | str, ...]) -> list[str]:
+    """The keys that the part at ``place`` of a type may have."""
+    for part in place:
+        if get_origin(kind) in (dict, list):
+            kind = get_args(kind)[-1]
+        else:
+            field = getattr(kind, "model_fields", {}).get(part)
+            kind = field.annotation if field else None
+        if get_origin(kind) in (Union, UnionType):
+            kind = next((branch for branch in get_args(kind) if hasattr(branch, "model_fields")), None)
+    return list(getattr(kind, "model_fields", {}))

@@ -1,4 +1,4 @@
-"""A recorded run, again: decided again byte for byte, put to another manager, or trained again bit for bit."""
+"""A recorded run, again: decided again byte for byte, or trained again bit for bit."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainmgr import audit, decision, events, guard, protocol, snapshot
-from trainmgr.errors import ManagerError, RecordError, UserError
-from trainmgr.history import History, Moment, manifest_of
+from trainmgr import answer, audit, decision, events, prompt, protocol, snapshot
+from trainmgr.errors import RecordError, UserError
+from trainmgr.history import History, Moment
 from trainmgr.ledger import Ledger
 from trainmgr.managers.base import Manager
 from trainmgr.paths import RunPaths
-from trainmgr.proposal import Proposal
-from trainmgr.run_state import RunState
 from trainmgr.telemetry import Feed
 from trainmgr.wire import to_json
 
@@ -79,6 +77,10 @@ def derived(moment: Moment) -> events.Payload | None:
     match data:
         case events.SnapshotTaken() if state.start is not None:
             return decision.take_snapshot(state, ledger, policy, mark, data.trigger)[1]
+        case events.Request():
+            return _request(data, moment)
+        case events.Response():
+            return _response(data, moment)
         case events.Verdict():
             return decision.verdict(
                 moment.raw,
@@ -114,101 +116,52 @@ def derived(moment: Moment) -> events.Payload | None:
             return None
 
 
-def _policy(ledger: Ledger) -> Any:
+def _request(request: events.Request, moment: Moment) -> events.Request | None:
+    """The request with its prompt rendered anew; None where this version does not have its templates."""
+    version, _, variant = request.template.partition("/")
+    if moment.view is None or version != prompt.VERSION or not variant.isdigit() or int(variant) >= prompt.VARIANTS:
+        return None
+    view = snapshot.Snapshot.model_validate_json(json.dumps(moment.view))
+    said = [reply.text for earlier, reply in moment.calls if earlier.purpose == "reason" and reply is not None]
+    task: prompt.Task = "reason" if request.purpose == "reason" else "format" if said else "decide"
+    manifest = manifest_in(moment.ledger)
+    limit = manifest.policy.llm.prompt_tokens
+    made = prompt.render(view, limit, task=task, variant=int(variant), reasoning=said[-1] if said else "")
+    if made.sha256 != request.template_sha256:
+        return None
+    schema = answer.grammar if manifest.manager.startswith("local:") else answer.schema
+    parts = (("system", made.system), ("user", made.user))
+    head = [events.Message.model_validate({"role": role, "content": content}) for role, content in parts]
+    return request.model_copy(
+        update={
+            "template": made.template,
+            "messages": [*head, *request.messages[2:]],
+            "answer_schema": None if request.answer_schema is None else schema(view, made.parameters),
+        }
+    )
+
+
+def _response(response: events.Response, moment: Moment) -> events.Response | None:
+    """What a language model's text reads as; None where no text of one led to the response."""
+    texts = [reply.text for request, reply in moment.calls
+             if request.purpose != "reason" and reply is not None and reply.error is None]  # fmt: skip
+    if not texts or response.manager != manifest_in(moment.ledger).manager:
+        return None
+    return decision.response(response.decision, response.manager, answer.read(texts[-1]), response.seconds)
+
+
+def manifest_in(ledger: Ledger) -> events.Manifest:
     assert ledger.started is not None
-    return ledger.started.manifest.policy
+    return ledger.started.manifest
+
+
+def _policy(ledger: Ledger) -> Any:
+    return manifest_in(ledger).policy
 
 
 def _cut(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."
-
-
-# -- put to another manager ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What two managers made of one snapshot."""
-
-    decision: str
-    step: int
-    recorded: str
-    other: str
-    valid: bool
-    """Whether the guard would have accepted the other's answer at the moment of the snapshot."""
-    same_action: bool
-    same_diagnosis: bool
-
-
-def opinions(paths: RunPaths, manager: Manager) -> Iterator[Opinion]:
-    """Each snapshot of a run with the recorded and the other answer.
-
-    A run without decisions (`none`) is asked about at each of its evaluations.
-    """
-    history = History(paths)
-    answers = {
-        event.data.decision: event.data.raw
-        for event in audit.read(paths.audit)
-        if isinstance(event.data, events.Response)
-    }
-    asked = False
-    for moment in history.moments():
-        data = moment.event.data
-        if isinstance(data, events.SnapshotTaken):
-            asked = True
-            yield _opinion(manager, moment.state, moment.ledger, data.decision, data.trigger, answers)
-    if not asked:
-        yield from _observed(paths, manager)
-
-
-def _observed(paths: RunPaths, manager: Manager) -> Iterator[Opinion]:
-    state, ledger = RunState(), Ledger()
-    ledger.fold(events.RunStarted(manifest=manifest_of(paths)))
-    for record in Feed(paths.telemetry).records():
-        state.fold(record)
-        if isinstance(record, protocol.Eval) and state.start is not None:
-            yield _opinion(manager, state, ledger, f"eval {state.evals}", "evaluation", {})
-
-
-def _opinion(
-    manager: Manager, state: RunState, ledger: Ledger, name: str, why: str, answers: dict[str, Any]
-) -> Opinion:
-    policy = _policy(ledger)
-    view = snapshot.take(state, ledger, policy, why)
-    try:
-        raw = manager.decide(view)
-    except ManagerError as error:
-        return Opinion(name, state.step, _told(answers.get(name)), f"no answer: {error}", False, False, False)
-    judged = guard.judge(raw, state, ledger, policy, decision=name, based_on_step=state.step, age_seconds=0.0)
-    recorded, _ = guard.read(answers.get(name))
-    other = judged.proposal
-    return Opinion(
-        decision=name,
-        step=state.step,
-        recorded=_told(answers.get(name)),
-        other=_told(raw),
-        valid=judged.result != "rejected",
-        same_action=bool(recorded and other and recorded.action == other.action),
-        same_diagnosis=bool(recorded and other and recorded.diagnosis == other.diagnosis),
-    )
-
-
-def _told(raw: Any) -> str:
-    """An answer in a few words."""
-    if raw is None:
-        return "–"
-    proposal, objection = guard.read(raw)
-    if proposal is None:
-        return f"unreadable: {objection}"
-    return told(proposal)
-
-
-def told(proposal: Proposal) -> str:
-    parts = [f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"
-             for name, value in proposal.changes.items()]  # fmt: skip
-    head = proposal.action if proposal.to is None else f"{proposal.action} to {proposal.to}"
-    return f"{proposal.diagnosis}: {head}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 # -- trained again ---------------------------------------------------------------------------------------------------

@@ -116,7 +116,8 @@ def plot(
         return Text("")
     low, high = min(v for _, v in both), max(v for _, v in both)
     first, last = min(s for s, _ in both), max(s for s, _ in both)
-    high = high if high > low else low + (abs(low) or 1.0)
+    if high == low:  # a flat curve lies in the middle
+        low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
     last = last if last > first else first + 1
     cells = [[0] * width for _ in range(height)]
     styles = [[""] * width for _ in range(height)]
@@ -243,7 +244,7 @@ class LiveView:
         if isinstance(event, events.Approval):
             self._question = None
         if isinstance(event, events.Failure | events.Restarted | events.Stalled | events.Operator):
-            self._console.print(Text(display.clean(display.event_in_words(event) or ""), style="yellow"))
+            self._console.print(Text(display.clean(display.event_in_words(event, state) or ""), style="yellow"))
         self._drawn = 0.0
         self.tick(state, ledger)
 
@@ -256,6 +257,6 @@ class LiveView:
         self._live.update(Group(view, self._question) if self._question else view, refresh=True)
 
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
-        self._question = Text(f"Apply? {display.clean(display.proposal_in_words(ruling))}  [y/N] ", style="bold yellow")
         self._keyboard = self._keyboard or display.Keyboard()
-        self._keyboard.ask(answer)
+        question = self._keyboard.ask(ruling, answer, lambda text: self._console.print(Text(text, style="yellow")))
+        self._question = Text(f"{question} ", style="bold yellow") if question else None

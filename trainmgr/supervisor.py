@@ -20,14 +20,13 @@ from typing import Any, Literal, Protocol
 from trainmgr import audit, control, decision, events, files, protocol, telemetry
 from trainmgr.errors import ManagerError, PolicyError, UserError, WorkloadError
 from trainmgr.ledger import Ledger
-from trainmgr.managers.base import Manager
+from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
 from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
 from trainmgr.process import Adopted, Child, Exit, clean_environment
 from trainmgr.run_state import RunState, figures
 from trainmgr.snapshot import Snapshot
-from trainmgr.wire import plain, short, to_json
+from trainmgr.wire import plain, short
 
-MAX_ANSWER = 1 << 20  # bytes of a manager's answer that are kept
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
 
 
@@ -43,9 +42,15 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
+class Told:
+    exchange: Exchange
+
+
+@dataclass(frozen=True)
 class Answered:
     decision: str
     raw: Any
+    by: str
     seconds: float
     error: str | None
 
@@ -71,7 +76,7 @@ class Look:
     pass
 
 
-Message = Answered | Approved | Ended | Interrupt | Look
+Message = Told | Answered | Approved | Ended | Interrupt | Look
 
 
 @dataclass
@@ -175,6 +180,7 @@ class Supervisor:
         if self.ledger.waiting is not None:
             self._fail("supervisor", "the decision died with the supervisor that asked for it", self.ledger.waiting)
         self._child = Adopted(pid, lambda end: self._queue.put(Ended(end)))
+        self._pause(False)  # the supervisor that died may have stopped it
         return self._supervise()
 
     def interrupt(self) -> None:
@@ -219,6 +225,8 @@ class Supervisor:
     def _handle(self, message: Message) -> None:
         self._consume()
         match message:
+            case Told():
+                self._append(message.exchange)
             case Answered():
                 self._answered(message)
             case Approved():
@@ -283,6 +291,9 @@ class Supervisor:
         if not self._append(event):
             return
         self._pending = Pending(event.decision, self.state.step, self._clock())
+        self._pause(True)
+        if isinstance(self._manager, Consultant):
+            self._manager.begin(event.decision, self.ledger.spent, lambda exchange: self._queue.put(Told(exchange)))
         worker = threading.Thread(
             target=self._call, args=(self._manager, event.decision, view), name="manager", daemon=True
         )
@@ -290,25 +301,26 @@ class Supervisor:
 
     def _call(self, manager: Manager, name: str, view: Snapshot) -> None:
         begin = time.monotonic()
-        raw, error = None, None
+        raw, by, error = None, manager.name, None
         try:
             raw = manager.decide(view)
+            if isinstance(raw, Answer):
+                raw, by = raw.raw, raw.by
         except ManagerError as problem:
             error = str(problem)
         except BaseException as problem:  # SystemExit too: without an answer nobody would ask again
             error = f"{type(problem).__name__} in manager {manager.name}"
-        self._queue.put(Answered(name, raw, round(time.monotonic() - begin, 3), error))
+        self._queue.put(Answered(name, raw, by, round(time.monotonic() - begin, 3), error))
 
     def _answered(self, message: Answered) -> None:
         pending = self._pending
         if pending is None or pending.id != message.decision:
             return
-        assert self._manager is not None
         if message.error is not None:
-            self._pending = None
+            self._decided()
             self._fail("manager", message.error, message.decision)
             return
-        response = _as_recorded(message, self._manager.name)
+        response = decision.response(message.decision, message.by, message.raw, message.seconds)
         self._append(response)
         ruling = decision.verdict(
             response.raw, self.state, self.ledger, self.policy, self._mark(),
@@ -317,23 +329,34 @@ class Supervisor:
         logged = self._append(ruling)
         applies = ruling.result != "rejected" and (bool(ruling.changes) or ruling.command is not None)
         if not logged or not applies or self.manifest.mode == "shadow":
-            self._pending = None
+            self._decided()
         elif self.manifest.mode == "approve":
             pending.ruling = ruling
             pending.deadline = time.monotonic() + self.policy.approval.timeout
             self._show(lambda: self._listener.ask(ruling, lambda answer: self._queue.put(Approved(pending.id, answer))))
         else:
-            self._pending = None
             self._issue(ruling, pending.step)
+            self._decided()
+
+    def _decided(self) -> None:
+        """Nothing is pending any more."""
+        self._pending = None
+        self._pause(False)
+
+    def _pause(self, pause: bool) -> None:
+        """With --blocking only: the child stands still while a decision is pending."""
+        if self.manifest.blocking and self._child is not None:
+            self._child.signal(signal.SIGSTOP if pause else signal.SIGCONT)
+            self._heard = time.monotonic()
 
     def _approved(self, message: Approved) -> None:
         pending = self._pending
         if pending is None or pending.id != message.decision or pending.ruling is None:
             return
-        self._pending = None
         answer = {True: "yes", False: "no", None: "none"}[message.answer]
         if self._append(events.Approval.model_validate({"decision": pending.id, "answer": answer})) and message.answer:
             self._issue(pending.ruling, pending.step)
+        self._decided()
 
     def _issue(self, ruling: events.Verdict, based_on_step: int) -> None:
         if self._ending is not None:  # nothing but the stop is wanted of it any more
@@ -396,6 +419,7 @@ class Supervisor:
             return
         self._append(events.Operator(action="stop"))
         self._status = "interrupted"
+        self._pause(False)
         self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
         if self.state.start is not None and "stop" in self.state.start.commands:
             number = self.ledger.revision + 1
@@ -419,6 +443,7 @@ class Supervisor:
     def _finish_child(self, number: int) -> None:
         """Signal the child, and kill it when it does not end within the grace period."""
         self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGKILL])
+        self._pause(False)
         if self._child is not None:
             self._child.signal(number)
 
@@ -434,7 +459,8 @@ class Supervisor:
         if pending is not None and pending.ruling is not None and now >= pending.deadline:
             self._approved(Approved(pending.id, None))
         limit = self.policy.process.stall_timeout
-        if limit is not None and not self._truncated and now - self._heard > limit:
+        paused = self.manifest.blocking and pending is not None
+        if limit is not None and not paused and not self._truncated and now - self._heard > limit:
             self._append(events.Stalled(seconds=round(now - self._heard, 1), step=self.state.step))
             self._status = "hung"
             self._finish_child(signal.SIGTERM)
@@ -460,6 +486,10 @@ class Supervisor:
         return self._close(end)
 
     def _close(self, end: Exit) -> events.Closing:
+        while not self._queue.empty():
+            message = self._queue.get_nowait()
+            if isinstance(message, Told):
+                self._append(message.exchange)
         if self._pending is not None:
             self._fail("manager", "the run ended before the answer came", self._pending.id)
         state = self.state
@@ -518,23 +548,3 @@ class Supervisor:
     def _fail(self, where: str, message: str, name: str | None = None) -> None:
         message = message.encode(errors="replace").decode()  # lone surrogates cannot be written
         self._append(events.Failure(where=where, message=message, decision=name))
-
-
-def _as_recorded(message: Answered, manager: str) -> events.Response:
-    """The answer exactly as it reads from the log again, since that is what the guard judges, now and in a replay.
-
-    What no JSON can hold, or is too long to keep, becomes a description of itself.
-    """
-    response = events.Response(decision=message.decision, manager=manager, raw=message.raw, seconds=message.seconds)
-    try:
-        line = to_json(audit.Body(seq=0, t=0.0, data=response, prev=audit.GENESIS))
-        again = audit.Body.model_validate_json(line).data
-        if isinstance(again, events.Response) and len(line) <= MAX_ANSWER:
-            return again
-        text = f"an answer of {len(line)} bytes, which begins with {line[:1000]!r}"
-    except Exception:
-        try:
-            text = repr(message.raw)
-        except Exception:
-            text = f"an answer of type {type(message.raw).__name__}"
-    return response.model_copy(update={"raw": short(text, 2000)})

@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from trainmgr import check, display, events, proof, replay
+from trainmgr import audit, check, display, events, proof, replay
 from trainmgr.ledger import Ledger
+from trainmgr.opinions import Opinion, Reworded
 from trainmgr.paths import RunPaths
 from trainmgr.process import last_lines
 from trainmgr.run_state import RunState, figures
@@ -19,6 +20,7 @@ from trainmgr.screen import quoted
 from trainmgr.wire import plain, pretty
 
 LISTED = 12  # interventions in the last lines of a run
+DIED = "supervisor died"
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
@@ -137,19 +139,43 @@ def _plural(kind: str, count: int) -> str:
     return kind if count == 1 or kind == "acknowledged" else f"{kind}s"
 
 
-def print_opinions(console: Console, found: list[replay.Opinion], recorded: str, other: str) -> None:
-    table = grid("decision", "step", recorded, other, "valid", "same action")
+def print_opinions(console: Console, found: list[Opinion], recorded: str, other: str) -> None:
+    table = grid("decision", "step", recorded, other, "valid", "same action", "seconds", "tokens", "cost")
     for opinion in found:
         table.add_row(
             opinion.decision, f"{opinion.step:,}", quoted(opinion.recorded), quoted(opinion.other),
             "yes" if opinion.valid else "[red]no[/]", "yes" if opinion.same_action else "no",
+            f"{opinion.seconds:.2f}", f"{opinion.tokens:,}" if opinion.tokens else "–", display.number(opinion.money),
         )  # fmt: skip
     console.print(table)
-    n = len(found)
+    n, tokens = len(found), sum(o.tokens for o in found)
+    prices = [o.money for o in found if o.money is not None]
+    cost = f", cost {sum(prices):.4g}" if prices else ""
+    took = f" It took {sum(o.seconds for o in found):.1f} s, {tokens:,} tokens{cost}." if tokens else ""
     say(
         console,
         f"{n} snapshots; {other}: {sum(o.valid for o in found)} valid, {sum(o.same_action for o in found)} with the "
-        f"same action, {sum(o.same_diagnosis for o in found)} with the same diagnosis as {recorded}.",
+        f"same action, {sum(o.same_diagnosis for o in found)} with the same diagnosis as {recorded}.{took}",
+    )
+
+
+def print_reworded(console: Console, found: list[Reworded], manager: str) -> None:
+    """How much the wording of the prompt matters."""
+    count = len(found[0].answers) if found else 0
+    table = grid("decision", "step", *(f"wording {i}" for i in range(count)), "same action", "same diagnosis")
+    for item in found:
+        table.add_row(
+            item.decision, f"{item.step:,}", *map(quoted, item.answers),
+            f"{item.same_action} of {item.asked}", f"{item.same_diagnosis} of {item.asked}",
+        )  # fmt: skip
+    console.print(table)
+    asked = sum(item.asked for item in found)
+    action, diagnosis = sum(item.same_action for item in found), sum(item.same_diagnosis for item in found)
+    share = max(1, asked)
+    say(
+        console,
+        f"{len(found)} snapshots in {count} wordings, {manager}: of {asked} reworded questions {action} "
+        f"({action / share:.0%}) got the same action and {diagnosis} ({diagnosis / share:.0%}) the same diagnosis.",
     )
 
 
@@ -163,22 +189,44 @@ def print_comparison(console: Console, a: RunPaths, b: RunPaths, result: replay.
         )
 
 
+def status_of(paths: RunPaths, file: events.RunFile | None) -> str:
+    """How a run ended; for one that has not, whether its supervisor lives."""
+    if file is None:
+        return "run.json cannot be read"
+    if file.closing is not None:
+        return file.closing.status
+    return {True: "running", False: DIED, None: f"running, or {DIED}"}[audit.is_held(paths.audit)]
+
+
+def runs_json(found: list[tuple[RunPaths, events.RunFile | None]]) -> str:
+    nothing = {"manifest": None, "closing": None}
+    return pretty([{"run": p.id, "status": status_of(p, f), **(plain(f) if f else nothing)} for p, f in found])
+
+
 def print_runs(console: Console, found: list[tuple[RunPaths, events.RunFile | None]]) -> None:
     table = grid("run", "manager", "seed", "status", "steps", "objective", "final", "best", "changes", "took")
+    died = []
     for paths, file in found:
+        status = status_of(paths, file)
         if file is None:
-            table.add_row(paths.id, "[red]run.json cannot be read[/]")
+            table.add_row(paths.id, f"[red]{status}[/]")
             continue
         manifest, closing = file.manifest, file.closing
         if closing is None:
-            table.add_row(paths.id, manifest.manager, _seed(manifest), "running, or its supervisor died")
+            table.add_row(paths.id, manifest.manager, _seed(manifest), status)
+            if status == DIED:
+                died.append(paths.id)
             continue
         table.add_row(
-            paths.id, manifest.manager, _seed(manifest), closing.status, f"{closing.steps:,}",
+            paths.id, manifest.manager, _seed(manifest), status, f"{closing.steps:,}",
             quoted(closing.objective or "–"), display.number(closing.final), display.number(closing.best),
             str(closing.interventions), f"{closing.ended - manifest.created:.0f} s",
         )  # fmt: skip
     console.print(table)
+    for run in died:
+        say(
+            console, f"The supervisor of {run} died; its training may go on. Take over: trainmgr attach {run}", "yellow"
+        )
 
 
 def _seed(manifest: events.Manifest) -> str:

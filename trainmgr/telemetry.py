@@ -13,7 +13,7 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 from trainmgr.files import Tail
-from trainmgr.protocol import Telemetry, Unreadable, parse_telemetry
+from trainmgr.protocol import MAX_LINE, Telemetry, Unreadable, parse_telemetry
 
 Item = Telemetry | Unreadable
 
@@ -22,7 +22,7 @@ class Feed:
     """Reads the records that are new; remembers how far, and the SHA-256 of what was read."""
 
     def __init__(self, path: Path) -> None:
-        self.tail = Tail(path)
+        self.tail = Tail(path, MAX_LINE)
 
     @property
     def offset(self) -> int:

@@ -1,16 +1,20 @@
-"""The whole protocol in forty lines and without torch: a line fitted by stochastic gradient descent.
+"""The whole protocol in fifty lines and without torch: a line fitted by stochastic gradient descent.
 
 python workloads/minimal.py
 trainmgr run workloads/minimal.py
 """
 
+import json
 import random
 import time
+from pathlib import Path
 
-from trainmgr.workload import Workload, default_seed
+from trainmgr.workload import Workload, default_seed, resume_path
 
 SEED, STEPS, EVERY = default_seed(1), 1000, 25
-weights, best = [0.0, 0.0], [0.0, 0.0]
+saved = resume_path()  # the last checkpoint, after a crash
+begun, lowest, best = json.loads(Path(saved).read_text()) if saved else (0, float("inf"), [0.0, 0.0])
+weights = list(best)
 recipe = {"lr": 0.4}  # too fast on purpose: there is something to manage
 
 
@@ -24,8 +28,8 @@ def rollback(to: str) -> None:
 
 
 valid = [sample(random.Random(i)) for i in range(200)]
-lowest = float("inf")
 with Workload("minimal", objective="val_loss", mode="min", total_steps=STEPS, seed=SEED,
+              resumed_from=saved, resumed_step=begun,
               metrics={"loss": "squared error of one sample", "val_loss": "mean squared error"}) as w:  # fmt: skip
     w.float("lr", get=lambda: recipe["lr"], set=lambda value: recipe.update(lr=value), low=1e-4, high=1.0,
             scale="log", max_ratio=2.0, min_ratio=0.1, group="optimizer", description="step size")  # fmt: skip
@@ -42,4 +46,6 @@ with Workload("minimal", objective="val_loss", mode="min", total_steps=STEPS, se
             w.eval(step, {"val_loss": loss})
             if loss < lowest:
                 lowest, best = loss, list(weights)
-                w.checkpoint(step, "in memory", {"val_loss": loss}, best=True)
+                new = w.checkpoints / "best.new"
+                new.write_text(json.dumps([step, lowest, best]))
+                w.checkpoint(step, new.replace(w.checkpoints / "best.json"), {"val_loss": loss}, best=True)

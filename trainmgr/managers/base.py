@@ -1,10 +1,24 @@
-"""The one protocol of all managers."""
+"""The protocols of all managers."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
+from trainmgr import events
+from trainmgr.budget import Spent
 from trainmgr.snapshot import Snapshot
+
+Exchange = events.Request | events.Reply | events.BudgetSpent
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that came from somebody else than the manager that was asked."""
+
+    raw: Any
+    by: str
 
 
 class Manager(Protocol):
@@ -19,5 +33,31 @@ class Manager(Protocol):
     """Whether the same snapshots always get the same answers, so that a replay can ask again."""
 
     def decide(self, snapshot: Snapshot) -> Any:
-        """A proposal as JSON values (``Proposal.model_dump``)."""
+        """A proposal as JSON values (``Proposal.model_dump``), or an Answer with one."""
+        ...
+
+
+@runtime_checkable
+class Consultant(Protocol):
+    """A manager that asks somebody outside, at a cost."""
+
+    name: str
+    deterministic: bool
+
+    def open(self) -> None:
+        """Get ready, before anything is started. Raises UserError when it cannot work."""
+        ...
+
+    def preflight(self) -> str:
+        """Who is asked, and the most that a run can cost, in a line."""
+        ...
+
+    def begin(self, decision: str, spent: Spent, tell: Callable[[Exchange], None]) -> None:
+        """Before each decision: what was spent so far, and who puts the calls on record."""
+        ...
+
+    def decide(self, snapshot: Snapshot) -> Any: ...
+
+    def close(self) -> None:
+        """Give everything back; a call under way ends without an answer. Safe in any thread, and more than once."""
         ...

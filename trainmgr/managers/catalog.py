@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainmgr.errors import UserError
+from trainmgr.managers import llm
 from trainmgr.managers.base import Manager
+from trainmgr.managers.local import LocalServer
 from trainmgr.managers.none import NoManager
 from trainmgr.managers.replay import Recorded
 from trainmgr.managers.rules import RulesManager
@@ -13,18 +15,40 @@ from trainmgr.managers.schedules import SCHEDULES, Schedule
 from trainmgr.paths import find_run
 from trainmgr.policy import Policy
 
-NAMES = ("auto", "none", "rules", *(f"schedule:{name}" for name in SCHEDULES), "replay:RUN")
+NAMES = (
+    "auto",
+    "llm[:MODEL]",
+    "local:FILE.gguf",
+    "rules",
+    *(f"schedule:{name}" for name in SCHEDULES),
+    "replay:RUN",
+    "none",
+)
 
 
-def make(name: str, policy: Policy, runs_dir: Path) -> Manager:
-    """The manager called ``name``; "auto" is `rules`.
+def choose(name: str, policy: Policy) -> tuple[str, str]:
+    """The manager that "auto" stands for, and why; any other name stands for itself."""
+    if name != "auto":
+        return name, ""
+    why = llm.configured(policy)
+    return ("llm", why) if why else ("rules", "no language model is configured")
 
-    Raises UserError for a name that there is not.
+
+def make(name: str, policy: Policy, runs_dir: Path, *, variant: int = 0) -> Manager:
+    """The manager called ``name``; "auto" is what ``choose`` says. ``variant`` is a language model's wording.
+
+    Raises UserError for a name that there is not, or a language model that cannot be asked.
     """
-    kind, _, rest = name.partition(":")
+    kind, _, rest = choose(name, policy)[0].partition(":")
     match kind, rest:
-        case (("auto" | "rules"), ""):
+        case "rules", "":
             return RulesManager(policy.rules)
+        case "llm", _:
+            return llm.LlmManager(policy, rest or None, variant=variant)
+        case "local", _ if rest:
+            path = Path(rest).expanduser().resolve()
+            server = LocalServer(path, context=policy.llm.context, threads=policy.llm.threads)
+            return llm.LlmManager(policy, server=server, name=f"local:{path}", variant=variant)
         case "none", "":
             return NoManager()
         case "schedule", _:

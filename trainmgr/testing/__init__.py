@@ -1,6 +1,8 @@
-"""Fakes that ship with the product: a manager that follows a script, a listener that keeps everything, tiny children.
+"""Fakes that ship with the product: a manager that follows a script, a listener that keeps everything, tiny children,
+a language model's endpoint.
 
-For tests of trainmgr itself and of managers and workloads that others write. Children are real processes.
+For tests of trainmgr itself and of managers and workloads that others write. Children are real processes, the
+endpoint is a real server.
 """
 
 from __future__ import annotations
@@ -21,9 +23,57 @@ from trainmgr.proposal import keep
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import Snapshot
 from trainmgr.telemetry import Item
+from trainmgr.testing.behaviours import (
+    Behaviour,
+    Cut,
+    Drip,
+    Empty,
+    EmptyReply,
+    Exchange,
+    Huge,
+    Propose,
+    Raw,
+    Received,
+    Redirect,
+    Reset,
+    Say,
+    Silence,
+    Status,
+)
+from trainmgr.testing.endpoint import TIME_LIMIT, ScriptedEndpoint
 from trainmgr.wire import Value, plain
 
-TIME_LIMIT = 60.0  # seconds that anything here waits at most
+__all__ = [  # what is written here, and the endpoint's words
+    "EXACT",
+    "LINE",
+    "PREAMBLE",
+    "PYTHON",
+    "TIME_LIMIT",
+    "Behaviour",
+    "Cut",
+    "Drip",
+    "Empty",
+    "EmptyReply",
+    "Exchange",
+    "FakeClock",
+    "Huge",
+    "Propose",
+    "Raw",
+    "Received",
+    "Recorder",
+    "Redirect",
+    "Reset",
+    "Say",
+    "ScriptedEndpoint",
+    "ScriptedManager",
+    "Silence",
+    "Status",
+    "answer",
+    "supervise",
+    "wait_for",
+    "write_child",
+    "write_shell",
+]
 
 PREAMBLE = """
 import json, os, sys, time

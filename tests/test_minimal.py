@@ -1,0 +1,33 @@
+"""workloads/minimal.py: what it says is saved is saved, and after a crash it goes on from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from trainmgr import proof, protocol
+from trainmgr.policy import Policy, Process
+from trainmgr.testing import supervise
+
+MINIMAL = Path(__file__).parents[1] / "workloads" / "minimal.py"
+WORK = "time.sleep(0.002)  # stands for the work of a real step"
+
+
+def test_it_resumes_from_its_best_after_a_crash(tmp_path: Path) -> None:
+    text = MINIMAL.read_text()
+    assert WORK in text
+    script = tmp_path / "minimal.py"
+    script.write_text(text.replace(WORK, "step == 300 and not saved and exit(1)"))
+    policy = Policy(process=Process(restarts=1))
+    paths, closing, heard = supervise(tmp_path, script, policy=policy)
+    assert (closing.status, closing.steps) == ("completed", 1000)
+    first, second = heard.of(protocol.Start)
+    assert first.resumed is None
+    before = [item.step for item in heard.of(protocol.Checkpoint) if item.seq < second.seq]
+    assert second.resumed is not None
+    assert (second.resumed.step, second.resumed.path) == (before[-1], str(paths.checkpoints / "best.json"))
+    saved = {item.path for item in heard.of(protocol.Checkpoint)}
+    assert saved == {"checkpoints/best.json"}
+    step, lowest, _ = json.loads((paths.checkpoints / "best.json").read_text())
+    assert (step, lowest) == (closing.best_step, closing.best)
+    assert proof.prove(paths).holds

@@ -1,0 +1,321 @@
+"""One call to an OpenAI-compatible endpoint, bounded in size and time. The only user of openai.
+
+Whatever an endpoint does ends in a completion or in an EndpointError whose text holds no secret. Nothing is tried again
+here: what a call costs is counted by whoever makes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from trainmgr.errors import UserError
+from trainmgr.policy import Level
+from trainmgr.wire import short
+
+MAX_BODY = 1 << 19  # bytes; an answer needs a few thousand
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OPENAI = "https://api.openai.com/v1"
+MESSAGE = 300  # characters of an endpoint's error message that are kept
+TRANSIENT = (408, 409, 425, 429)  # and everything from 500 on
+TOOL = "decide"
+
+_SECRET = re.compile(r"\b(?:sk|pk|key|gsk|hf|xai|AIza)[-_][A-Za-z0-9_*.-]{6,}|Bearer\s+\S+", re.IGNORECASE)
+
+
+class EndpointError(Exception):
+    """A call without an answer."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        transient: bool = False,
+        retry_after: float | None = None,
+        names: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.transient = transient
+        """Whether the same call may succeed later."""
+        self.retry_after = retry_after
+        """Seconds that the endpoint asks to wait."""
+        self.names = names
+        """What the endpoint's error speaks of, in lower case, to tell which part of a request it does not support."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked."""
+
+    model: str
+    messages: list[dict[str, str]]
+    level: Level
+    schema: dict[str, Any] | None
+    """None asks for plain text."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was answered."""
+
+    text: str
+    refusal: str | None
+    finish: str | None
+    model: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class Endpoint:
+    """An endpoint by its address. Nothing is sent before the first call."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        """Raises UserError for what is no address of an endpoint."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(
+                f"The endpoint {_safe(parts)!r} is no http or https address, like http://127.0.0.1:8000/v1."
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise UserError(
+                f"The endpoint's address holds more than a place ({_safe(parts)}). A key belongs into an environment "
+                "variable, which llm.api_key_env names."
+            )
+        self.url = _safe(parts)
+        self.local = parts.hostname in LOOPBACK
+        self._key = key
+        self._client: Any = None
+
+    @property
+    def official(self) -> bool:
+        return urlsplit(self.url).hostname == "api.openai.com"
+
+    def connect(self) -> None:
+        """Get the client ready, so that the first answer is not late for its sake. Sends nothing."""
+        _ = self._connected().chat.completions  # most of the package is imported here
+
+    def ask(self, call: Call, seconds: float) -> Completion:
+        """One completion within ``seconds``. Raises EndpointError."""
+        body = self._within(seconds, lambda client: client.chat.completions.with_raw_response.create(**_request(call)))
+        return _completion(body, self.hide, wanted=call.schema is not None)
+
+    def models(self, seconds: float) -> list[str]:
+        """The models that the endpoint lists. Raises EndpointError."""
+        body = self._within(seconds, lambda client: client.models.with_raw_response.list())
+        listed = body.get("data") if isinstance(body, dict) else None
+        entries = listed if isinstance(listed, list) else []
+        return [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+    def close(self) -> None:
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                self._client.close()
+            self._client = None
+
+    def hide(self, text: str) -> str:
+        """Text from outside without the key, and as UTF-8 can write it."""
+        text = text.encode(errors="replace").decode()
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def redact(self, text: str) -> str:
+        """An error's text without the key or anything that looks like one: endpoints repeat parts of what they got."""
+        return _SECRET.sub("[key]", self.hide(text))
+
+    def _within(self, seconds: float, call: Callable[[Any], Any]) -> Any:
+        """The parsed body of a response, whatever the other side does: a thread that hangs is left to itself."""
+        if seconds <= 0:
+            raise EndpointError("no time is left for a call")
+        results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                results.put(self._made(seconds, call))
+            except BaseException as error:
+                results.put(error)
+
+        threading.Thread(target=work, name="call", daemon=True).start()
+        try:
+            result = results.get(timeout=seconds)
+        except queue.Empty:
+            self.close()  # ends the connection, and with it the thread
+            raise EndpointError(f"no answer within {seconds:.0f} s", transient=True) from None
+        if isinstance(result, BaseException):
+            raise self._told(result) from None
+        return result
+
+    def _made(self, seconds: float, call: Callable[[Any], Any]) -> Any:
+        client = self._connected().with_options(timeout=seconds)
+        response = call(client)
+        try:
+            return json.loads(response.content)
+        except (ValueError, RecursionError):
+            beginning = short(self.redact(response.content[:200].decode(errors="replace")), 120)
+            what = f"begins with {beginning!r}" if response.content else "is empty"
+            raise EndpointError(f"the response is not JSON: it {what}", transient=not response.content) from None
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            import openai  # a second to import, which only this manager pays
+
+            self._client = openai.OpenAI(
+                base_url=self.url,
+                api_key=self._key or "none",
+                max_retries=0,
+                http_client=_bounded(openai.DefaultHttpxClient)(follow_redirects=False, trust_env=not self.local),
+            )
+        return self._client
+
+    def _told(self, error: BaseException) -> EndpointError:
+        """Any failure of a call as one that can be logged."""
+        import openai
+
+        if isinstance(error, EndpointError):
+            return error
+        cause = error.__cause__ or error.__context__
+        for inner in (error, cause):
+            if isinstance(inner, _TooLongError):
+                return EndpointError(str(inner))
+        if isinstance(error, openai.APIStatusError):
+            return self._status(error)
+        if isinstance(error, openai.APITimeoutError):
+            return EndpointError("no answer in time", transient=True)
+        if isinstance(error, openai.APIConnectionError):
+            why = f"{type(cause).__name__}: {cause}" if cause else ""
+            text = short(self.redact(why), MESSAGE)
+            return EndpointError(f"no connection to {self.url} ({text})", transient=True)
+        return EndpointError(f"{type(error).__name__}: {short(self.redact(str(error)), MESSAGE)}")
+
+    def _status(self, error: Any) -> EndpointError:
+        status = int(error.status_code)
+        body = error.body if isinstance(error.body, dict) else {}
+        wrapped = body.get("error")
+        inner: dict[str, Any] = wrapped if isinstance(wrapped, dict) else body
+        message = str(inner.get("message") or error.message)
+        names = " ".join(str(inner.get(name) or "") for name in ("param", "code", "message"))
+        words = {401: "the key is refused", 403: "not allowed", 404: "not found", 429: "too many requests"}
+        text = f"status {status}" + (f" ({words[status]})" if status in words else "")
+        return EndpointError(
+            f"{text}: {short(self.redact(message), MESSAGE)}",
+            status=status,
+            transient=status in TRANSIENT or status >= 500,
+            retry_after=_retry_after(error.response.headers),
+            names=names.lower()[:2000] if names.strip() else message.lower()[:2000],
+        )
+
+
+class _TooLongError(Exception):
+    pass
+
+
+def _bounded(client: type[Any]) -> type[Any]:
+    """An HTTP client that reads no response beyond MAX_BODY bytes, error pages among them."""
+
+    class Bounded(client):  # type: ignore[misc]
+        def send(self, request: Any, **options: Any) -> Any:
+            response = super().send(request, **{**options, "stream": True})
+            body = bytearray()
+            try:
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > MAX_BODY:
+                        raise _TooLongError(f"the response is longer than {MAX_BODY:,} bytes; the rest was not read")
+            finally:
+                response.close()
+            skipped = ("content-encoding", "content-length", "transfer-encoding")
+            headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in skipped]
+            return type(response)(response.status_code, headers=headers, content=bytes(body), request=request)
+
+    return Bounded
+
+
+def _request(call: Call) -> dict[str, Any]:
+    """The arguments of ``chat.completions.create``."""
+    request: dict[str, Any] = {"model": call.model, "messages": call.messages, **call.parameters}
+    if call.schema is None:
+        return request
+    if call.level == "json_schema":
+        form = {"name": TOOL, "strict": True, "schema": call.schema}
+        request["response_format"] = {"type": "json_schema", "json_schema": form}
+    elif call.level == "tool":
+        request["tools"] = [{"type": "function", "function": {
+            "name": TOOL, "description": "The decision.", "strict": True, "parameters": call.schema}}]  # fmt: skip
+        request["tool_choice"] = {"type": "function", "function": {"name": TOOL}}
+    elif call.level == "json_object":
+        request["response_format"] = {"type": "json_object"}
+    return request
+
+
+def _completion(body: Any, hide: Callable[[str], str], *, wanted: bool) -> Completion:
+    """A chat completion from a parsed body, read with suspicion: any part may be missing or of another type."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise EndpointError("the response is no chat completion: it has no choices")
+    message = choices[0].get("message")
+    message = message if isinstance(message, dict) else {}
+    text = _text(message.get("content"))
+    if wanted and not text:
+        text = _arguments(message.get("tool_calls"))
+    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
+    return Completion(
+        text=hide(text),
+        refusal=hide(_text(message.get("refusal"))) or None,
+        finish=_word(hide(str(choices[0].get("finish_reason") or ""))),
+        model=_word(hide(str(body.get("model") or ""))),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+    )
+
+
+def _text(content: Any) -> str:
+    """A message's content: a text, or a list of parts as some endpoints have it."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
+
+
+def _arguments(calls: Any) -> str:
+    for call in calls if isinstance(calls, list) else []:
+        function = call.get("function") if isinstance(call, dict) else None
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, str):
+            return arguments
+    return ""
+
+
+def _word(text: str) -> str | None:
+    return short(text, 100) or None
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 10**9 else None
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds, where the header gives them; a date is not worth its parsing and counts as none."""
+    try:
+        seconds = float(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < 1e6 else None
+
+
+def _safe(parts: Any) -> str:
+    """An address without user, password, query and fragment."""
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    try:
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        port = ""
+    return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")

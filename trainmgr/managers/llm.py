@@ -1,0 +1,356 @@
+"""`llm:MODEL` and `local:FILE`: a language model reads the snapshot and answers within the schema of the moment.
+
+It is trusted with nothing: what it says is read by ``answer`` and judged by the guard, and every call is on record with
+its exact prompt before it is made. Without an answer, or with a late or useless one, training goes on untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, get_args
+
+from trainmgr import answer, budget, events, prompt
+from trainmgr.budget import Spent
+from trainmgr.endpoint import OPENAI, Call, Completion, Endpoint, EndpointError
+from trainmgr.errors import ManagerError, UserError
+from trainmgr.managers.base import Answer, Exchange, Manager
+from trainmgr.managers.rules import RulesManager
+from trainmgr.policy import Level, Policy, Price
+from trainmgr.proposal import keep
+from trainmgr.snapshot import Snapshot
+from trainmgr.wire import plain, short
+
+Purpose = Literal["decide", "reason", "format", "repair"]
+URL_VARIABLE = "OPENAI_BASE_URL"
+DEFAULT_MODEL = "gpt-5-mini"  # where api.openai.com is asked and no model named: small, with strict schemas
+SCHEMA_TOKENS = 600  # of the schema, which some endpoints count with the prompt
+BACKOFF = 1.0  # seconds before the first repetition, doubled for each further one
+LISTING = 15.0  # seconds to list an endpoint's models
+FREE = Price(input=0.0, output=0.0)
+LEVELS: tuple[Level, ...] = get_args(Level)
+OPTIONAL = ("temperature", "max_completion_tokens", "max_tokens")  # what some models refuse
+
+
+class Server(Protocol):
+    """An embedded server that a manager starts and stops."""
+
+    url: str
+    key: str
+    name: str
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class LlmManager:
+    """One language model at one endpoint."""
+
+    deterministic = False
+
+    def __init__(
+        self,
+        policy: Policy,
+        model: str | None = None,
+        *,
+        server: Server | None = None,
+        name: str | None = None,
+        variant: int = 0,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        """``server`` is started by ``open`` and asked instead of the policy's endpoint. ``variant``: prompt's wording.
+
+        Raises UserError for an endpoint or a key that cannot be.
+        """
+        self._policy = policy
+        self._settings = policy.llm
+        self._server = server
+        self._variant = variant
+        self._model = model or policy.llm.model
+        self._endpoint = _endpoint(policy, environment) if server is None else None
+        self.name = name or f"llm:{self._model or ''}".rstrip(":")
+        self._rules = RulesManager(policy.rules)
+        self._level: Level = policy.llm.level
+        self._proven = False  # whether the endpoint has answered in this form
+        self._dropped: set[str] = set()  # parameters that the model refuses
+        self._spent = Spent()
+        self._decision, self._calls = "", 0
+        self._tell: Callable[[Exchange], None] = lambda _: None
+        self._said: str | None = None  # the last reason for which nobody was asked
+        self._failures, self._rests_until = 0, 0.0
+        self._closed = threading.Event()
+
+    # -- around the decisions ------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start the embedded server, or find out which model there is."""
+        if self._server is not None:
+            self._server.start()
+            self._endpoint = Endpoint(self._server.url, self._server.key)
+            self._endpoint.connect()
+            self._model = self._server.name
+            return
+        endpoint = self._there()
+        endpoint.connect()
+        if self._model is None and endpoint.official:
+            self._model = DEFAULT_MODEL
+        elif self._model is None:
+            try:
+                models = endpoint.models(LISTING)
+            except EndpointError as error:
+                raise UserError(
+                    f"{endpoint.url} does not say which models it has: {error}. Name one with --manager llm:MODEL."
+                ) from None
+            if len(models) != 1:
+                there = ", ".join(short(name, 60) for name in models[:8]) or "none"
+                raise UserError(f"{endpoint.url} lists {len(models)} models ({there}). Name one: --manager llm:MODEL.")
+            self._model = models[0]
+        self.name = f"llm:{self._model}"
+
+    def preflight(self) -> str:
+        settings, limits = self._settings, self._policy.budget
+        tokens, money = budget.worst_case(limits, self._price(), self._reads(), settings.max_output_tokens)
+        if money is None:
+            cost = f'its price is not known, so money is not counted ([prices."{self._model}"] in the policy names it)'
+        else:
+            cost = f"at most {money:.4g} by the policy's prices" if money else "free of charge"
+        two = f", written down by {settings.formatter}" if settings.formatter else ""
+        return f"{self._model} at {self._there().url}{two}: at most {limits.calls} calls and {tokens:,} tokens; {cost}"
+
+    def begin(self, decision: str, spent: Spent, tell: Callable[[Exchange], None]) -> None:
+        self._decision, self._spent, self._tell, self._calls = decision, spent, tell, 0
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._endpoint is not None:
+            self._endpoint.close()
+        if self._server is not None:
+            self._server.stop()
+
+    # -- a decision ----------------------------------------------------------------------------------------------
+
+    def decide(self, snapshot: Snapshot) -> Any:
+        deadline = time.monotonic() + self._settings.timeout
+        why = self._resting() or self._unaffordable(self._reads())
+        if why is not None:
+            return self._otherwise(snapshot, why)
+        try:
+            found = self._consult(snapshot, deadline)
+        except EndpointError as error:
+            self._failures += 1
+            if self._failures >= self._settings.breaker_failures:
+                self._rests_until = time.monotonic() + self._settings.breaker_seconds
+            raise ManagerError(f"no decision from {self._model}: {error}") from None
+        self._failures = 0
+        self._said = None
+        return found
+
+    def _consult(self, snapshot: Snapshot, deadline: float) -> Any:
+        """An answer, mended once where it is not valid."""
+        view = self._prompt(snapshot, "decide")
+        schema = schema_for(self.name)(snapshot, view.parameters)
+        purpose: Purpose = "decide"
+        if self._settings.formatter is not None:
+            thought = self._prompt(snapshot, "reason")
+            said = self._ask("reason", thought, [], None, deadline)
+            view, purpose = self._prompt(snapshot, "format", said.text), "format"
+        completion = self._ask(purpose, view, [], schema, deadline)
+        found, wrong = self._read(completion, snapshot, view)
+        if wrong is None or not self._settings.repair or completion.refusal:
+            return found
+        talk = [
+            {"role": "assistant", "content": short(completion.text, 2000) or "(nothing)"},
+            {"role": "user", "content": prompt.repair(wrong)},
+        ]
+        if self._unaffordable(self._reads() + sum(prompt.estimate(part["content"]) for part in talk)):
+            return found
+        try:
+            again = self._ask("repair", view, talk, schema, deadline)
+        except EndpointError:
+            return found  # the guard says what is wrong with it
+        return self._read(again, snapshot, view)[0]
+
+    def _read(self, completion: Completion, snapshot: Snapshot, view: prompt.Prompt) -> tuple[Any, str | None]:
+        """What was answered, and what is wrong with it."""
+        found = answer.read(completion.text or completion.refusal or "")
+        wrong = answer.objection(found, snapshot, view.parameters)
+        if wrong is not None and completion.finish == "length":
+            wrong = f"it was cut off at {self._settings.max_output_tokens} tokens; {wrong}"
+        return found, wrong
+
+    def _prompt(self, snapshot: Snapshot, task: prompt.Task, reasoning: str = "") -> prompt.Prompt:
+        limit = self._settings.prompt_tokens
+        return prompt.render(snapshot, limit, task=task, variant=self._variant, reasoning=reasoning)
+
+    # -- a call --------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        purpose: Purpose,
+        view: prompt.Prompt,
+        talk: list[dict[str, str]],
+        schema: dict[str, Any] | None,
+        deadline: float,
+    ) -> Completion:
+        """One answer, with repetitions, and with less than was wanted where the endpoint does not have it."""
+        messages = [{"role": "system", "content": view.system}, {"role": "user", "content": view.user}, *talk]
+        estimated = view.tokens + sum(prompt.estimate(part["content"]) for part in talk) + SCHEMA_TOKENS
+        formatter = self._settings.formatter if purpose in ("format", "repair") else None
+        retries = 0
+        while True:
+            if why := self._unaffordable(estimated):
+                raise EndpointError(f"the budget ends here: {why}")
+            call = Call(formatter or str(self._model), messages, self._level, schema, self._parameters())
+            try:
+                completion = self._call(purpose, call, view, estimated, deadline)
+            except EndpointError as error:
+                if self._adapted(error, call):
+                    continue
+                wait = error.retry_after if error.retry_after is not None else BACKOFF * 2**retries
+                if not error.transient or retries >= self._settings.retries:
+                    raise
+                if wait > deadline - time.monotonic():
+                    raise EndpointError(f"{error}; the next attempt in {wait:.0f} s would be too late") from None
+                if self._closed.wait(wait):
+                    raise EndpointError("the run has ended") from None
+                retries += 1
+            else:
+                if schema is not None:
+                    self._proven = True
+                return completion
+
+    def _call(
+        self, purpose: Purpose, call: Call, view: prompt.Prompt, estimated: int, deadline: float
+    ) -> Completion:  # fmt: skip
+        """One request, on record before it is made and whatever comes of it."""
+        endpoint = self._there()
+        self._tell(events.Request(
+            decision=self._decision, purpose=purpose, attempt=self._calls, endpoint=endpoint.url, model=call.model,
+            level=call.level, template=view.template, template_sha256=view.sha256,
+            messages=[events.Message.model_validate(part) for part in call.messages], answer_schema=call.schema,
+            parameters=call.parameters, prompt_tokens=estimated,
+        ))  # fmt: skip
+        self._calls += 1
+        self._spent = self._spent.asked()
+        begin = time.monotonic()
+        try:
+            completion = endpoint.ask(call, deadline - begin)
+        except EndpointError as error:
+            billed = error.status is None  # whoever answers with an error status has not worked
+            self._received("", begin, call.model, estimated if billed else 0, 0, error=str(error))
+            raise
+        counted = completion.prompt_tokens is not None and completion.completion_tokens is not None
+        self._received(
+            completion.text or completion.refusal or "", begin, call.model,
+            completion.prompt_tokens if completion.prompt_tokens is not None else estimated,
+            completion.completion_tokens if completion.completion_tokens is not None
+            else prompt.estimate(completion.text),
+            estimated=not counted, model=completion.model,
+            finish="refusal" if completion.refusal else completion.finish,
+        )  # fmt: skip
+        return completion
+
+    def _received(
+        self, text: str, begin: float, asked: str, prompt_tokens: int, completion_tokens: int, **more: Any
+    ) -> None:  # fmt: skip
+        seconds = round(time.monotonic() - begin, 3)
+        money = budget.cost(self._price(asked), prompt_tokens, completion_tokens)
+        self._spent = self._spent.answered(prompt_tokens, completion_tokens, money, seconds)
+        self._tell(events.Reply(
+            decision=self._decision, text=text, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens,
+            money=money, seconds=seconds, **more,
+        ))  # fmt: skip
+
+    def _parameters(self) -> dict[str, Any]:
+        """What is sent besides, without what was refused."""
+        settings = self._settings
+        limit = "max_completion_tokens" if self._there().official else "max_tokens"
+        other = "max_tokens" if limit == "max_completion_tokens" else "max_completion_tokens"
+        found: dict[str, Any] = {}
+        if settings.temperature is not None and "temperature" not in self._dropped:
+            found["temperature"] = settings.temperature
+        for name in (limit, other):
+            if name not in self._dropped:
+                found[name] = settings.max_output_tokens
+                break
+        return found
+
+    def _adapted(self, error: EndpointError, call: Call) -> bool:
+        """Whether the next call is another one, because the endpoint does not support this one."""
+        if error.status not in (400, 415, 422, 501) or ("context" in error.names and "length" in error.names):
+            return False
+        for name in OPTIONAL:
+            if name in call.parameters and name in error.names and name not in self._dropped:
+                self._dropped.add(name)
+                return True
+        at = LEVELS.index(call.level)
+        if call.schema is None or self._proven or call.level == "text":
+            return False
+        self._level = LEVELS[at + 1]
+        return True
+
+    # -- limits --------------------------------------------------------------------------------------------------
+
+    def _resting(self) -> str | None:
+        left = self._rests_until - time.monotonic()
+        if left <= 0:
+            return None
+        return f"{self._failures} decisions in a row got no answer; nobody is asked for {left:.0f} s"
+
+    def _unaffordable(self, prompt_tokens: int) -> str | None:
+        limits = self._policy.budget
+        most = self._settings.max_output_tokens
+        return budget.objection(self._spent, limits, self._price(), prompt_tokens, most)
+
+    def _reads(self) -> int:
+        """The most tokens that a call reads."""
+        return self._settings.prompt_tokens + SCHEMA_TOKENS
+
+    def _price(self, model: str | None = None) -> Price | None:
+        known = self._policy.prices.get(model or str(self._model))
+        return known if known is not None else FREE if self._there().local else None
+
+    def _otherwise(self, snapshot: Snapshot, why: str) -> Answer:
+        """Nobody is asked: the policy says who decides instead."""
+        rules = self._settings.otherwise == "rules"
+        kind = "resting" if self._resting() else "spent"
+        if kind != self._said:  # said once, not at every evaluation
+            self._said = kind
+            then = "rules decide" if rules else "nothing is changed"
+            self._tell(events.BudgetSpent(decision=self._decision, reason=why, then=then))
+        other: Manager = self._rules
+        return Answer(other.decide(snapshot), other.name) if rules else Answer(plain(keep("unclear", why)), self.name)
+
+    def _there(self) -> Endpoint:
+        assert self._endpoint is not None, "open() comes first"
+        return self._endpoint
+
+
+def schema_for(name: str) -> Callable[[Snapshot, tuple[str, ...]], dict[str, Any]]:
+    """How a manager of this name forms the schema of its answers."""
+    return answer.grammar if name.startswith("local:") else answer.schema
+
+
+def configured(policy: Policy, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Why a language model may be asked: what names one; None where nothing does."""
+    if policy.llm.base_url or policy.llm.model:
+        return "the policy names one"
+    for variable in (URL_VARIABLE, policy.llm.api_key_env):
+        if environment.get(variable):
+            return f"{variable} is set"
+    return None
+
+
+def _endpoint(policy: Policy, environment: Mapping[str, str]) -> Endpoint:
+    """The endpoint that the policy or the environment names."""
+    url = policy.llm.base_url or environment.get(URL_VARIABLE) or OPENAI
+    key = environment.get(policy.llm.api_key_env) or None
+    endpoint = Endpoint(url, key)
+    if endpoint.official and key is None:
+        raise UserError(
+            f"There is no key for {OPENAI}: the environment variable {policy.llm.api_key_env} is not set. "
+            f"Set it, or name another endpoint with {URL_VARIABLE}; --manager rules needs neither."
+        )
+    return endpoint
