@@ -1,7 +1,7 @@
 # make demo   set everything up and run a managed training: no key, and no network beyond the package index
 # make test   set everything up and run all checks and tests
 # make check  only the checks: format, lint, types
-# make bench  what reporting costs a training loop
+# make bench  what reporting costs a training loop, how long prompts get, and whether training waits (5 minutes)
 # make table  the README's table again (about 100 minutes on two cores; goes on where it stopped)
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 demo: .venv/workloads
-	$(BIN)/trainmgr run workloads/tinystories.py
+	env -u OPENAI_API_KEY -u OPENAI_BASE_URL $(BIN)/trainmgr run workloads/tinystories.py
 
 test: .venv/test check
 	$(BIN)/pytest
@@ -22,6 +22,8 @@ check: .venv/test
 
 bench: .venv/workloads
 	$(BIN)/python workloads/experiments/reporting_cost.py
+	$(BIN)/python workloads/experiments/prompt_tokens.py
+	$(BIN)/python workloads/experiments/waiting.py --seconds 15
 
 table: .venv/workloads
 	$(BIN)/trainmgr compare workloads/tinystories.py --jobs 2 --seeds 1-3 \

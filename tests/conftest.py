@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from trainmgr import events
 from trainmgr.policy import Policy
+
+Row = Callable[..., None]
+TABLES: dict[str, list[tuple[str, ...]]] = {}
 
 
 @pytest.fixture
@@ -15,3 +20,22 @@ def manifest() -> events.Manifest:
         directory=".", seed=1, git=None, python="3.11", packages={}, machine={}, manager="rules", mode="auto",
         policy=Policy(),
     )  # fmt: skip
+
+
+@pytest.fixture
+def row() -> Row:
+    """``row(title, cell, ...)`` adds a line to the table of that title, which is printed after the tests."""
+
+    def add(title: str, *cells: str) -> None:
+        TABLES.setdefault(title, []).append(cells)
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for title, rows in TABLES.items():
+        terminalreporter.section(title)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for cells in rows:
+            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            terminalreporter.write_line(line.rstrip())

@@ -7,8 +7,8 @@ allowed now. Nothing rests on that: the text is read by us, and the guard judges
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -20,11 +20,11 @@ from trainmgr.wire import Value, quoted, short
 
 EVIDENCE, FALSIFIER = 1000, 500  # characters, as in Proposal
 METRICS = 32  # of which an effect may be expected
-TARGETS: dict[str, list[str | None]] = {"rollback": ["best", "initial"], "stop": ["best", None]}
 CHOICES = 5  # values of a parameter that a grammar offers
+TOGETHER = 8  # parameters that it lets be adjusted at once, of those that follow each other
+THOUGHT = "</think>"  # ends what some models write before their answer
 DEPTH = 12  # of nesting
-CANDIDATES = 16  # places of a long text where an object may begin
-_FENCED = re.compile(r"```[A-Za-z]*\s*\n(.*?)```", re.DOTALL)
+CANDIDATES = 32  # places of a long text where an object may begin
 
 
 def schema(view: Snapshot, parameters: tuple[str, ...]) -> dict[str, Any]:
@@ -34,13 +34,13 @@ def schema(view: Snapshot, parameters: tuple[str, ...]) -> dict[str, Any]:
     it decides.
     """
     adjustable = parameters if {"adjust", "rollback"} & set(view.actions) else ()
-    targets: list[str | None] = ["best", "initial", None] if "rollback" in view.actions else ["best", None]
+    targets = dict.fromkeys(to for action in view.actions for to in (*_targets(action, view), None))
     return _object(
         {
             "evidence": {"type": "string"},
             "diagnosis": _one_of(get_args(Diagnosis)),
             "action": _one_of(view.actions),
-            "to": {"type": ["string", "null"], "enum": targets},
+            "to": {"type": ["string", "null"], "enum": list(targets)},
             "changes": _object({row.name: _limits(row) for row in view.recipe if row.name in adjustable}),
             "expected": _expected(view),
             "falsifier": {"type": "string"},
@@ -57,16 +57,19 @@ def grammar(view: Snapshot, parameters: tuple[str, ...]) -> dict[str, Any]:
     rows = [row for row in view.recipe if row.name in parameters]
     alternatives = []
     for action in view.actions:
-        targets = TARGETS.get(action, [None])
-        adjusts = action in ("adjust", "rollback")
+        changes = {"keep": [_changes(())], "stop": [_changes(())], "rollback": [_changes(rows)]}
+        adjusted = [_changes(rows[i : i + TOGETHER], first=True) for i, row in enumerate(rows) if _choices(row)]
+        allowed = changes.get(action, adjusted)
+        if not allowed:
+            continue
         alternatives.append(
             _object(
                 {
                     "evidence": {"type": "string", "maxLength": 160},
                     "diagnosis": _one_of(get_args(Diagnosis)),
                     "action": {"const": action},
-                    "to": {"enum": targets},
-                    "changes": _object({row.name: {"enum": _choices(row)} for row in rows} if adjusts else {}),
+                    "to": {"enum": _targets(action, view)},
+                    "changes": allowed[0] if len(allowed) == 1 else {"anyOf": allowed},
                     "expected": _expected(view),
                     "falsifier": {"type": "string", "maxLength": 80},
                     "confidence": {"enum": [0.1, 0.3, 0.5, 0.7, 0.9]},
@@ -74,6 +77,19 @@ def grammar(view: Snapshot, parameters: tuple[str, ...]) -> dict[str, Any]:
             )
         )
     return {"anyOf": alternatives}
+
+
+def _changes(rows: Sequence[RecipeRow], *, first: bool = False) -> dict[str, Any]:
+    """Changes of these or of none; with ``first``, of the first one in any case."""
+    return _object({row.name: {"enum": [*_choices(row), *([] if first and not i else [None])]}
+                    for i, row in enumerate(rows)})  # fmt: skip
+
+
+def _targets(action: str, view: Snapshot) -> list[str | None]:
+    """What an action may go to."""
+    if action == "rollback":
+        return ["best", "initial"]
+    return ["best", None] if action == "stop" and view.best_checkpoint is not None else [None]
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +101,8 @@ def _one_of(names: Iterable[str]) -> dict[str, Any]:
 
 
 def _expected(view: Snapshot) -> dict[str, Any]:
-    metrics = [view.objective, *(name for name in view.evaluations.columns if name not in ("step", view.objective))]
+    names = (view.objective, *view.evaluations.columns[1:])  # of which two long ones may look the same
+    metrics = list(dict.fromkeys(name for name in names if name))
     return _object(
         {
             "metric": _one_of(metrics[:METRICS]),
@@ -103,28 +120,39 @@ def _limits(row: RecipeRow) -> dict[str, Any]:
     if row.type == "bool":
         return {"type": ["boolean", "null"]}
     kind = "integer" if row.type == "int" else "number"
-    ranges: list[dict[str, Any]] = [{"type": kind, "minimum": row.reach_low, "maximum": row.reach_high}]
+    low, high = _span(row)
+    ranges: list[dict[str, Any]] = [{"type": kind, "minimum": low, "maximum": high}] if low <= high else []
     if row.off is not None:
-        ranges.append({"type": kind, "enum": [row.off]})
+        ranges.append({"type": kind, "enum": [_typed(row, row.off)]})
     return {"anyOf": [*ranges, null]}
 
 
-def _choices(row: RecipeRow) -> list[Value | None]:
-    """A few values that one change reaches, from low to high, evenly in the parameter's scale."""
-    if row.type == "choice":
-        return [*(row.choices or []), None]
-    if row.type == "bool":
-        return [False, True, None]
+def _span(row: RecipeRow) -> tuple[float, float]:
+    """The values of a number that one change reaches."""
     assert row.reach_low is not None
     assert row.reach_high is not None
-    low, high = row.reach_low, row.reach_high
-    found: list[Value] = [] if row.off is None else [row.off]
-    for i in range(CHOICES):
+    if row.type == "int":
+        return math.ceil(row.reach_low), math.floor(row.reach_high)
+    return row.reach_low, row.reach_high
+
+
+def _typed(row: RecipeRow, value: float) -> float:
+    return int(value) if row.type == "int" else value
+
+
+def _choices(row: RecipeRow) -> list[Value]:
+    """A few other values that one change reaches, from low to high, evenly in the parameter's scale."""
+    if row.type in ("bool", "choice"):
+        there: list[Value] = [False, True] if row.type == "bool" else [*(row.choices or [])]
+        return [value for value in there if value != row.value]
+    low, high = _span(row)
+    found: list[Value] = [] if row.off is None else [_typed(row, row.off)]
+    for i in range(CHOICES if low <= high else 0):
         share = i / (CHOICES - 1)
         value = low * (high / low) ** share if row.scale == "log" and low > 0 else low + (high - low) * share
         value = min(max(float(f"{value:.3g}"), low), high)
         found.append(round(value) if row.type == "int" else value)
-    return [*dict.fromkeys(found), None]
+    return [value for value in dict.fromkeys(found) if value != row.value]
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -136,7 +164,9 @@ def read(text: str) -> Any:
     Tolerant of prose and code fences around the object, of null for what is left alone, and of long explanations, which
     are cut; of nothing else. Never raises.
     """
-    found = extract(text)
+    found = extract(text.rpartition(THOUGHT)[2])  # a draft in a model's thoughts is no answer
+    if found is None and THOUGHT in text:
+        found = extract(text)
     if found is None:
         return short(text, 500)
     answer = dict(found)
@@ -149,17 +179,22 @@ def read(text: str) -> Any:
 
 
 def extract(text: str) -> dict[str, Any] | None:
-    """The first JSON object in a text that has an "action", else the first object at all."""
+    """The first JSON object in a text that has an "action", else the object that begins first, if it is whole: what
+    stands in the rest of an answer that was cut off is none."""
     first: dict[str, Any] | None = None
-    for candidate in _candidates(text):
+    at = -1
+    for tried in range(CANDIDATES):
+        at = text.find("{", at + 1)
+        if at < 0:
+            break
         try:
-            value = json.loads(candidate, object_pairs_hook=_once)
+            value, _ = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):  # not JSON, a key twice, a number of 5,000 digits, nesting without end
             continue
-        if isinstance(value, dict) and _shallow(value):
+        if _shallow(value):
             if "action" in value:
-                return value
-            first = first if first is not None else value
+                return dict(value)
+            first = first if tried else value
     return first
 
 
@@ -181,40 +216,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _candidates(text: str) -> Iterator[str]:
-    yield text
-    yield from _FENCED.findall(text)
-    at = -1
-    for _ in range(CANDIDATES):
-        at = text.find("{", at + 1)
-        if at < 0:
-            return
-        end = _closing(text, at)
-        if end is not None:
-            yield text[at:end]
-
-
-def _closing(text: str, at: int) -> int | None:
-    """Where the object that begins at ``at`` ends; None where it does not."""
-    depth, inside, escaped = 0, False, False
-    for i in range(at, len(text)):
-        c = text[i]
-        if inside:
-            if escaped:
-                escaped = False
-            elif c == "\\":
-                escaped = True
-            elif c == '"':
-                inside = False
-        elif c == '"':
-            inside = True
-        elif c in "{[":
-            depth += 1
-        elif c in "}]":
-            depth -= 1
-            if depth == 0:
-                return i + 1
-    return None
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 # -- objections --------------------------------------------------------------------------------------------------------
@@ -234,8 +236,8 @@ def objection(answer: Any, view: Snapshot, parameters: tuple[str, ...]) -> str |
         return f'"{proposal.action}" takes no changes'
     if proposal.action == "adjust" and not proposal.changes:
         return '"adjust" needs at least one change'
-    if proposal.to is not None and proposal.action not in ("rollback", "stop"):
-        return f'"to" is null for "{proposal.action}"'
+    if proposal.to is not None and proposal.to not in _targets(proposal.action, view):
+        return f'"to" = {quoted(proposal.to)} is nothing that "{proposal.action}" takes'
     rows = {row.name: row for row in view.recipe if row.name in parameters}
     for name, value in proposal.changes.items():
         if name not in rows:
@@ -248,14 +250,15 @@ def objection(answer: Any, view: Snapshot, parameters: tuple[str, ...]) -> str |
 
 def _out_of_reach(row: RecipeRow, value: Value) -> str | None:
     if row.type == "choice":
-        return None if value in (row.choices or []) else f"is not one of {', '.join(row.choices or [])}"
+        return None if value in (row.choices or []) else f"is not one of {short(', '.join(row.choices or []), 200)}"
     if row.type == "bool":
         return None if isinstance(value, bool) else "is not true or false"
     if isinstance(value, bool | str) or (row.type == "int" and not isinstance(value, int)):
         return f"is not of type {row.type}"
-    assert row.reach_low is not None
-    assert row.reach_high is not None
-    if row.reach_low <= value <= row.reach_high or (row.off is not None and value == row.off):
+    low, high = _span(row)
+    if low <= value <= high or value == row.off:
         return None
-    also = "" if row.off is None else f" or {row.off:g}"
-    return f"is not between {row.reach_low:g} and {row.reach_high:g}{also}"
+    if value == row.value and row.low is not None and row.high is not None and row.low <= value <= row.high:
+        return None  # it is there already, between two limits that were rounded inwards
+    also = "" if row.off is None else f" or {_typed(row, row.off)!r}"
+    return f"is not between {low!r} and {high!r}{also}"

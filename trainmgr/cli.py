@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -415,19 +416,25 @@ def _ask_again(
     paths: RunPaths, record: Any, manager: str, paraphrase: int, policy: policies.Policy, runs_dir: Path, json: bool
 ) -> None:  # fmt: skip
     """Put the snapshots of a run to a manager, or to one in several wordings."""
-    panel = [catalog.make(manager, policy, runs_dir, variant=variant) for variant in range(paraphrase + 1)]
-    with launch.ready(
-        *panel, say=lambda text: narration.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
-    ):
-        if paraphrase:
-            reworded = list(opinions.reworded(paths, panel))
-            print(pretty([vars(r) for r in reworded])) if json else tables.print_reworded(data, reworded, panel[0].name)
-            return
-        found = list(opinions.opinions(paths, panel[0]))
-        if json:
-            print(pretty([vars(opinion) for opinion in found]))
-        else:
-            tables.print_opinions(data, found, record.manager, panel[0].name)
+    other = catalog.make(manager, policy, runs_dir)
+
+    def say(text: str) -> None:
+        narration.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+    with launch.ready(other, say=say):
+        found: list[Any] = []
+        items: Iterator[Any] = opinions.opinions(paths, other)
+        if paraphrase and isinstance(other, opinions.Wordy):
+            items = opinions.reworded(paths, other, paraphrase)
+        for item in items:
+            say(f"{item.decision} (step {item.step}) is answered")
+            found.append(item)
+    if json:
+        print(pretty([vars(item) for item in found]))
+    elif paraphrase:
+        tables.print_reworded(data, found, other.name)
+    else:
+        tables.print_opinions(data, found, record.manager, other.name)
 
 
 def _train(paths: RunPaths, runs_dir: Path, json: bool) -> NoReturn:

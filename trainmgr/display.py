@@ -53,6 +53,15 @@ def proposal_in_words(ruling: events.Verdict) -> str:
     return f"{ruling.diagnosis}: {todo}  ({ruling.evidence})"
 
 
+def spent_in_words(ledger: Ledger) -> str:
+    """What the language model has taken so far; empty where nobody was asked."""
+    spent = ledger.spent
+    if not spent.calls:
+        return ""
+    money = f", cost {spent.money:.4g}" if spent.money else ""
+    return f"{spent.calls} call{'s' * (spent.calls > 1)}, {spent.tokens:,} tokens{money}, {spent.seconds:.0f} s waited"
+
+
 def event_in_words(event: events.Payload, state: RunState) -> str | None:
     """One line for what a person wants to know, None for the rest. ``state`` knows which command was done."""
     match event:
@@ -71,6 +80,8 @@ def event_in_words(event: events.Payload, state: RunState) -> str | None:
             return f"no telemetry for {event.seconds:.0f} s: the workload counts as hung"
         case events.Restarted():
             return f"restart {event.attempt} (it {event.exit}), from {event.resume or 'the beginning'}"
+        case events.BudgetSpent():
+            return f"nobody is asked: {event.reason}; {event.then}"
         case events.Failure():
             return f"{event.where}: {event.message}"
         case events.Operator():

@@ -26,7 +26,9 @@ OPENAI = "https://api.openai.com/v1"
 MESSAGE = 300  # characters of an endpoint's error message that are kept
 TRANSIENT = (408, 409, 425, 429)  # and everything from 500 on
 TOOL = "decide"
+LEAST = 8  # characters; a shorter one is no key but a word that a keyless endpoint is given
 
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _SECRET = re.compile(r"\b(?:sk|pk|key|gsk|hf|xai|AIza)[-_][A-Za-z0-9_*.-]{6,}|Bearer\s+\S+", re.IGNORECASE)
 
 
@@ -38,12 +40,15 @@ class EndpointError(Exception):
         message: str,
         *,
         status: int | None = None,
+        sent: bool = True,
         transient: bool = False,
         retry_after: float | None = None,
         names: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.sent = sent
+        """Whether anything may have reached the endpoint, which then may have worked."""
         self.transient = transient
         """Whether the same call may succeed later."""
         self.retry_after = retry_after
@@ -81,11 +86,13 @@ class Endpoint:
 
     def __init__(self, url: str, key: str | None) -> None:
         """Raises UserError for what is no address of an endpoint."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(
-                f"The endpoint {_safe(parts)!r} is no http or https address, like http://127.0.0.1:8000/v1."
-            )
+        try:
+            parts = urlsplit(url)
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            known = False
+        if not known:  # not repeated: whatever it is, it may hold a key
+            raise UserError("The endpoint is no http or https address, like http://127.0.0.1:8000/v1.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise UserError(
                 f"The endpoint's address holds more than a place ({_safe(parts)}). A key belongs into an environment "
@@ -95,6 +102,7 @@ class Endpoint:
         self.local = parts.hostname in LOOPBACK
         self._key = key
         self._client: Any = None
+        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()  # of the call under way
 
     @property
     def official(self) -> bool:
@@ -114,9 +122,12 @@ class Endpoint:
         body = self._within(seconds, lambda client: client.models.with_raw_response.list())
         listed = body.get("data") if isinstance(body, dict) else None
         entries = listed if isinstance(listed, list) else []
-        return [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+        found = (entry.get("id") for entry in entries if isinstance(entry, dict))
+        return [self.hide(name) for name in found if isinstance(name, str)]
 
     def close(self) -> None:
+        """Give the connection up. A call under way ends without an answer; its thread may stay until it is due."""
+        self._results.put(EndpointError("the call was given up"))
         if self._client is not None:
             with contextlib.suppress(Exception):
                 self._client.close()
@@ -125,7 +136,11 @@ class Endpoint:
     def hide(self, text: str) -> str:
         """Text from outside without the key, and as UTF-8 can write it."""
         text = text.encode(errors="replace").decode()
-        return text.replace(self._key, "[key]") if self._key else text
+        if self._key is None or len(self._key) < LEAST:
+            return text
+        text = text.replace(self._key, "[key]")
+        read = _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[2], text)
+        return text if self._key not in read else "[a text that spells out the key]"
 
     def redact(self, text: str) -> str:
         """An error's text without the key or anything that looks like one: endpoints repeat parts of what they got."""
@@ -134,8 +149,9 @@ class Endpoint:
     def _within(self, seconds: float, call: Callable[[Any], Any]) -> Any:
         """The parsed body of a response, whatever the other side does: a thread that hangs is left to itself."""
         if seconds <= 0:
-            raise EndpointError("no time is left for a call")
+            raise EndpointError("no time is left for a call", sent=False)
         results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._results = results
 
         def work() -> None:
             try:
@@ -147,7 +163,7 @@ class Endpoint:
         try:
             result = results.get(timeout=seconds)
         except queue.Empty:
-            self.close()  # ends the connection, and with it the thread
+            self.close()
             raise EndpointError(f"no answer within {seconds:.0f} s", transient=True) from None
         if isinstance(result, BaseException):
             raise self._told(result) from None
@@ -159,7 +175,7 @@ class Endpoint:
         try:
             return json.loads(response.content)
         except (ValueError, RecursionError):
-            beginning = short(self.redact(response.content[:200].decode(errors="replace")), 120)
+            beginning = short(self.redact(response.content.decode(errors="replace")), 120)  # not first cut: half a key
             what = f"begins with {beginning!r}" if response.content else "is empty"
             raise EndpointError(f"the response is not JSON: it {what}", transient=not response.content) from None
 
@@ -171,7 +187,9 @@ class Endpoint:
                 base_url=self.url,
                 api_key=self._key or "none",
                 max_retries=0,
-                http_client=_bounded(openai.DefaultHttpxClient)(follow_redirects=False, trust_env=not self.local),
+                http_client=_bounded(openai.DefaultHttpxClient)(
+                    follow_redirects=False, trust_env=not self.local, headers={"Accept-Encoding": "identity"}
+                ),
             )
         return self._client
 
@@ -183,7 +201,7 @@ class Endpoint:
             return error
         cause = error.__cause__ or error.__context__
         for inner in (error, cause):
-            if isinstance(inner, _TooLongError):
+            if isinstance(inner, _UnreadError):
                 return EndpointError(str(inner))
         if isinstance(error, openai.APIStatusError):
             return self._status(error)
@@ -192,7 +210,9 @@ class Endpoint:
         if isinstance(error, openai.APIConnectionError):
             why = f"{type(cause).__name__}: {cause}" if cause else ""
             text = short(self.redact(why), MESSAGE)
-            return EndpointError(f"no connection to {self.url} ({text})", transient=True)
+            sent = type(cause).__name__ not in ("ConnectError", "ConnectTimeout", "ProxyError")
+            what = "the connection broke" if sent else f"no connection to {self.url}"
+            return EndpointError(f"{what} ({text})", transient=True, sent=sent)
         return EndpointError(f"{type(error).__name__}: {short(self.redact(str(error)), MESSAGE)}")
 
     def _status(self, error: Any) -> EndpointError:
@@ -213,8 +233,8 @@ class Endpoint:
         )
 
 
-class _TooLongError(Exception):
-    pass
+class _UnreadError(Exception):
+    """A response that is not read to its end, and why."""
 
 
 def _bounded(client: type[Any]) -> type[Any]:
@@ -225,10 +245,12 @@ def _bounded(client: type[Any]) -> type[Any]:
             response = super().send(request, **{**options, "stream": True})
             body = bytearray()
             try:
-                for chunk in response.iter_bytes():
+                if response.headers.get("content-encoding", "identity").lower() != "identity":
+                    raise _UnreadError("the response is compressed, which was not asked for")  # may unfold without end
+                for chunk in response.iter_raw():
                     body += chunk
                     if len(body) > MAX_BODY:
-                        raise _TooLongError(f"the response is longer than {MAX_BODY:,} bytes; the rest was not read")
+                        raise _UnreadError(f"the response is longer than {MAX_BODY:,} bytes; the rest was not read")
             finally:
                 response.close()
             skipped = ("content-encoding", "content-length", "transfer-encoding")
@@ -314,8 +336,5 @@ def _safe(parts: Any) -> str:
     """An address without user, password, query and fragment."""
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
-    try:
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        port = ""
+    port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")

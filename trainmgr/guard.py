@@ -184,7 +184,6 @@ def _joint(changes: dict[str, Value], state: RunState, policy: Policy) -> str | 
     for name, value in changes.items():
         parameter = state.space.parameters[name]
         now = parameter.value
-        rate = parameter.group == "optimizer" and parameter.scale == "log" and parameter.type in ("float", "int")
-        if rate and not isinstance(value, str) and not isinstance(now, str) and value > now:
+        if snapshot.is_rate(parameter) and not isinstance(value, str) and not isinstance(now, str) and value > now:
             return f"{name} may not rise from {now:g} to {value:g} while the objective diverges"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from trainmgr import audit, events, guard, protocol, snapshot
 from trainmgr.budget import Spent
@@ -110,15 +110,24 @@ def opinions(paths: RunPaths, manager: Manager) -> Iterator[Opinion]:
         yield from _observed(paths, asked)
 
 
-def reworded(paths: RunPaths, managers: list[Manager]) -> Iterator[Reworded]:
-    """Each recorded snapshot with the answers of ``managers``, which differ in the wording of their prompts only."""
-    panel = [Asked(manager) for manager in managers]
+@runtime_checkable
+class Wordy(Manager, Protocol):
+    """A manager whose question has several wordings."""
+
+    variant: int
+
+
+def reworded(paths: RunPaths, manager: Wordy, count: int) -> Iterator[Reworded]:
+    """Each recorded snapshot, asked in the usual wording and in ``count`` others."""
+    asked = Asked(manager)
     for moment in History(paths).moments():
         data = moment.event.data
         if not isinstance(data, events.SnapshotTaken):
             continue
         view = snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)
-        answers = [asked.decide(view, data.decision)[:2] for asked in panel]
+        answers = []
+        for manager.variant in range(count + 1):
+            answers.append(asked.decide(view, data.decision)[:2])
         first, *others = [guard.read(raw)[0] if error is None else None for raw, error in answers]
         yield Reworded(
             decision=data.decision,

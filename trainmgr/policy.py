@@ -302,9 +302,11 @@ def _no_secrets(path: Path, values: dict[str, Any]) -> None:
     llm = values.get("llm")
     if not isinstance(llm, dict):
         return
-    name = llm.get("api_key_env")
-    if any(word in llm for word in ("api_key", "key", "token")) or (
-        isinstance(name, str) and not re.fullmatch(VARIABLE, name)
+    name, url = llm.get("api_key_env"), llm.get("base_url")
+    if (
+        any(word in llm for word in ("api_key", "key", "token"))
+        or (isinstance(name, str) and not re.fullmatch(VARIABLE, name))
+        or (isinstance(url, str) and any(sign in url for sign in "@?#"))
     ):
         raise PolicyError(
             f"The policy file {path}: llm.api_key_env is the NAME of an environment variable, in capital letters. "

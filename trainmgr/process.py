@@ -40,7 +40,7 @@ class Exit:
 def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> dict[str, str]:
     """Our environment without the manager's secrets and what another supervisor told us, and with ``extra``."""
     hidden = {*SECRET_VARIABLES, *secrets, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE}
-    keys = {key for name in (*SECRET_VARIABLES, *secrets) if len(key := os.environ.get(name, "")) >= LEAST}
+    keys = {key for name in (*SECRET_VARIABLES, *secrets) if len(key := os.environ.get(name, "").strip()) >= LEAST}
     kept = {
         name: value
         for name, value in os.environ.items()

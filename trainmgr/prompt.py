@@ -15,19 +15,21 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from string import Template
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from trainmgr.proposal import Diagnosis
 from trainmgr.snapshot import Past, RecipeRow, Snapshot
-from trainmgr.wire import Value, short
+from trainmgr.wire import MAX_NAME, Value, short
 
+T = TypeVar("T")
 VERSION = "v1"
 VARIANTS = 4  # wordings of the system prompt: 0 is used, the others show how much the wording matters
 Task = Literal["decide", "reason", "format"]
-REASONING = 2000  # characters of a reasoner's text that its formatter gets
+TASKS: tuple[Task, ...] = get_args(Task)
 NAME = 40  # characters of a foreign name
+REASON, TEXT, CHOICES = 160, 120, 160  # characters of a rejection, a log line, and of all values of a choice
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./%@-]*")
+_PLAIN = re.compile(r"(?!(?:BEGIN|END|DATA)\Z)[A-Za-z_][A-Za-z0-9_./%@-]*")  # not the words of our marks
 _PIECE = re.compile(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]|\n| {2,}")
 
 
@@ -37,24 +39,36 @@ class Detail:
 
     rows: int
     columns: int
+    parts: int
+    """Of the last evaluation."""
     texts: int
+    """Log lines."""
+    reasons: int
+    """Why earlier answers were rejected."""
     past: int
+    changes: int
+    """Parameters in each of these."""
     parameters: int
     description: int
     """Characters."""
+    name: int
+    """Characters of a foreign name."""
+    reasoning: int
+    """Characters of a reasoner's text that its formatter gets."""
 
 
 DETAILS = (
-    Detail(24, 8, 4, 6, 64, 60),
-    Detail(20, 7, 4, 5, 64, 40),
-    Detail(16, 6, 3, 4, 48, 24),
-    Detail(12, 5, 2, 3, 32, 0),
-    Detail(10, 4, 1, 3, 24, 0),
-    Detail(8, 3, 0, 2, 16, 0),
-    Detail(6, 3, 0, 1, 8, 0),
-    Detail(4, 3, 0, 1, 4, 0),
-    Detail(3, 3, 0, 0, 2, 0),
-)
+    Detail(24, 8, 16, 4, 2, 6, 16, 64, 60, NAME, 2000),
+    Detail(20, 7, 12, 4, 2, 5, 12, 64, 40, NAME, 2000),
+    Detail(16, 6, 8, 3, 2, 4, 8, 48, 24, NAME, 2000),
+    Detail(12, 5, 6, 2, 2, 3, 8, 32, 0, NAME, 2000),
+    Detail(10, 4, 4, 1, 1, 3, 6, 24, 0, NAME, 1600),
+    Detail(8, 3, 2, 0, 1, 2, 4, 16, 0, 32, 1200),
+    Detail(6, 3, 0, 0, 1, 1, 4, 8, 0, 24, 800),
+    Detail(4, 3, 0, 0, 0, 1, 2, 4, 0, 16, 500),
+    Detail(3, 3, 0, 0, 0, 0, 0, 2, 0, 16, 300),
+    Detail(2, 2, 0, 0, 0, 0, 0, 1, 0, 12, 150),
+)  # the last takes 1,500 tokens at most, whatever the workload writes
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ def render(view: Snapshot, limit: int, *, task: Task = "decide", variant: int = 
             diagnoses=", ".join(get_args(Diagnosis)),
             actions=", ".join(view.actions),
             unavailable="".join(f"Not allowed: {name}, {reason}.\n" for name, reason in view.unavailable.items()),
-            reasoning=_quote(reasoning, REASONING),
+            reasoning=_quote(reasoning, detail.reasoning),
         )
         changeable = tuple(row.name for row in rows if not row.resting)
         tokens = estimate(system) + estimate(user)
@@ -136,34 +150,34 @@ def report(view: Snapshot, detail: Detail) -> str:
     """Everything that was measured, between two marks."""
     parts = [
         "BEGIN DATA",
-        *_head(view),
+        *_head(view, detail),
         "",
         *_evaluations(view, detail),
         *_splits(view, detail),
         "",
         *_parameters(view, detail),
         *_changes(view, detail),
-        *(f"rejected lately: {_quote(reason, 160)}" for reason in view.rejections[-2:]),
-        *(f"log of the program: {_quote(text, 120)}" for text in view.texts[-detail.texts :] if detail.texts),
+        *(f"rejected lately: {_quote(reason, REASON)}" for reason in _last(view.rejections, detail.reasons)),
+        *(f"log of the program: {_quote(text, TEXT)}" for text in _last(view.texts, detail.texts)),
         "END DATA",
     ]
     return "\n".join(parts)
 
 
-def _head(view: Snapshot) -> list[str]:
+def _head(view: Snapshot, detail: Detail) -> list[str]:
     progress, signals = view.progress, view.signals
     total = f" of {progress.total_steps}" if progress.total_steps is not None else ""
     goal = "minimized" if view.mode == "min" else "maximized"
-    counterpart = f"; on training data: {word(view.counterpart)}" if view.counterpart else ""
+    counterpart = f"; on training data: {word(view.counterpart, detail.name)}" if view.counterpart else ""
     best = "" if signals.best_step is None else f" at step {signals.best_step}"
     saved = "none yet" if view.best_checkpoint is None else f"step {view.best_checkpoint}"
     changed = "-" if signals.evals_since_change is None else signals.evals_since_change
     diverging = "yes" if signals.diverging else "no"
     left = "" if view.interventions_left is None else f"; changes left: {view.interventions_left}"
     return [
-        f"program {word(view.workload)}, step {progress.step}{total}, evaluations {progress.evaluations}",
+        f"program {word(view.workload, detail.name)}, step {progress.step}{total}, evaluations {progress.evaluations}",
         f"asked because of: {view.trigger}",
-        f"objective {word(view.objective)}, to be {goal}{counterpart}",
+        f"objective {word(view.objective, detail.name)}, to be {goal}{counterpart}",
         f"latest {figure(signals.latest)}, best {figure(signals.best)}{best}, first {figure(signals.first)}",
         f"evaluations since best {signals.evals_since_best}, since the last change {changed}",
         f"rise {figure(signals.rise)}, noise {figure(signals.noise)}, slope {figure(signals.slope)} per evaluation",
@@ -175,45 +189,51 @@ def _head(view: Snapshot) -> list[str]:
 
 def _evaluations(view: Snapshot, detail: Detail) -> list[str]:
     table = view.evaluations
-    first = [name for name in ("step", view.objective, view.counterpart) if name in table.columns]
-    names = [*first, *(name for name in table.columns if name not in first)][: detail.columns]
-    at = [table.columns.index(name) for name in names]
+    there = range(1, len(table.columns))  # by place: two long names may look the same
+    first = [at for name in (view.objective, view.counterpart) for at in there if table.columns[at] == name][:2]
+    shown = [*first, *(at for at in there if at not in first)][: detail.columns - 1]
     rows = list(table.rows)
     while len(rows) > detail.rows:  # older ones thinned, as in the snapshot
         half = max(1, detail.rows // 2)
         rows = [*rows[:-half][::2], *rows[-half:]] if len(rows) > half + 1 else rows[-detail.rows :]
-    lines = [[figure(row[i]) if name != "step" else f"{row[i]:g}" for i, name in zip(at, names, strict=True)]
-             for row in rows]  # fmt: skip
-    missing = len(table.columns) - len(names)
+    head = ["step", *(word(table.columns[at], detail.name) for at in shown)]
+    lines = [[_step(row[0]), *(figure(row[at]) for at in shown)] for row in rows]
+    missing = len(there) - len(shown)
     note = f" ({missing} more columns are not shown)" if missing else ""
-    return [f"evaluations, oldest first{note}:", *aligned([[word(name) for name in names], *lines])]
+    return [f"evaluations, oldest first{note}:", *aligned([head, *lines])]
 
 
 def _splits(view: Snapshot, detail: Detail) -> list[str]:
-    if not view.split:
+    shown = list(view.split.items())[: detail.parts]
+    if not shown:
         return []
-    columns = list(dict.fromkeys(name for row in view.split.values() for name in row))[: detail.columns]
-    rows = [
-        [word(name), *(figure(row.get(column)) for column in columns)]
-        for name, row in list(view.split.items())[: detail.rows]
-    ]
-    return ["", "last evaluation by part:", *aligned([["part", *map(word, columns)], *rows])]
+    columns = list(dict.fromkeys(name for _, row in shown for name in row))[: detail.columns]
+    head = ["part", *(word(column, detail.name) for column in columns)]
+    rows = [[word(name, detail.name), *(figure(row.get(column)) for column in columns)] for name, row in shown]
+    return ["", "last evaluation by part:", *aligned([head, *rows])]
 
 
 def _shown(view: Snapshot, detail: Detail) -> list[RecipeRow]:
-    return view.recipe[: detail.parameters]
+    """Those whose name can be given letter by letter: whoever is to answer it must have read it."""
+    return [row for row in view.recipe if exact(row.name) is not None][: detail.parameters]
 
 
 def _parameters(view: Snapshot, detail: Detail) -> list[str]:
     rows = _shown(view, detail)
     head = ["name", "now", "next_min", "next_max", "at_start", "group"]
-    lines = [[word(row.name), value(row.value), *_reach(row), value(row.start_value), word(row.group)] for row in rows]
+    lines = [
+        [exact(row.name) or "", value(row.value, detail.name), *_reach(row), value(row.start_value, detail.name),
+         word(row.group, detail.name)]
+        for row in rows
+    ]  # fmt: skip
     text = aligned([head, *lines])
     for i, row in enumerate(rows, start=1):
         if row.resting:
             text[i] += "  rests: its last change is still being measured"
+        elif row.choices is not None:
+            text[i] += f"  one of: {_choices(row.choices)}"
         elif row.off is not None:
-            text[i] += f"  or {value(row.off)}: off"
+            text[i] += f"  or {_limit(int(row.off) if row.type == 'int' else row.off)}: off"
         if row.description and detail.description:
             text[i] += f"  {_quote(row.description, detail.description)}"
     hidden = len(view.recipe) - len(rows)
@@ -222,23 +242,45 @@ def _parameters(view: Snapshot, detail: Detail) -> list[str]:
 
 
 def _reach(row: RecipeRow) -> list[str]:
-    if row.choices is not None:
-        return [_quote(" | ".join(row.choices), 120), ""]
     if row.type == "bool":
         return ["false", "true"]
-    return [value(row.reach_low), value(row.reach_high)]
+    if row.reach_low is None or row.reach_high is None:
+        return ["", ""]
+    if row.type == "int":
+        return [str(math.ceil(row.reach_low)), str(math.floor(row.reach_high))]
+    return [_limit(row.reach_low), _limit(row.reach_high)]
+
+
+def _choices(choices: Sequence[str]) -> str:
+    shown = ""
+    for i, choice in enumerate(choices):
+        more = ", " * bool(i) + (exact(choice) or _quote(choice, NAME))
+        if i and len(shown) + len(more) > CHOICES:
+            return f"{shown} and {len(choices) - i} more"
+        shown += more
+    return shown
 
 
 def _changes(view: Snapshot, detail: Detail) -> list[str]:
-    shown = view.interventions[-detail.past :] if detail.past else []
-    return ["", "earlier changes, what was expected and what was measured until the next one:",
-            *map(_change, shown)] if shown else []  # fmt: skip
+    shown = _last(view.interventions, detail.past)
+    if not shown:
+        return []
+    head = "earlier changes, what was expected and what was measured until the next one:"
+    return ["", head, *(_change(past, detail) for past in shown)]
 
 
-def _change(past: Past) -> str:
-    what = [past.command] if past.command else []
-    what += [f"{word(name)} {value(old)} to {value(new)}" for name, (old, new) in past.changes.items()]
-    expected = f"; expected {word(past.expected.metric)} {past.expected.direction}" if past.expected else ""
+def _change(past: Past, detail: Detail) -> str:
+    what = []
+    if past.command:  # its second word came back from the workload
+        name, _, to = past.command.partition(" ")
+        what.append(" ".join(word(part, detail.name) for part in (name, to) if part))
+    for name, (old, new) in list(past.changes.items())[: detail.changes]:
+        what.append(f"{word(name, detail.name)} {value(old, detail.name)} to {value(new, detail.name)}")
+    if len(past.changes) > detail.changes:
+        what.append(f"{len(past.changes) - detail.changes} more")
+    expected = ""
+    if past.expected:
+        expected = f"; expected {word(past.expected.metric, detail.name)} {past.expected.direction}"
     after = ", ".join(f"{step}: {figure(objective)}" for step, objective in past.after) or "nothing yet"
     state = f" ({past.closed})" if past.closed else ""
     return (
@@ -250,19 +292,40 @@ def _change(past: Past) -> str:
 # -- words and figures -------------------------------------------------------------------------------------------------
 
 
-def word(text: str) -> str:
+def word(text: str, limit: int = NAME) -> str:
     """A foreign name: as it is where it is an ordinary one, else quoted, in ASCII."""
-    return text if len(text) <= NAME and _PLAIN.fullmatch(text) else _quote(text, NAME)
+    return text if len(text) <= limit and _PLAIN.fullmatch(text) else _quote(text, limit)
+
+
+def exact(text: str) -> str | None:
+    """A foreign name letter by letter, for whoever must repeat it; None where that takes too long."""
+    if len(text) <= MAX_NAME and _PLAIN.fullmatch(text):
+        return text
+    quoted = _ascii(text)
+    return quoted if len(quoted) <= 2 * MAX_NAME + 2 else None
 
 
 def _quote(text: str, limit: int) -> str:
     """Foreign text as one quoted line in ASCII: what looks like another letter is seen to be one."""
-    cut = short(text, limit).replace("`", "'")
-    quoted = json.dumps(cut)
+    cut = short(text, limit)
+    quoted = _ascii(cut)
     while len(quoted) > 2 * limit + 2:  # escapes are long
         cut = cut[: len(cut) // 2]
-        quoted = json.dumps(cut + "...")
+        quoted = _ascii(cut + "...")
     return quoted
+
+
+def _ascii(text: str) -> str:
+    """JSON, without the sign that fences are made of."""
+    return json.dumps(text).replace("`", "\\u0060")
+
+
+def _last(texts: Sequence[T], count: int) -> Sequence[T]:
+    return texts[-count:] if count else ()
+
+
+def _step(number: float | None) -> str:
+    return "-" if number is None else f"{number:.0f}"
 
 
 def figure(number: float | None) -> str:
@@ -270,15 +333,19 @@ def figure(number: float | None) -> str:
     return "-" if number is None else f"{number:.4g}"
 
 
-def value(of: Value | None) -> str:
-    """A parameter's value or limit, in the digits in which it may be answered."""
-    if of is None:
-        return "-"
+def value(of: Value, limit: int = NAME) -> str:
+    """A parameter's value, in six digits."""
     if isinstance(of, bool):
         return "true" if of else "false"
     if isinstance(of, str):
-        return word(of)
-    return f"{of:.6g}" if isinstance(of, float) and math.isfinite(of) else str(of)
+        return word(of, limit)
+    return f"{of:.6g}" if isinstance(of, float) else str(of)
+
+
+def _limit(of: float) -> str:
+    """A limit, in all the digits that it has: whoever takes it at its word must not be out of reach."""
+    text = value(of)
+    return text if float(text) == of else repr(of)
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:

@@ -60,7 +60,8 @@ def _head(state: RunState, ledger: Ledger, manifest: events.Manifest) -> Rendera
         grid.add_row(bar, f"step {state.step:,} of {total:,}", speed, left)
     else:
         grid.add_row(f"step {state.step:,}", speed)
-    return Group(line, grid)
+    spent = display.spent_in_words(ledger)
+    return Group(line, grid, Text(spent, style="dim")) if spent else Group(line, grid)
 
 
 def _status(state: RunState, ledger: Ledger) -> Text:

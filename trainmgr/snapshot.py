@@ -234,8 +234,11 @@ def resting(state: RunState, policy: Policy, name: str) -> bool:
 def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
     assert state.start is not None
     rows = []
+    held = policy.joint.no_raise_when_diverging and signals(state).diverging
     for name, parameter in policy.narrow(state.space).parameters.items():
         reach = _shown_reach(parameter)
+        if held and reach and is_rate(parameter) and not isinstance(parameter.value, str):
+            reach = min(reach[0], float(parameter.value)), min(reach[1], float(parameter.value))
         rows.append(
             RecipeRow(
                 name=name,
@@ -256,6 +259,11 @@ def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
             )
         )
     return rows
+
+
+def is_rate(parameter: Parameter) -> bool:
+    """Whether it is a learning rate, by what was declared of it."""
+    return parameter.group == "optimizer" and parameter.scale == "log" and parameter.type in ("float", "int")
 
 
 def _shown_reach(parameter: Parameter) -> tuple[float, float] | None:
@@ -374,7 +382,7 @@ def _past(state: RunState, ledger: Ledger) -> list[Past]:
                 step=item.step,
                 diagnosis=decision.diagnosis if decision else None,
                 changes=item.changes,
-                command=f"{item.command.name} {item.command.to or ''}".strip() if item.command else None,
+                command=_short(f"{item.command.name} {item.command.to or ''}".strip()) if item.command else None,
                 expected=decision.expected if decision else None,
                 before=_digits(item.before),
                 after=[(step, _digits(value)) for step, value in item.after],

@@ -67,11 +67,14 @@ def print_closing(
     if ledger.rejections:
         answers = counted(ledger.rejected + ledger.refused, "answer")
         out(f"Not applied: {answers}; the last: {quoted(ledger.rejections[-1])}.")
-    if state.start is not None and state.best is not None and state.latest is not None:
+    if spent := display.spent_in_words(ledger):
+        out(f"The model was asked: {spent}.")
+    final = closing.final if closing is not None else state.latest
+    if state.start is not None and state.best is not None and final is not None:
         name = quoted(state.start.objective.metric)
         step, best = state.best
-        worse = (state.worse(state.latest) - state.worse(best)) / abs(best) if best else 0.0
-        out(f"{name} ended at [bold]{display.number(state.latest)}[/]; its best was {display.number(best)} at step "
+        worse = (state.worse(final) - state.worse(best)) / abs(best) if best else 0.0
+        out(f"{name} ended at [bold]{display.number(final)}[/]; its best was {display.number(best)} at step "
             f"{step:,} ({worse:+.1%} from it).")  # fmt: skip
     if state.end is not None and state.end.metrics:
         out("At the end: " + ", ".join(f"{quoted(n)} {display.number(v)}" for n, v in state.end.metrics.items()) + ".")

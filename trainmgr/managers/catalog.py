@@ -34,8 +34,8 @@ def choose(name: str, policy: Policy) -> tuple[str, str]:
     return ("llm", why) if why else ("rules", "no language model is configured")
 
 
-def make(name: str, policy: Policy, runs_dir: Path, *, variant: int = 0) -> Manager:
-    """The manager called ``name``; "auto" is what ``choose`` says. ``variant`` is a language model's wording.
+def make(name: str, policy: Policy, runs_dir: Path) -> Manager:
+    """The manager called ``name``; "auto" is what ``choose`` says.
 
     Raises UserError for a name that there is not, or a language model that cannot be asked.
     """
@@ -44,11 +44,11 @@ def make(name: str, policy: Policy, runs_dir: Path, *, variant: int = 0) -> Mana
         case "rules", "":
             return RulesManager(policy.rules)
         case "llm", _:
-            return llm.LlmManager(policy, rest or None, variant=variant)
+            return llm.LlmManager(policy, rest or None)
         case "local", _ if rest:
             path = Path(rest).expanduser().resolve()
             server = LocalServer(path, context=policy.llm.context, threads=policy.llm.threads)
-            return llm.LlmManager(policy, server=server, name=f"local:{path}", variant=variant)
+            return llm.LlmManager(policy, server=server, name=f"local:{path}")
         case "none", "":
             return NoManager()
         case "schedule", _:

@@ -6,6 +6,8 @@ its exact prompt before it is made. Without an answer, or with a late or useless
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import threading
 import time
@@ -26,12 +28,16 @@ from trainmgr.wire import plain, short
 Purpose = Literal["decide", "reason", "format", "repair"]
 URL_VARIABLE = "OPENAI_BASE_URL"
 DEFAULT_MODEL = "gpt-5-mini"  # where api.openai.com is asked and no model named: small, with strict schemas
-SCHEMA_TOKENS = 600  # of the schema, which some endpoints count with the prompt
+SCHEMA_TOKENS = 1200  # of a schema of ten parameters, which endpoints count with the prompt
 BACKOFF = 1.0  # seconds before the first repetition, doubled for each further one
 LISTING = 15.0  # seconds to list an endpoint's models
 FREE = Price(input=0.0, output=0.0)
 LEVELS: tuple[Level, ...] = get_args(Level)
 OPTIONAL = ("temperature", "max_completion_tokens", "max_tokens")  # what some models refuse
+
+
+class SpentError(EndpointError):
+    """The next call is not in the budget any more."""
 
 
 class Server(Protocol):
@@ -57,17 +63,17 @@ class LlmManager:
         *,
         server: Server | None = None,
         name: str | None = None,
-        variant: int = 0,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        """``server`` is started by ``open`` and asked instead of the policy's endpoint. ``variant``: prompt's wording.
+        """``server`` is started by ``open`` and asked instead of the policy's endpoint.
 
         Raises UserError for an endpoint or a key that cannot be.
         """
         self._policy = policy
         self._settings = policy.llm
         self._server = server
-        self._variant = variant
+        self.variant = 0
+        """The wording of the prompt; others than 0 show how much it matters."""
         self._model = model or policy.llm.model
         self._endpoint = _endpoint(policy, environment) if server is None else None
         self.name = name or f"llm:{self._model or ''}".rstrip(":")
@@ -111,7 +117,9 @@ class LlmManager:
 
     def preflight(self) -> str:
         settings, limits = self._settings, self._policy.budget
-        tokens, money = budget.worst_case(limits, self._price(), self._reads(), settings.max_output_tokens)
+        prices = [self._price(), self._price(settings.formatter)]
+        cases = [budget.worst_case(limits, p, self._reads(), settings.max_output_tokens) for p in prices]
+        tokens, money = cases[0][0], None if None in prices else max(most or 0.0 for _, most in cases)
         if money is None:
             cost = f'its price is not known, so money is not counted ([prices."{self._model}"] in the policy names it)'
         else:
@@ -132,19 +140,22 @@ class LlmManager:
     # -- a decision ----------------------------------------------------------------------------------------------
 
     def decide(self, snapshot: Snapshot) -> Any:
-        deadline = time.monotonic() + self._settings.timeout
         why = self._resting() or self._unaffordable(self._reads())
         if why is not None:
             return self._otherwise(snapshot, why)
+        limit = self._policy.budget.seconds
+        left = math.inf if limit is None else limit - self._spent.seconds
+        deadline = time.monotonic() + min(self._settings.timeout, left)
         try:
             found = self._consult(snapshot, deadline)
+        except SpentError as error:
+            return self._otherwise(snapshot, str(error))
         except EndpointError as error:
             self._failures += 1
             if self._failures >= self._settings.breaker_failures:
                 self._rests_until = time.monotonic() + self._settings.breaker_seconds
             raise ManagerError(f"no decision from {self._model}: {error}") from None
         self._failures = 0
-        self._said = None
         return found
 
     def _consult(self, snapshot: Snapshot, deadline: float) -> Any:
@@ -182,7 +193,7 @@ class LlmManager:
 
     def _prompt(self, snapshot: Snapshot, task: prompt.Task, reasoning: str = "") -> prompt.Prompt:
         limit = self._settings.prompt_tokens
-        return prompt.render(snapshot, limit, task=task, variant=self._variant, reasoning=reasoning)
+        return prompt.render(snapshot, limit, task=task, variant=self.variant, reasoning=reasoning)
 
     # -- a call --------------------------------------------------------------------------------------------------
 
@@ -196,13 +207,17 @@ class LlmManager:
     ) -> Completion:
         """One answer, with repetitions, and with less than was wanted where the endpoint does not have it."""
         messages = [{"role": "system", "content": view.system}, {"role": "user", "content": view.user}, *talk]
-        estimated = view.tokens + sum(prompt.estimate(part["content"]) for part in talk) + SCHEMA_TOKENS
+        words = view.tokens + sum(prompt.estimate(part["content"]) for part in talk)
         formatter = self._settings.formatter if purpose in ("format", "repair") else None
+        model = formatter or str(self._model)
         retries = 0
         while True:
-            if why := self._unaffordable(estimated):
-                raise EndpointError(f"the budget ends here: {why}")
-            call = Call(formatter or str(self._model), messages, self._level, schema, self._parameters())
+            estimated = words + self._schema_tokens(schema)
+            if why := self._unaffordable(estimated, model):
+                raise SpentError(why)
+            if time.monotonic() >= deadline:
+                raise EndpointError(f"nothing is left of {self._settings.timeout:.0f} s")
+            call = Call(model, messages, self._level, schema, self._parameters())
             try:
                 completion = self._call(purpose, call, view, estimated, deadline)
             except EndpointError as error:
@@ -233,12 +248,13 @@ class LlmManager:
             parameters=call.parameters, prompt_tokens=estimated,
         ))  # fmt: skip
         self._calls += 1
+        self._said = None
         self._spent = self._spent.asked()
         begin = time.monotonic()
         try:
             completion = endpoint.ask(call, deadline - begin)
         except EndpointError as error:
-            billed = error.status is None  # whoever answers with an error status has not worked
+            billed = error.sent and error.status is None  # whoever answers with an error status has not worked
             self._received("", begin, call.model, estimated if billed else 0, 0, error=str(error))
             raise
         counted = completion.prompt_tokens is not None and completion.completion_tokens is not None
@@ -299,14 +315,20 @@ class LlmManager:
             return None
         return f"{self._failures} decisions in a row got no answer; nobody is asked for {left:.0f} s"
 
-    def _unaffordable(self, prompt_tokens: int) -> str | None:
+    def _unaffordable(self, prompt_tokens: int, model: str | None = None) -> str | None:
         limits = self._policy.budget
         most = self._settings.max_output_tokens
-        return budget.objection(self._spent, limits, self._price(), prompt_tokens, most)
+        return budget.objection(self._spent, limits, self._price(model), prompt_tokens, most)
 
     def _reads(self) -> int:
-        """The most tokens that a call reads."""
-        return self._settings.prompt_tokens + SCHEMA_TOKENS
+        """The tokens that a call reads, before there is one to count."""
+        return self._settings.prompt_tokens + (SCHEMA_TOKENS if self._server is None else 0)
+
+    def _schema_tokens(self, schema: dict[str, Any] | None) -> int:
+        """What a schema adds to the prompt: an embedded server makes a grammar of it, which is not read."""
+        if schema is None or self._server is not None or self._level not in ("json_schema", "tool"):
+            return 0
+        return prompt.estimate(json.dumps(schema))
 
     def _price(self, model: str | None = None) -> Price | None:
         known = self._policy.prices.get(model or str(self._model))
@@ -346,7 +368,7 @@ def configured(policy: Policy, environment: Mapping[str, str] = os.environ) -> s
 def _endpoint(policy: Policy, environment: Mapping[str, str]) -> Endpoint:
     """The endpoint that the policy or the environment names."""
     url = policy.llm.base_url or environment.get(URL_VARIABLE) or OPENAI
-    key = environment.get(policy.llm.api_key_env) or None
+    key = environment.get(policy.llm.api_key_env, "").strip() or None
     endpoint = Endpoint(url, key)
     if endpoint.official and key is None:
         raise UserError(

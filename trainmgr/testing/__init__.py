@@ -282,6 +282,7 @@ def supervise(
     listener: Recorder | None = None,
     policy: Policy | None = None,
     mode: events.RunMode = "auto",
+    blocking: bool = False,
     seed: int | None = 1,
     schedule: list[protocol.Override] | None = None,
     arguments: Sequence[str] = (),
@@ -290,7 +291,7 @@ def supervise(
     recorder = listener if listener is not None else Recorder()
     request = launch.Request(
         script=script, arguments=list(arguments), manager="none", mode=mode, policy=policy or EXACT, seed=seed,
-        runs_dir=folder / "runs", directory=folder, schedule=schedule,
+        runs_dir=folder / "runs", directory=folder, schedule=schedule, blocking=blocking,
     )  # fmt: skip
 
     def listen(paths: RunPaths, _: events.Manifest) -> Recorder:
