@@ -59,7 +59,7 @@ def test_the_document_is_the_defaults_and_names_every_key(tmp_path: Path) -> Non
 def test_every_key_of_the_document_can_be_given(tmp_path: Path) -> None:
     """Also those that are commented out, because their default is "none"."""
     lines = [line.removeprefix("# ") for line in policy.document().splitlines()[1:]]
-    words = ("model =", "formatter =", "base_url =")
+    words = ("model =", "formatter =", "base_url =", "stop_metric =")
     given = load(tmp_path, "\n".join(
         line.replace(" =  #", " = 'x'  #" if line.startswith(words) else " = 1  #") for line in lines))  # fmt: skip
     assert given.staleness.max_age_steps == 1

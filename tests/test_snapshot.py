@@ -197,6 +197,27 @@ def test_gates_of_rollback() -> None:
     assert gates(fold([evaluation(40, 2.0)], state)) == {}
 
 
+def test_a_rollback_can_need_a_drop_for_some_evaluations() -> None:
+    policy = Policy(actions=Actions(rollback_min_drop=0.1, rollback_drop_evals=2))
+    state = curve([0.5, 0.94, 0.84], mode="max")
+    assert gates(state, policy) == {
+        "rollback": "the objective must be worse than its best by 0.1 for 2 evaluations; it was 0, 0.1"
+    }
+    assert gates(fold([evaluation(40, 0.8)], state), policy) == {}
+    assert "rollback" in gates(fold([evaluation(50, 0.9)], state), policy)
+    fold([evaluation(60, math.nan), evaluation(70, math.nan)], state)
+    assert gates(state, policy) == {}
+
+
+def test_a_stop_can_need_a_metric_for_some_evaluations() -> None:
+    policy = Policy(actions=Actions(stop_metric="robust", stop_evals=2))
+    state = fold([start(), checkpoint(1), evaluation(10, 1.0, robust=1.0)])
+    wanted = "robust must be at least 1 for 2 evaluations; it was"
+    assert gates(state, policy) == {"stop": f"{wanted} 1"}
+    assert gates(fold([evaluation(20, 1.0, robust=1.0)], state), policy) == {}
+    assert gates(fold([evaluation(30, 1.0)], state), policy) == {"stop": f"{wanted} 1, nan"}
+
+
 def test_gates_of_stop() -> None:
     state = curve([2.0])
     assert gates(state, Policy(actions=Actions(stop=False))) == {"stop": "the policy forbids it"}

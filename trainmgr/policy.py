@@ -69,10 +69,20 @@ class Actions(Section):
     """Evaluations between two rollbacks."""
     rollback_min_rise: Share = 0.0
     """Offer a rollback only when the objective is worse than its best by this fraction of the best."""
+    rollback_min_drop: Annotated[float, Field(ge=0)] = 0.0
+    """Offer a rollback only when the objective is worse than its best by this much, in its own unit, ..."""
+    rollback_drop_evals: Annotated[int, Field(ge=1, le=16)] = 1
+    """... at each of the last this many evaluations."""
     stop: bool = True
     """Allow ending the run early."""
     stop_after: Share = 0.0
     """Offer a stop only after this fraction of the total steps."""
+    stop_metric: str | None = None
+    """Offer a stop only when this metric of the evaluations is at least ..."""
+    stop_least: float = 1.0
+    """... this ..."""
+    stop_evals: Annotated[int, Field(ge=1, le=16)] = 1
+    """... at each of the last this many evaluations."""
 
 
 class Joint(Section):

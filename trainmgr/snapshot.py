@@ -26,6 +26,7 @@ TEXT = 200  # characters of a log line or a reason
 SLOPE_EVALS = 5
 NOISE_EVALS = 12
 DIGITS = 6  # significant digits
+TINY = 1e-9  # 0.94 - 0.84 is a little less than 0.1
 
 
 class Progress(Wire):
@@ -203,9 +204,21 @@ def available(state: RunState, ledger: Ledger, policy: Policy) -> tuple[list[Act
         no["stop"] = "the workload offers none"
     elif state.step < after:
         no["stop"] = f"the policy allows it from step {math.ceil(after)} on"
+    elif reason := _no_stop(state, policy):
+        no["stop"] = reason
     else:
         actions.append("stop")
     return actions, no
+
+
+def _no_stop(state: RunState, policy: Policy) -> str:
+    name, least, evals = policy.actions.stop_metric, policy.actions.stop_least, policy.actions.stop_evals
+    if name is None:
+        return ""
+    found = [e.metrics.get(name, math.nan) for e in state.evaluations[-evals:]]
+    if len(found) == evals and all(value >= least for value in found):
+        return ""
+    return f"{_short(name)} must be at least {least:g} for {_times(evals)}; it was {_listed(found)}"
 
 
 def _no_rollback(state: RunState, policy: Policy, offered: bool) -> str:
@@ -222,7 +235,22 @@ def _no_rollback(state: RunState, policy: Policy, offered: bool) -> str:
     least = policy.actions.rollback_min_rise
     if least > 0 and rise is not None and math.isfinite(rise) and rise < least:
         return f"the objective is {rise:.1%} worse than its best; {least:.1%} are required"
+    drop, evals = policy.actions.rollback_min_drop, policy.actions.rollback_drop_evals
+    if drop > 0 and state.best is not None:
+        best = state.worse(state.best[1])
+        values = [state.objective_of(evaluation) for evaluation in state.evaluations[-evals:]]
+        drops = [state.worse(value) - best for value in values if value is not None]
+        if len(drops) < evals or any(d < drop - TINY for d in drops):  # NaN is no small drop
+            return f"the objective must be worse than its best by {drop:g} for {_times(evals)}; it was {_listed(drops)}"
     return ""
+
+
+def _times(evals: int) -> str:
+    return "an evaluation" if evals == 1 else f"{evals} evaluations"
+
+
+def _listed(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values) or "not measured"
 
 
 def resting(state: RunState, policy: Policy, name: str) -> bool:
