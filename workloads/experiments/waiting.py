@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="that the endpoint takes for an answer")
     seconds = parser.parse_args().seconds
-    work, steps = iterations(), max(20 * EVERY, round(3.5 * seconds / STEP))
+    work, steps = iterations(), max(20 * EVERY, round(2.5 * seconds / STEP))
     load = os.getloadavg()[0]
     print(
         f"{platform.machine()}, {os.cpu_count()} CPUs, load {load:.1f} at the start, Python {platform.python_version()}"
