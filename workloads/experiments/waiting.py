@@ -97,7 +97,7 @@ def managed(script: Path, steps: int, work: int, seconds: float, *, blocking: bo
     keep = answer("keep", evidence="nothing to do")
     with ScriptedEndpoint([Propose(said, delay=seconds), Propose(keep, delay=seconds)]) as endpoint:
         policy = Policy(
-            cadence=Cadence(every_evals=max(1, round(2 * seconds / STEP / EVERY))),
+            cadence=Cadence(every_evals=max(1, round(seconds / STEP / EVERY))),
             staleness=Staleness() if stale else Staleness(max_age_steps=steps, max_age_seconds=100 * seconds + 600),
             llm=Llm(base_url=endpoint.url, timeout=2 * seconds + 60),
         )
