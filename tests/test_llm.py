@@ -389,7 +389,7 @@ def test_a_price_that_is_not_known_is_not_counted_and_said(monkeypatch: pytest.M
     rules = policy_of().model_copy(update={"budget": Budget(money=0.0, calls=2)})
     with ScriptedEndpoint([KEEP]) as endpoint:
         desk = Desk(endpoint, rules)
-        assert "its price is not known, so money is not counted" in desk.manager.preflight()
+        assert "the price of scripted is not known, so money is not counted" in desk.manager.preflight()
         desk.decide()
         desk.manager.close()
     assert [reply.money for reply in desk.of(events.Reply)] == [None]
@@ -1015,3 +1015,21 @@ def test_the_command_line_asks_in_other_words(recorded: RunPaths) -> None:
     )
     assert "free of charge" in done.stderr
     assert len(asked(endpoint)) == 6
+
+
+def test_with_two_models_the_schema_is_that_of_the_prompt_that_asks_for_it(tmp_path: Path) -> None:
+    """A long piece of reasoning takes the place of parameters: what is not shown may not be answered, and replays."""
+    more = "\n".join(
+        f'    w.float("parameter_{i}", get=lambda: 1.0, set=lambda v: None, low=0.0, high=9.0)' for i in range(40)
+    )
+    body = FIRST.replace('    w.command("rollback", rollback)\n', f'{more}\n    w.command("rollback", rollback)\n')
+    with ScriptedEndpoint([Say("1234567890 " * 180), Propose(answer("keep"))]) as endpoint:
+        rules = policy_of(formatter="second", prompt_tokens=1900)
+        _, _, heard = managed(tmp_path, endpoint, rules, body)
+    asked = next(request for request in heard.of(events.Request) if request.purpose == "format")
+    wanted = asked.answer_schema
+    assert wanted is not None
+    names = list(wanted["properties"]["changes"]["properties"])
+    assert names
+    assert len(names) < 42
+    assert all(name in asked.messages[1].content for name in names)

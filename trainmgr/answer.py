@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -25,6 +25,11 @@ TOGETHER = 8  # parameters that it lets be adjusted at once, of those that follo
 THOUGHT = "</think>"  # ends what some models write before their answer
 DEPTH = 12  # of nesting
 CANDIDATES = 32  # places of a long text where an object may begin
+
+
+def form(manager: str) -> Callable[[Snapshot, tuple[str, ...]], dict[str, Any]]:
+    """How answers of a manager of this name are formed: ``grammar`` for the embedded server, else ``schema``."""
+    return grammar if manager.startswith("local:") else schema
 
 
 def schema(view: Snapshot, parameters: tuple[str, ...]) -> dict[str, Any]:

@@ -87,63 +87,51 @@ def launch(
     command = manifest.command_of(script, request.arguments)
     manager = manager or catalog.make(request.manager, request.policy, request.runs_dir)
     with ready(manager, say=request.say):
-        return _launched(request, manager, command, script, listener, begun)
-
-
-def _launched(
-    request: Request,
-    manager: Manager,
-    command: list[str],
-    script: Path,
-    listener: Callable[[RunPaths, events.Manifest], Listener],
-    begun: Callable[[Supervisor], None],
-) -> tuple[RunPaths, events.Closing]:
-    now = time.time()
-    paths = new_run(request.runs_dir, request.name or request.script.stem, datetime.fromtimestamp(now).astimezone())
-    record = events.Manifest(
-        version=__version__,
-        id=paths.id,
-        created=round(now, 3),
-        command=command,
-        script=str(request.script),
-        arguments=request.arguments,
-        directory=str(request.directory),
-        seed=request.seed,
-        git=manifest.git_of(script),
-        python=platform.python_version(),
-        packages=manifest.packages(),
-        machine=manifest.machine(),
-        manager=manager.name,
-        mode=request.mode,
-        blocking=request.blocking,
-        replay_of=request.replay_of,
-        policy=request.policy,
-    )
-    supervisor = Supervisor(
-        paths,
-        record,
-        None if manager.name == "none" else manager,
-        listener(paths, record),
-        secrets=(request.policy.llm.api_key_env,),
-        schedule=request.schedule,
-    )
-    begun(supervisor)
-    with _keyboard(supervisor):
-        return paths, supervisor.run()
+        now = time.time()
+        paths = new_run(request.runs_dir, request.name or request.script.stem, datetime.fromtimestamp(now).astimezone())
+        record = events.Manifest(
+            version=__version__,
+            id=paths.id,
+            created=round(now, 3),
+            command=command,
+            script=str(request.script),
+            arguments=request.arguments,
+            directory=str(request.directory),
+            seed=request.seed,
+            git=manifest.git_of(script),
+            python=platform.python_version(),
+            packages=manifest.packages(),
+            machine=manifest.machine(),
+            manager=manager.name,
+            mode=request.mode,
+            blocking=request.blocking,
+            replay_of=request.replay_of,
+            policy=request.policy,
+        )
+        supervisor = Supervisor(
+            paths,
+            record,
+            None if manager.name == "none" else manager,
+            listener(paths, record),
+            schedule=request.schedule,
+        )
+        begun(supervisor)
+        with _keyboard(supervisor):
+            return paths, supervisor.run()
 
 
 @contextmanager
-def ready(*managers: Manager, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Managers that need something outside get it first, and give it back afterwards. ``say`` gets what it may cost."""
-    consultants = [manager for manager in managers if isinstance(manager, Consultant)]
+def ready(manager: Manager, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """A manager that needs something outside gets it first, and gives it back. ``say`` gets what it may cost."""
+    if not isinstance(manager, Consultant):
+        yield
+        return
     try:
-        for consultant in consultants:
-            consultant.open()
-            say(consultant.preflight())
+        manager.open()
+        say(manager.preflight())
         yield
     finally:
-        for consultant in consultants:
-            consultant.close()
+        manager.close()
 
 
 @contextmanager

@@ -158,7 +158,7 @@ class Prover:
                     change.before, change.after = event.data.before, event.data.after
             case _:
                 pass
-        for difference in replay.differences(moment):
+        if (difference := replay.difference(event.data, replay.derived(moment))) is not None:
             self._find(place, difference)
         self.proof.checks += 1
 

@@ -43,9 +43,11 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
         line = moment.event.seq + 1
         if isinstance(data, events.SnapshotTaken):
             views[data.decision] = snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)
-        if derived(moment) is not None:
+        expected = derived(moment)
+        if expected is not None:
             result.counts[data.kind] = result.counts.get(data.kind, 0) + 1
-        result.differences += [(line, text) for text in differences(moment)]
+        if (text := difference(data, expected)) is not None:
+            result.differences.append((line, text))
         if isinstance(data, events.Response) and manager is not None and manager.deterministic:
             result.counts["proposal"] = result.counts.get("proposal", 0) + 1
             raw = manager.decide(views[data.decision])
@@ -54,17 +56,13 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
     return result
 
 
-def differences(moment: Moment) -> Iterator[str]:
-    """How the event differs from what follows from everything before it; nothing where it does not."""
-    expected = derived(moment)
-    if expected is None:
-        return
-    found, wanted = to_json(moment.event.data), to_json(expected)
-    if found != wanted:
-        a, b = json.loads(found), json.loads(wanted)
-        names = [name for name in a if a[name] != b.get(name)]
-        name = names[0] if names else "?"
-        yield f"{moment.event.data.kind}: `{name}` is {_cut(a.get(name))}; decided again it is {_cut(b.get(name))}"
+def difference(data: events.Payload, expected: events.Payload | None) -> str | None:
+    """How an event differs from what is ``derived`` of its moment; None where it does not, or nothing is."""
+    if expected is None or (found := to_json(data)) == (wanted := to_json(expected)):
+        return None
+    a, b = json.loads(found), json.loads(wanted)
+    name = next((name for name in a if a[name] != b.get(name)), "?")
+    return f"{data.kind}: `{name}` is {_cut(a.get(name))}; decided again it is {_cut(b.get(name))}"
 
 
 def derived(moment: Moment) -> events.Payload | None:
@@ -129,14 +127,14 @@ def _request(request: events.Request, moment: Moment) -> events.Request | None:
     made = prompt.render(view, limit, task=task, variant=int(variant), reasoning=said[-1] if said else "")
     if made.sha256 != request.template_sha256:
         return None
-    schema = answer.grammar if manifest.manager.startswith("local:") else answer.schema
+    schema = answer.form(manifest.manager)(view, made.parameters)
     parts = (("system", made.system), ("user", made.user))
     head = [events.Message.model_validate({"role": role, "content": content}) for role, content in parts]
     return request.model_copy(
         update={
             "template": made.template,
             "messages": [*head, *request.messages[2:]],
-            "answer_schema": None if request.answer_schema is None else schema(view, made.parameters),
+            "answer_schema": schema if request.answer_schema is not None else None,
         }
     )
 

@@ -108,7 +108,6 @@ class Supervisor:
         manager: Manager | None,
         listener: Listener,
         *,
-        secrets: tuple[str, ...] = (),
         schedule: list[protocol.Override] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -120,7 +119,6 @@ class Supervisor:
         self.ledger = Ledger()
         self._manager = manager
         self._listener = listener
-        self._secrets = secrets
         self._schedule = schedule
         self._clock = clock
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -402,7 +400,7 @@ class Supervisor:
             extra[RESUME_VARIABLE] = str(self.paths.root / resume)
         self._child = Child(
             self.manifest.command,
-            environment=clean_environment(extra, self._secrets),
+            environment=clean_environment(extra, (self.policy.llm.api_key_env,)),
             directory=Path(self.manifest.directory),
             stdout=self.paths.stdout,
             stderr=self.paths.stderr,

@@ -121,7 +121,8 @@ class LlmManager:
         cases = [budget.worst_case(limits, p, self._reads(), settings.max_output_tokens) for p in prices]
         tokens, money = cases[0][0], None if None in prices else max(most or 0.0 for _, most in cases)
         if money is None:
-            cost = f'its price is not known, so money is not counted ([prices."{self._model}"] in the policy names it)'
+            unknown = self._model if prices[0] is None else settings.formatter
+            cost = f'the price of {unknown} is not known, so money is not counted ([prices."{unknown}"] names it)'
         else:
             cost = f"at most {money:.4g} by the policy's prices" if money else "free of charge"
         two = f", written down by {settings.formatter}" if settings.formatter else ""
@@ -160,13 +161,13 @@ class LlmManager:
 
     def _consult(self, snapshot: Snapshot, deadline: float) -> Any:
         """An answer, mended once where it is not valid."""
-        view = self._prompt(snapshot, "decide")
-        schema = schema_for(self.name)(snapshot, view.parameters)
-        purpose: Purpose = "decide"
+        purpose: prompt.Task = "decide"
+        reasoning = ""
         if self._settings.formatter is not None:
-            thought = self._prompt(snapshot, "reason")
-            said = self._ask("reason", thought, [], None, deadline)
-            view, purpose = self._prompt(snapshot, "format", said.text), "format"
+            reasoning = self._ask("reason", self._prompt(snapshot, "reason"), [], None, deadline).text
+            purpose = "format"
+        view = self._prompt(snapshot, purpose, reasoning)
+        schema = answer.form(self.name)(snapshot, view.parameters)
         completion = self._ask(purpose, view, [], schema, deadline)
         found, wrong = self._read(completion, snapshot, view)
         if wrong is None or not self._settings.repair or completion.refusal:
@@ -348,11 +349,6 @@ class LlmManager:
     def _there(self) -> Endpoint:
         assert self._endpoint is not None, "open() comes first"
         return self._endpoint
-
-
-def schema_for(name: str) -> Callable[[Snapshot, tuple[str, ...]], dict[str, Any]]:
-    """How a manager of this name forms the schema of its answers."""
-    return answer.grammar if name.startswith("local:") else answer.schema
 
 
 def configured(policy: Policy, environment: Mapping[str, str] = os.environ) -> str | None:
