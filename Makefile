@@ -1,7 +1,7 @@
 # make demo   set everything up and run a managed training: no key, and no network beyond the package index
 # make test   set everything up and run all checks and tests
 # make check  only the checks: format, lint, types
-# make bench  what reporting costs a training loop, how long prompts get, and whether training waits (5 minutes)
+# make bench  what reporting costs a training loop, how long prompts get, and whether training waits (minutes)
 # make table  the README's table again (about 100 minutes on two cores; goes on where it stopped)
 
 PYTHON ?= python3

@@ -40,7 +40,7 @@ ALLOWED: dict[str, str] = {
     "prompts.__init__": "",
     "prompt": "proposal snapshot wire",
     "answer": "proposal protocol snapshot wire",
-    "endpoint": "errors policy wire",
+    "endpoint": "errors policy process wire",
     "guard": "action_space events ledger policy proposal protocol run_state snapshot wire",
     "control": "files ledger paths protocol wire",
     "decision": "control events guard ledger policy protocol run_state snapshot wire",
@@ -60,7 +60,7 @@ ALLOWED: dict[str, str] = {
     "managers.schedules paths policy",
     "replay": "answer audit decision errors events history ledger managers.base paths prompt protocol snapshot "
     "telemetry wire",
-    "opinions": "audit budget errors events guard history ledger managers.base paths policy proposal protocol "
+    "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
     "run_state snapshot telemetry",
     "proof": "audit errors events files history paths protocol replay run_state telemetry wire",
     "supervisor": "audit control decision errors events files history ledger managers.base paths process "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -36,11 +37,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import smollm2
 
-from trainmgr import prompt, protocol
+from trainmgr import answer, prompt, protocol
 from trainmgr.ledger import Decision, Ledger
 from trainmgr.managers.local import LocalServer
 from trainmgr.policy import Limits, Llm, Policy
-from trainmgr.prompt import DETAILS, TASKS, VARIANTS, Task, estimate, exact, render, word
+from trainmgr.prompt import DETAILS, TASKS, VARIANTS, VERSION, Task, estimate, exact, render, word
 from trainmgr.proposal import Expectation
 from trainmgr.snapshot import Snapshot
 from trainmgr.testing import TIME_LIMIT
@@ -418,3 +419,18 @@ def test_the_estimate_is_above_what_openai_counts() -> None:
         pytest.skip(f"its table cannot be fetched: {type(error).__name__}")
     for made in real_prompts():
         assert len(encoding.encode(made.system + made.user)) <= made.tokens
+
+
+def test_the_bytes_of_a_version_stay() -> None:
+    """A log is replayed by rendering its prompts again: whoever changes a byte of them, or of the schemas, needs a new
+    VERSION, with templates of its own, and the old one must go on to be rendered as it was."""
+    state = curve([3.0, 2.0, 2.5], train=[3.0, 2.0, 1.0])
+    seen = view(fold([applied(30, 1, {"lr": (3e-3, 1e-3)}, "rollback")], state))
+    digest = hashlib.sha256()
+    for task in TASKS:
+        for variant in range(VARIANTS):
+            made = render(seen, 2500, task=task, variant=variant, reasoning="It overfits.")
+            digest.update(f"{made.template}\0{made.system}\0{made.user}\0".encode())
+    for form in (answer.schema, answer.grammar):
+        digest.update(json.dumps(form(seen, made.parameters)).encode())
+    assert (VERSION, digest.hexdigest()) == ("v1", "d9b031e731502a6380b39db3a98f525276252cbeb40f023eb0a6bb58ee2c2ae2")

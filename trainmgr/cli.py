@@ -131,9 +131,7 @@ def run(
         runs_dir=runs_dir,
         name=name,
         blocking=blocking,
-        say=lambda text: (
-            None if quiet else narration.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
-        ),
+        say=lambda text: None if quiet else _aside(text),
     )
     if manager == "auto":
         request.say("manager: {} ({})".format(*catalog.choose(manager, request.policy)))
@@ -225,7 +223,7 @@ def replay_run(
     paths = find_run(runs_dir, run)
     if sum((manager is not None, train, watch)) > 1:
         raise UserError("--manager, --train and --watch are three different replays. Choose one.")
-    if paraphrase and (manager is None or manager.partition(":")[0] not in ("llm", "local")):
+    if paraphrase and (manager is None or not policies.asks_model(manager)):
         raise UserError("--paraphrase rewords a language model's prompt: give --manager llm[:MODEL] or local:FILE too.")
     if watch:
         _watch(paths, speed)
@@ -412,22 +410,23 @@ def _own_manager(name: str, policy: policies.Policy, runs_dir: Path) -> Any:
         return None
 
 
+def _aside(text: str) -> None:
+    """A line that a person may want to know, and no program."""
+    narration.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
 def _ask_again(
     paths: RunPaths, record: Any, manager: str, paraphrase: int, policy: policies.Policy, runs_dir: Path, json: bool
 ) -> None:  # fmt: skip
     """Put the snapshots of a run to a manager, or to one in several wordings."""
     other = catalog.make(manager, policy, runs_dir)
-
-    def say(text: str) -> None:
-        narration.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
-
-    with launch.ready(other, say=say):
+    with launch.ready(other, say=_aside):
         found: list[Any] = []
         items: Iterator[Any] = opinions.opinions(paths, other)
         if paraphrase and isinstance(other, opinions.Wordy):
             items = opinions.reworded(paths, other, paraphrase)
         for item in items:
-            say(f"{item.decision} (step {item.step}) is answered")
+            _aside(f"{item.decision} (step {item.step}) is answered")
             found.append(item)
     if json:
         print(pretty([vars(item) for item in found]))

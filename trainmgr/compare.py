@@ -17,7 +17,7 @@ from trainmgr.history import run_file
 from trainmgr.launch import Request, launch
 from trainmgr.managers import catalog
 from trainmgr.paths import list_runs
-from trainmgr.policy import Budget, Llm, Policy, Rules
+from trainmgr.policy import Budget, Llm, Policy, Rules, asks_model
 from trainmgr.supervisor import Supervisor
 
 GOOD = ("completed", "stopped")
@@ -124,11 +124,10 @@ def find(request: Request, cell: Cell) -> Result | None:
 
 def _relevant(policy: Policy, manager: str) -> Policy:
     """The policy without what this manager does not read."""
-    kind = manager.partition(":")[0]
-    unread: dict[str, Any] = {} if kind in ("rules", "llm", "local") else {"rules": Rules()}
-    if kind not in ("llm", "local"):
-        unread |= {"llm": Llm(), "budget": Budget(), "prices": {}}
-    return policy.model_copy(update=unread)
+    if asks_model(manager):
+        return policy
+    unread: dict[str, Any] = {"llm": Llm(), "budget": Budget(), "prices": {}}
+    return policy.model_copy(update=unread if manager == "rules" else {**unread, "rules": Rules()})
 
 
 def _run(request: Request, cell: Cell, running: list[Supervisor]) -> Result:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from trainmgr.errors import UserError
 from trainmgr.policy import Level
+from trainmgr.process import LEAST_KEY
 from trainmgr.wire import short
 
 MAX_BODY = 1 << 19  # bytes; an answer needs a few thousand
@@ -26,7 +27,6 @@ OPENAI = "https://api.openai.com/v1"
 MESSAGE = 300  # characters of an endpoint's error message that are kept
 TRANSIENT = (408, 409, 425, 429)  # and everything from 500 on
 TOOL = "decide"
-LEAST = 8  # characters; a shorter one is no key but a word that a keyless endpoint is given
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _SECRET = re.compile(r"\b(?:sk|pk|key|gsk|hf|xai|AIza)[-_][A-Za-z0-9_*.-]{6,}|Bearer\s+\S+", re.IGNORECASE)
@@ -136,7 +136,7 @@ class Endpoint:
     def hide(self, text: str) -> str:
         """Text from outside without the key, and as UTF-8 can write it."""
         text = text.encode(errors="replace").decode()
-        if self._key is None or len(self._key) < LEAST:
+        if self._key is None or len(self._key) < LEAST_KEY:
             return text
         text = text.replace(self._key, "[key]")
         read = _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[2], text)

@@ -45,8 +45,6 @@ class Ledger:
     answered: int = 0
     spent: Spent = field(default_factory=Spent)
     """On a language model."""
-    budget_spent: str | None = None
-    """Why nobody is asked any more, or not for a while; None from the next call on."""
     accepted: int = 0
     rejected: int = 0
     revision: int = 0
@@ -88,13 +86,10 @@ class Ledger:
                 self.alarms = self._alarms(payload.snapshot.get("signals", {}))
             case events.Request():
                 self.spent = self.spent.asked()
-                self.budget_spent = None
             case events.Reply():
                 self.spent = self.spent.answered(
                     payload.prompt_tokens, payload.completion_tokens, payload.money, payload.seconds
                 )
-            case events.BudgetSpent():
-                self.budget_spent = payload.reason
             case events.Response():
                 self.answered += 1
             case events.Verdict():

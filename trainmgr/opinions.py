@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from trainmgr import audit, events, guard, protocol, snapshot
-from trainmgr.budget import Spent
 from trainmgr.errors import ManagerError
 from trainmgr.history import History, manifest_of
 from trainmgr.ledger import Ledger
@@ -60,14 +59,14 @@ class Asked:
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
-        self._spent = Spent()
+        self._ledger = Ledger()
         self._priced = False
 
-    def decide(self, view: snapshot.Snapshot, name: str) -> tuple[Any, str | None, float, Spent, bool]:
-        """The raw answer or why there is none, what it took, and whether a price is known for that."""
-        before, self._priced = self._spent, False
+    def decide(self, view: snapshot.Snapshot, name: str) -> tuple[Any, str | None, float, int, float | None]:
+        """The raw answer or why there is none; the seconds, the tokens and the money that it took."""
+        before, self._priced = self._ledger.spent, False
         if isinstance(self._manager, Consultant):
-            self._manager.begin(name, self._spent, self._hear)
+            self._manager.begin(name, before, self._hear)
         begin = time.monotonic()
         raw, error = None, None
         try:
@@ -75,19 +74,13 @@ class Asked:
             raw = raw.raw if isinstance(raw, Answer) else raw
         except ManagerError as problem:
             error = str(problem)
-        took = Spent(
-            self._spent.calls - before.calls, self._spent.tokens - before.tokens, self._spent.money - before.money
-        )
-        return raw, error, round(time.monotonic() - begin, 3), took, self._priced
+        seconds, after = round(time.monotonic() - begin, 3), self._ledger.spent
+        money = after.money - before.money if self._priced else None
+        return raw, error, seconds, after.tokens - before.tokens, money
 
     def _hear(self, exchange: Exchange) -> None:
-        if isinstance(exchange, events.Request):
-            self._spent = self._spent.asked()
-        elif isinstance(exchange, events.Reply):
-            self._priced |= exchange.money is not None
-            self._spent = self._spent.answered(
-                exchange.prompt_tokens, exchange.completion_tokens, exchange.money, exchange.seconds
-            )
+        self._ledger.fold(exchange)
+        self._priced |= isinstance(exchange, events.Reply) and exchange.money is not None
 
 
 def opinions(paths: RunPaths, manager: Manager) -> Iterator[Opinion]:
@@ -152,7 +145,7 @@ def _opinion(
     asked: Asked, state: RunState, ledger: Ledger, name: str, why: str, answers: dict[str, Any]
 ) -> Opinion:  # fmt: skip
     policy = _policy(ledger)
-    raw, error, seconds, took, priced = asked.decide(snapshot.take(state, ledger, policy, why), name)
+    raw, error, seconds, tokens, money = asked.decide(snapshot.take(state, ledger, policy, why), name)
     judged = guard.judge(raw, state, ledger, policy, decision=name, based_on_step=state.step, age_seconds=0.0)
     recorded, _ = guard.read(answers.get(name))
     other = judged.proposal if error is None else None
@@ -165,8 +158,8 @@ def _opinion(
         same_action=bool(recorded and other and recorded.action == other.action),
         same_diagnosis=bool(recorded and other and recorded.diagnosis == other.diagnosis),
         seconds=seconds,
-        tokens=took.tokens,
-        money=took.money if priced else None,
+        tokens=tokens,
+        money=money,
     )
 
 

@@ -274,8 +274,7 @@ class Policy(Section):
         """Steps between two questions."""
         if self.cadence.min_steps is not None:
             return self.cadence.min_steps
-        model = manager.partition(":")[0] in ("llm", "local")
-        return total_steps // 40 if model and total_steps is not None else 0
+        return total_steps // 40 if asks_model(manager) and total_steps is not None else 0
 
     def alarms(self, diverging: bool, rise: float | None, noise: float | None) -> frozenset[str]:
         """What cannot wait for the cadence: names of alarms. Figures as in a snapshot's signals."""
@@ -283,6 +282,11 @@ class Policy(Section):
         if rise is not None and not rise <= max(self.rules.rise, self.rules.noise_factor * (noise or 0.0)):
             found.add("overfitting")
         return frozenset(found)
+
+
+def asks_model(manager: str) -> bool:
+    """Whether a manager of this name asks a language model."""
+    return manager.partition(":")[0] in ("llm", "local")
 
 
 def load(path: Path | None) -> Policy:

@@ -15,7 +15,7 @@ from pathlib import Path
 from trainmgr.errors import WorkloadError
 from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SECRET_VARIABLES, SEED_VARIABLE
 
-LEAST = 8  # characters; a shorter one stands in other values by chance, and is no key
+LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
 STEP = 0.05  # seconds between two looks at a process that is not our child
 
 
@@ -40,7 +40,7 @@ class Exit:
 def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> dict[str, str]:
     """Our environment without the manager's secrets and what another supervisor told us, and with ``extra``."""
     hidden = {*SECRET_VARIABLES, *secrets, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE}
-    keys = {key for name in (*SECRET_VARIABLES, *secrets) if len(key := os.environ.get(name, "").strip()) >= LEAST}
+    keys = {key for name in (*SECRET_VARIABLES, *secrets) if len(key := os.environ.get(name, "").strip()) >= LEAST_KEY}
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -68,7 +68,7 @@ DETAILS = (
     Detail(4, 3, 0, 0, 0, 1, 2, 4, 0, 16, 500),
     Detail(3, 3, 0, 0, 0, 0, 0, 2, 0, 16, 300),
     Detail(2, 2, 0, 0, 0, 0, 0, 1, 0, 12, 150),
-)  # the last takes 1,500 tokens at most, whatever the workload writes
+)
 
 
 @dataclass(frozen=True)

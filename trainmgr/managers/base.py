@@ -38,11 +38,8 @@ class Manager(Protocol):
 
 
 @runtime_checkable
-class Consultant(Protocol):
+class Consultant(Manager, Protocol):
     """A manager that asks somebody outside, at a cost."""
-
-    name: str
-    deterministic: bool
 
     def open(self) -> None:
         """Get ready, before anything is started. Raises UserError when it cannot work."""
@@ -55,8 +52,6 @@ class Consultant(Protocol):
     def begin(self, decision: str, spent: Spent, tell: Callable[[Exchange], None]) -> None:
         """Before each decision: what was spent so far, and who puts the calls on record."""
         ...
-
-    def decide(self, snapshot: Snapshot) -> Any: ...
 
     def close(self) -> None:
         """Give everything back; a call under way ends without an answer. Safe in any thread, and more than once."""
