@@ -34,10 +34,8 @@ from trainmgr import (
 from trainmgr import (
     check as checking,
 )
-from trainmgr import (
-    compare as comparing,
-)
 from trainmgr import policy as policies
+from trainmgr.comparison import analysis, experiment, page, progress, report, results, statistics, trials
 from trainmgr.errors import TrainmgrError, UserError
 from trainmgr.managers import catalog
 from trainmgr.paths import POLICY_VARIABLE, RUNS_DIR_VARIABLE, RunPaths, find_run, list_runs
@@ -62,6 +60,11 @@ class Mode(StrEnum):
     auto = "auto"
     shadow = "shadow"
     approve = "approve"
+
+
+class SignificanceTest(StrEnum):
+    permutation = "permutation"
+    wilcoxon = "wilcoxon"
 
 
 RunArgument = Annotated[
@@ -295,39 +298,67 @@ def check_script(
 
 @app.command()
 def compare(
-    script: ScriptArgument,
+    what: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SCRIPT|EXPERIMENT.toml|RESULTS.json",
+            help="A script; an experiment file; or results of before, to print again without training.",
+            show_default=False,
+        ),
+    ],
     arguments: RestArgument = None,
     managers: Annotated[
-        str, typer.Option(help="Managers, with commas between; the first is what the others are compared with.")
-    ] = "none,rules",
-    seeds: Annotated[str, typer.Option(help="Seeds: 1-3 or 1,2,5.")] = "1-3",
-    metrics: Annotated[str, typer.Option(help="Metrics of the workload's end record, with commas between.")] = "",
+        str | None, typer.Option(help="Managers, with commas between.  [default: none,rules]", show_default=False)
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds: 1-3 or 1,2,5.  [default: 1-3]", show_default=False)] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The manager that the others are compared with; else the first.")
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(help="Metrics at the end, with commas between; =min or =max says which way is better.")
+    ] = "",
+    test: Annotated[SignificanceTest, typer.Option(help="Of the paired differences.")] = SignificanceTest.permutation,
+    show_seeds: Annotated[bool, typer.Option("--show-seeds", help="A row for each run, too.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write results.md, .json, .csv and .html there.")
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time; each gets one thread.", min=1)] = 1,
     policy: PolicyOption = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
 ) -> None:
-    """Run a workload under several managers and seeds and print one table. Finished runs are reused.
+    """Run a script under several managers, seeds and cases, and print what can be said. Finished runs are reused.
 
-    Example: `trainmgr compare workloads/tinystories.py --managers none,schedule:cosine,rules --seeds 1-3 --jobs 2`
+    Examples: `trainmgr compare workloads/minimal.py --managers none,schedule:cosine,rules --seeds 1-6 --jobs 2`,
+    `trainmgr compare experiment.toml --out results`, `trainmgr compare results/results.json`
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    request = launch.Request(script=script, arguments=arguments or [], policy=policies.load(policy), runs_dir=runs_dir)
-    for name in managers.split(","):
-        catalog.make(name, request.policy, runs_dir)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs, as Ctrl-C does
-    arms = comparing.compare(request, managers.split(","), _seeds(seeds), jobs, _say_result)
-    there = _all_metrics(arms)
-    chosen = [m for m in metrics.split(",") if m] or there
-    if unknown := [m for m in chosen if m not in there]:
-        raise UserError(f"No run ended with the metric {unknown[0]!r}. There are: {', '.join(there) or 'none'}.")
-    if json:
-        print(pretty(comparing.as_json(arms)))
+    statistics.require()
+    chosen, goals = _metrics(metrics)
+    if what.suffix == ".json":
+        if arguments or managers or seeds or reference:
+            raise UserError(f"{what} is printed again as it was measured. Name a script or an experiment to train.")
+        found = results.load(what)
     else:
-        print(comparing.markdown(arms, chosen))
-    failed = [r for arm in arms for r in arm.results if r.failure]
-    for result in failed:
-        narration.print(f"{result.cell.manager} seed {result.cell.seed} ({result.run}): {result.failure}", style="red")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs, as Ctrl-C does
+        plan = _experiment(what, arguments or [], managers, seeds, reference, policy)
+        folder = what.parent if what.suffix == ".toml" else Path()
+        cells = trials.cells(plan, folder, runs_dir)
+        with progress.Bar(narration) as bar:
+            outcomes = trials.run(trials.balanced(cells), runs_dir, jobs, bar)
+        found = trials.gather(plan, outcomes)
+    found = found.model_copy(update={"goals": found.goals | goals, "metrics": chosen or found.metrics})
+    sections = analysis.analyse(found, test.value)
+    text = report.markdown(found, sections, test.value, show_seeds=show_seeds)
+    if out is not None:
+        for path in page.write(out, found, sections, test.value):
+            _aside(f"written: {path}")
+    print(results.render(found).rstrip() if json else text)
+    failed = [(case.name, run) for case in found.cases for run in case.runs if run.failure]
+    for name, run in failed:
+        narration.print(
+            f"{name} {run.manager} seed {run.seed} ({run.run}): {run.failure}".lstrip(), style="red", markup=False
+        )
     raise typer.Exit(errors.EXIT_FAILED if failed else errors.EXIT_OK)
 
 
@@ -467,33 +498,42 @@ def _watch(paths: RunPaths, speed: float) -> None:
     _closing_words(paths)
 
 
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds: list[int] = []
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise UserError(f"--seeds {text!r} is neither a range like 1-3 nor a list like 1,2,5.") from None
-    if not seeds:
-        raise UserError(f"--seeds {text!r} names no seed; a range goes upwards, like 1-3.")
-    return seeds
+def _experiment(
+    what: Path,
+    arguments: list[str],
+    managers: str | None,
+    seeds: str | None,
+    reference: str | None,
+    policy: Path | None,
+) -> experiment.Experiment:
+    """An experiment file with what the flags say instead, or an experiment of flags alone."""
+    flags: dict[str, Any] = {
+        **({"managers": [name.strip() for name in managers.split(",")]} if managers is not None else {}),
+        **({"seeds": experiment.seeds_of(seeds, "--seeds")} if seeds is not None else {}),
+        **({"reference": reference} if reference is not None else {}),
+    }
+    if what.suffix != ".toml":
+        rules = str(policy) if policy else None
+        return experiment.Experiment(script=str(what), arguments=arguments, policy=rules, **flags)
+    if arguments or policy:
+        raise UserError(
+            f"{what} says which arguments and which policy there are; `--` and --policy (or {POLICY_VARIABLE}) are "
+            "for a script. Write them into the file, or leave them out."
+        )
+    return experiment.load(what).narrowed(**flags)
 
 
-def _all_metrics(arms: list[comparing.Arm]) -> list[str]:
-    names: dict[str, None] = {}
-    for arm in arms:
-        for result in arm.results:
-            names.update(dict.fromkeys(comparing.final_metrics(result.closing) if result.closing else {}))
-    return list(names)
-
-
-def _say_result(result: comparing.Result, count: int, total: int) -> None:
-    end = result.failure or (result.closing.status if result.closing else "?")
-    how = "reused" if result.reused else f"{result.seconds:.0f} s"
-    narration.print(
-        f"[{count}/{total}] {result.cell.manager} seed {result.cell.seed}: {end} ({how})", highlight=False, markup=False
-    )
+def _metrics(text: str) -> tuple[list[str], dict[str, Any]]:
+    """Names, and which way those are better of which it is said: a=min,b."""
+    names, goals = [], {}
+    for part in (part.strip() for part in text.split(",") if part.strip()):
+        name, _, goal = part.partition("=")
+        if goal not in ("", "min", "max"):
+            raise UserError(f"--metrics {part!r}: after the name comes =min, =max or nothing.")
+        names.append(name)
+        if goal:
+            goals[name] = goal
+    return names, goals
 
 
 def main() -> None:

@@ -1,0 +1,202 @@
+"""What may be said of results, and how it is printed: tables, JSON, CSV and the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainmgr.comparison import analysis, page, plots, report, results
+from trainmgr.errors import UserError
+
+NOISE = [0.01, -0.02, 0.015, 0.0, -0.01, 0.02, 0.005, -0.015, 0.01, -0.005]
+HOSTILE = 'x" onload="alert(1)|<script>alert(1)</script>&'
+
+
+def run(manager: str, seed: int, metrics: dict[str, float], **changed: Any) -> results.Run:
+    values: dict[str, Any] = {
+        "manager": manager, "seed": seed, "run": f"{manager}-{seed}", "status": "completed", "seconds": 10.0 + seed,
+        "steps": 100, "metrics": metrics, "curve": [(0, 2.0), (50, 1.0 + seed / 10), (100, 1.0)],
+    }  # fmt: skip
+    return results.Run(**values | changed)
+
+
+def case(arms: dict[str, list[float | None]], **changed: Any) -> results.Case:
+    """Arms with one value of val_loss for each seed; None: the run lacks it."""
+    seeds = list(range(1, 1 + max(map(len, arms.values()))))
+    runs = [
+        run(manager, seed, {} if value is None else {"val_loss": value})
+        for manager, values in arms.items()
+        for seed, value in zip(seeds, values, strict=True)
+    ]
+    values: dict[str, Any] = {
+        "name": "", "arguments": [], "policy": None, "managers": list(arms), "reference": next(iter(arms)),
+        "seeds": seeds, "objective": "val_loss", "goal": "min", "held_out": [], "runs": runs,
+    }  # fmt: skip
+    return results.Case(**values | changed)
+
+
+def everything(*cases: results.Case, **changed: Any) -> results.Results:
+    values: dict[str, Any] = {
+        "title": "", "script": "train.py", "metrics": [], "goals": {}, "disclosure": "", "versions": {},
+        "machines": [], "revisions": {}, "wall_seconds": 1.0, "cases": list(cases),
+    }  # fmt: skip
+    return results.Results(**values | changed)
+
+
+def verdict(reference: list[float | None], other: list[float | None], **changed: Any) -> str:
+    (section,) = analysis.analyse(everything(case({"none": reference, "rules": other}, **changed)), "permutation")
+    difference = section.arms[1].entries["val_loss"].difference
+    assert difference is not None
+    return difference.verdict
+
+
+def shifted(by: float, count: int) -> list[float | None]:
+    return [1.0 + by + noise for noise in NOISE[:count]]
+
+
+def test_the_verdicts() -> None:
+    reference = [1.0 - noise / 3 for noise in NOISE]
+    assert verdict([*reference], shifted(-0.5, 10)) == "better"
+    assert verdict([*reference], shifted(-0.5, 10), goal="max") == "worse"
+    assert verdict([*reference], shifted(0.5, 10)) == "worse"
+    assert verdict([*reference], shifted(0.5, 10), goal=None) == "different"
+    assert verdict([*reference], shifted(0.0, 10)) == "no proven win"
+    assert verdict([*reference[:6]], shifted(-0.5, 6)) == "better"
+    assert verdict([*reference[:5]], shifted(-0.5, 5)) == "too few seeds to prove"
+    assert verdict([*reference], [*shifted(-0.5, 9), None]) == "incomplete"
+    assert verdict([*reference], [*shifted(-0.5, 9), math.nan]) == "incomplete"
+    assert verdict([*reference], [*shifted(-0.5, 9), -math.inf]) == "incomplete"
+    assert verdict([None] * 10, shifted(0.0, 10)) == "incomplete"
+
+
+def test_more_arms_need_more_seeds_and_say_how_many() -> None:
+    arms: dict[str, list[float | None]] = {"none": [1.0] * 6, "a": shifted(-0.5, 6), "b": shifted(-0.4, 6)}
+    found = everything(case(arms))
+    sections = analysis.analyse(found, "permutation")
+    difference = sections[0].arms[1].entries["val_loss"].difference
+    assert difference is not None
+    assert (difference.p, difference.adjusted) == (pytest.approx(2 / 64), pytest.approx(4 / 64))
+    text = report.markdown(found, sections, "permutation")
+    assert "too few seeds to prove: p ≥ 0.0625, at least 7 are needed" in text
+    assert "nothing is proven with fewer than 6 seeds" in text
+
+
+def test_a_failed_run_counts_nowhere_and_is_named() -> None:
+    broken = case({"none": shifted(0.0, 3), "rules": shifted(-0.5, 3)}, name="hard")
+    runs = [r.model_copy(update={"failure": "failed: it ended with exit code 1"} if r.seed == 2 else {})
+            for r in broken.runs]  # fmt: skip
+    found = everything(broken.model_copy(update={"runs": runs}))
+    sections = analysis.analyse(found, "permutation")
+    assert sections[0].arms[0].entries["val_loss"].values.keys() == {1, 3}
+    text = report.markdown(found, sections, "permutation", show_seeds=True)
+    assert "2 of 6 runs failed, and count nowhere: hard none seed 2, hard rules seed 2." in text
+    assert "| failed: it ended with exit code 1 |" in text
+    assert "| none | 2 |" in text
+
+
+def test_what_some_runs_lack_is_counted() -> None:
+    found = everything(case({"none": [10.0, None, 14.0], "rules": [None, None, None]}), metrics=["val_loss", "loss"])
+    sections = analysis.analyse(found, "permutation")
+    text = report.markdown(found, sections, "permutation")
+    assert re.search(r"\| none \| 3 \| 12\.0 ± 2\.8 \[10\.0, 14\.0\] \(2 of 3\) \| 0 of 3 \|", text)
+    assert "No run ended with loss. There are: val_loss." in text
+
+
+def test_test_metrics_stand_apart() -> None:
+    one = case({"none": shifted(0.0, 3)}, held_out=["test_loss"])
+    runs = [r.model_copy(update={"metrics": {"test_loss": 3.0, **r.metrics}}) for r in one.runs]
+    found = everything(one.model_copy(update={"runs": runs}))
+    text = report.markdown(found, analysis.analyse(found, "permutation"), "permutation")
+    assert text.index("| val_loss |") < text.index("Test metrics, which no manager saw:") < text.index("| test_loss |")
+
+
+def test_what_a_reader_must_know_stands_under_the_table() -> None:
+    found = everything(
+        case({"none": shifted(0.0, 3), "rules": shifted(0.1, 3)}),
+        disclosure="The thresholds were chosen on seed 11.", revisions={"abc": 4, "def+": 2},
+        versions={"torch": ["2.1", "2.2"], "python": ["3.11"]}, machines=[{"cores": 2}, {"cores": 4, "threads": "1"}],
+    )  # fmt: skip
+    text = report.markdown(found, analysis.analyse(found, "wilcoxon"), "wilcoxon")
+    assert "2 revisions of the script's repository: abc (4), def+ (2)." in text
+    assert "several versions of torch: 2.1, 2.2." in text
+    assert "in 2 settings of machine and threads" in text
+    assert "With 3 seeds such an interval holds the true mean in about 75%" in text
+    assert "Wilcoxon" in text
+    assert "6 runs took 0:01:12 together, 0:00:01 by the clock on the wall" in text
+    assert text.endswith("The thresholds were chosen on seed 11.")
+
+
+def test_money_of_unknown_price_is_not_nothing() -> None:
+    one = case({"none": shifted(0.0, 2), "llm": shifted(0.0, 2)})
+    runs = [r.model_copy(update={"calls": 3, "tokens": 4000, "money": None} if r.manager == "llm" else {})
+            for r in one.runs]  # fmt: skip
+    found = everything(one.model_copy(update={"runs": runs}))
+    text = report.markdown(found, analysis.analyse(found, "permutation"), "permutation")
+    assert "| llm | 11.5 (+0.0%) | 100 (+0.0%) | 0.0 | 3.0 | 4,000 | unknown |" in text
+
+
+def test_results_read_again_are_the_same(tmp_path: Path) -> None:
+    arms: dict[str, list[float | None]] = {"none": [1.5, math.nan, -math.inf], HOSTILE: [1.0, 2.0, None]}
+    found = everything(case(arms, name=HOSTILE), title=HOSTILE)
+    paths = page.write(tmp_path / "out", found, analysis.analyse(found, "permutation"), "permutation")
+    assert [path.name for path in paths] == ["results.md", "results.json", "results.csv", "results.html"]
+    again = results.load(tmp_path / "out" / "results.json")
+    assert results.render(again) == results.render(found)
+    assert again.cases[0].runs[0] == found.cases[0].runs[0]
+    assert len(results.render(found).splitlines()) < 30
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "results.csv").read_text())))
+    assert {row["manager"] for row in rows} == {"none", HOSTILE}
+    assert [row["value"] for row in rows if row["figure"] == "val_loss"] == ["1.5", "nan", "-inf", "1.0", "2.0"]
+
+
+def test_a_file_that_holds_no_results(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("[]")
+    with pytest.raises(UserError, match="does not hold the results"):
+        results.load(tmp_path / "old.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        results.load(tmp_path / "nowhere.json")
+
+
+def test_the_page_is_alone_well_formed_and_escaped() -> None:
+    arms: dict[str, list[float | None]] = {"none": shifted(0.0, 6), HOSTILE: shifted(-0.5, 6)}
+    found = everything(case(arms, name=HOSTILE), title=HOSTILE, disclosure=HOSTILE)
+    text = page.render(found, analysis.analyse(found, "permutation"), "permutation")
+    root = ElementTree.fromstring(text.removeprefix("<!doctype html>"))
+    names = [element.tag for element in root.iter()]
+    assert "script" not in names
+    assert "http" not in text.replace("http-equiv", "")
+    assert not any(key.startswith(("on", "href", "src")) for element in root.iter() for key in element.attrib)
+    assert names.count("circle") == 12
+    assert names.count("polygon") == names.count("polyline") == 2
+    assert "prefers-color-scheme: dark" in text
+    assert any("proven better" in (element.text or "") for element in root.iter("td"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-1e99, 1e99), min_size=1, max_size=4))
+def test_any_figures_can_be_printed_and_drawn(values: list[float]) -> None:
+    found = everything(case({"none": [*values], "rules": [*reversed(values)]}))
+    sections = analysis.analyse(found, "permutation")
+    assert report.markdown(found, sections, "permutation", show_seeds=True)
+    ElementTree.fromstring(page.render(found, sections, "permutation").removeprefix("<!doctype html>"))
+
+
+@given(st.lists(st.floats(-1e99, 1e99), min_size=1), st.integers(1, 8))
+def test_a_scale_holds_its_values_with_few_round_ticks(values: list[float], count: int) -> None:
+    scale = plots.scale(values, 0.0, 100.0)
+    assert all(-1e-6 <= scale(value) <= 100.0 + 1e-6 for value in values)
+    assert len(scale.ticks(count)) <= count + 1
+
+
+def test_nothing_to_draw_is_no_plot() -> None:
+    assert plots.strips([plots.Strip("none", 0, [], None, None)], "x") == ""
+    assert plots.curves([plots.Curve("none", 0, [], [], [])], "x") == ""

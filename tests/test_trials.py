@@ -1,0 +1,306 @@
+"""Comparisons of real runs: what is trained, what is found again, and what happens when one is cut short."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainmgr import errors, history
+from trainmgr.comparison import experiment, results, trials
+from trainmgr.errors import TrainmgrError
+from trainmgr.paths import RunPaths, list_runs
+from trainmgr.process import alive
+from trainmgr.wire import to_json
+
+SCRIPT = """
+import os, pathlib, random, sys
+from trainmgr.workload import Workload, default_seed
+
+seed, hard, here = default_seed(1), "--hard" in sys.argv, pathlib.Path(__file__).parent
+recipe = {"lr": 0.4}
+with Workload("tiny", objective="val_loss", mode="min", total_steps=40, seed=seed, metrics={"val_loss": "none"}) as w:
+    w.float("lr", get=lambda: recipe["lr"], set=lambda value: recipe.update(lr=value), low=1e-4, high=1.0)
+    if seed == 2 and not (here / "open").exists():
+        (here / "gate").write_text(str(os.getpid()))  # a pipe: until somebody reads
+        (here / "never").read_text()  # a pipe that nobody writes
+    for step in w.steps():
+        w.step(step, {"loss": 1.0 / step})
+        if step % 10 == 0:
+            w.eval(step, {"val_loss": seed + hard + random.Random(f"{seed} {step}").random(), "test_shown": 1.0})
+    if seed == 3 and (here / "fail").exists():
+        sys.exit("it was told to")
+    reached = {"reached": 7} if seed == 1 else {}
+    w.end(step, {"val_loss": seed + hard, "test_loss": seed / 2, "test_shown": 1.0, **reached})
+"""
+EXPERIMENT = """
+title = "Tiny"
+script = "code/tiny.py"
+seeds = [1, 2]
+managers = ["none", "schedule:plateau"]
+goals = { test_loss = "min" }
+disclosure = "Nothing was selected."
+
+[[cases]]
+name = "easy"
+
+[[cases]]
+name = "hard"
+arguments = ["--hard"]
+managers = ["none"]
+policy = "slow.toml"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the script, which does not wait, and the experiment."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "tiny.py").write_text(SCRIPT)
+    (tmp_path / "code" / "open").touch()
+    (tmp_path / "slow.toml").write_text("[cadence]\nevery_evals = 2\n")
+    (tmp_path / "tiny.toml").write_text(EXPERIMENT)
+    return tmp_path
+
+
+class Silent:
+    """A trials.Watcher that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[trials.Outcome] = []
+        self.shares: list[float] = []
+        self.notes: list[str] = []
+
+    def begin(self, total: int, reused: int) -> None:
+        self.total, self.reused = total, reused
+
+    def ended(self, outcome: trials.Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def share(self, cell: trials.Cell, share: float) -> None:
+        self.shares.append(share)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def run(plan: experiment.Experiment, folder: Path) -> tuple[results.Results, Silent]:
+    watcher, runs = Silent(), folder / "runs"
+    outcomes = trials.run(trials.balanced(trials.cells(plan, folder, runs)), runs, 2, watcher)
+    return trials.gather(plan, outcomes), watcher
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "trainmgr", "compare", *map(str, arguments)]
+
+
+def trainmgr(folder: Path, *arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(*arguments), cwd=folder, capture_output=True, text=True, check=False, timeout=120,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("TRAINMGR", "OMP"))},
+    )  # fmt: skip
+    assert done.returncode == expect, f"{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def figures(found: results.Results) -> list[Any]:
+    """Everything but ids and times."""
+    return [(case.name, run.manager, run.seed, run.status, run.metrics, run.curve)
+            for case in found.cases for run in case.runs]  # fmt: skip
+
+
+def test_an_experiment_from_its_file_to_its_page(folder: Path) -> None:
+    first = trainmgr(folder, "tiny.toml", "--jobs", "2", "--show-seeds", "--out", "out")
+    assert "## easy" in first.stdout
+    assert "| none | 2 | 1.50 ± 0.71 [1.00, 2.00] | 1.000 ± 0.000 [1.000, 1.000] | 7.000 (1 of 2) |" in first.stdout
+    assert "| test_loss (less is better) | schedule:plateau | 2 of 2 |" in first.stdout
+    assert "too few seeds to prove: p ≥ 0.5, at least 6 are needed" in first.stdout
+    assert first.stdout.endswith("Nothing was selected.\n")
+    assert "[6/6]" in first.stderr
+    found = results.load(folder / "out" / "results.json")
+    assert [case.held_out for case in found.cases] == [["test_loss"]] * 2  # test_shown is in the evaluations
+    assert found.cases[1].arguments == ["--hard"]
+    assert [case.settings for case in found.cases] == [{}, {"cadence": {"every_evals": 2}}]
+    assert found.cases[1].runs[1].metrics["val_loss"] == 3.0
+    assert [step for step, _ in found.cases[0].runs[0].curve] == [10, 20, 30, 40]
+    assert found.machines[0]["threads"] == "1"
+    assert str(folder) not in (folder / "out" / "results.json").read_text()
+    assert "<svg" in (folder / "out" / "results.html").read_text()
+
+    again = trainmgr(folder, "tiny.toml", "--show-seeds", "--json")
+    assert again.stderr.count("reused") == 6
+    assert results.Results.model_validate_json(again.stdout) == found
+    assert trainmgr(folder, "out/results.json", "--show-seeds").stdout == first.stdout
+    assert (folder / "out" / "results.md").read_text() == first.stdout
+    narrow = trainmgr(folder, "tiny.toml", "--seeds", "1", "--managers", "none", "--metrics", "test_loss=max")
+    assert "| val_loss |" not in narrow.stdout
+    assert narrow.stderr.count("reused") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny.toml", "--", "--hard"], "Write them into the file"),
+        (["tiny.toml", "--policy", "slow.toml"], "Write them into the file"),
+        (["tiny.toml", "--managers", "magic"], "There is no manager 'magic'"),
+        (["tiny.toml", "--reference", "rules"], "the reference 'rules' is not among the managers"),
+        (["tiny.toml", "--metrics", "loss=less"], "comes =min, =max or nothing"),
+        (["nowhere.toml"], "cannot be read"),
+        (["nowhere.json"], "cannot be read"),
+        (["results.json", "--seeds", "1"], "printed again as it was measured"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_trained(folder: Path, arguments: list[str], message: str) -> None:
+    assert message in trainmgr(folder, *arguments, expect=errors.EXIT_USAGE).stderr
+    assert not (folder / "runs").exists()
+
+
+def test_a_script_or_policy_that_is_not_there(folder: Path) -> None:
+    plan = experiment.load(folder / "tiny.toml")
+    for changed in ({"script": "nowhere"}, {"policy": "nowhere"}):
+        with pytest.raises(TrainmgrError, match="nowhere"):
+            trials.cells(plan.model_copy(update=changed), folder, folder / "runs")
+
+
+def test_only_what_is_missing_is_trained(folder: Path) -> None:
+    plan = experiment.Experiment(script="code/tiny.py", seeds=[1, 4], managers=["none", "schedule:plateau"])
+    first, watcher = run(plan, folder)
+    assert (watcher.total, watcher.reused, len(watcher.outcomes)) == (4, 0, 4)
+    assert max(watcher.shares) == 1.0
+
+    more = plan.model_copy(update={"seeds": [1, 4, 5], "managers": ["none", "schedule:plateau", "rules"]})
+    second, watcher = run(more, folder)
+    assert (watcher.total, watcher.reused) == (9, 4)
+    assert {run.run for run in first.cases[0].runs} < {run.run for run in second.cases[0].runs}
+    assert run(plan.model_copy(update={"arguments": ["--hard"]}), folder)[1].reused == 0
+    assert run(plan.model_copy(update={"policy": "slow.toml"}), folder)[1].reused == 2  # `none` reads no cadence
+
+
+@pytest.mark.parametrize(
+    ("settings", "readers"),
+    [
+        ("[process]\nrestarts = 1", {"none", "rules", "schedule:plateau"}),
+        ("[limits]\nclip = true", {"rules", "schedule:plateau"}),
+        ("[rules]\nrise = 0.5", {"rules", "schedule:plateau"}),  # the threshold of an alarm
+        ("[rules]\nlr_factor = 0.5", {"rules"}),
+        ("[llm]\ntimeout = 5", set()),
+    ],
+)
+def test_a_setting_counts_for_the_managers_that_it_changes(folder: Path, settings: str, readers: set[str]) -> None:
+    (folder / "other.toml").write_text(settings)
+    plan = experiment.Experiment(script="code/tiny.py", seeds=[1], managers=["none", "rules", "schedule:plateau"])
+    (plain,) = trials.cells(plan, folder, folder / "runs")
+    (other,) = trials.cells(plan.model_copy(update={"policy": "other.toml"}), folder, folder / "runs")
+    assert {a.manager for a, b in zip(plain, other, strict=True) if a.key != b.key} == readers
+
+
+def test_cases_that_train_the_same_share_the_run(folder: Path) -> None:
+    cases = [experiment.Case(name="a"), experiment.Case(name="b", policy="slow.toml")]
+    plan = experiment.Experiment(script="code/tiny.py", seeds=[1], managers=["none", "rules"], cases=cases)
+    found, watcher = run(plan, folder)
+    assert watcher.total == 3
+    (a, _), (b, _) = (case.runs for case in found.cases)
+    assert a.run == b.run
+    assert run(plan, folder)[1].reused == 3
+
+
+def test_a_comparison_goes_seed_by_seed(folder: Path) -> None:
+    plan = experiment.load(folder / "tiny.toml")
+    order = [(c.seed, c.case, c.manager) for c in trials.balanced(trials.cells(plan, folder, folder / "runs"))]
+    assert [seed for seed, _, _ in order] == [1, 1, 1, 2, 2, 2]
+    assert order[:3] == [(1, "easy", "none"), (1, "easy", "schedule:plateau"), (1, "hard", "none")]
+
+
+def test_a_failed_run_is_named_and_run_again(folder: Path) -> None:
+    arguments = ("code/tiny.py", "--managers", "none", "--seeds", "1,3")
+    (folder / "code" / "fail").touch()
+    done = trainmgr(folder, *arguments, expect=errors.EXIT_FAILED)
+    assert "1 of 2 runs failed, and count nowhere: none seed 3." in done.stdout
+    assert "failed: it ended with exit code 1" in done.stderr
+    (folder / "code" / "fail").unlink()
+    done = trainmgr(folder, *arguments)
+    assert "| none | 2 |" in done.stdout
+    assert done.stderr.count("reused") == 1
+
+
+def test_many_runs_are_found_by_reading_each_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = experiment.Experiment(script="code/tiny.py", seeds=[1], managers=["none"])
+    run(plan, folder)
+    (paths,) = list_runs(folder / "runs")
+    values = json.loads(paths.manifest.read_text())
+    for seed in range(10, 110):
+        copy = paths.root.with_name(f"{paths.id[:-4]}{seed:04}")
+        copy.mkdir()
+        values["manifest"]["seed"] = seed
+        (copy / "run.json").write_text(json.dumps(values))
+    read: list[RunPaths] = []
+    real = history.run_file
+    monkeypatch.setattr(history, "run_file", lambda paths: read.append(paths) or real(paths))
+    todo = trials.balanced(trials.cells(plan.narrowed(seeds="10-109"), folder, folder / "runs"))
+    done, orphans = trials.find(todo, folder / "runs")
+    assert (len(done), orphans, len(read)) == (100, [], 101)
+
+
+def test_a_model_that_only_the_endpoint_named_is_found_again(folder: Path) -> None:
+    plan = experiment.Experiment(script="code/tiny.py", seeds=[1], managers=["none"])
+    run(plan, folder)
+    (paths,) = list_runs(folder / "runs")
+    (folder / "llm.toml").write_text('[llm]\nbase_url = "http://127.0.0.1:9/v1"\n')
+    asking = plan.model_copy(update={"managers": ["llm"], "policy": "llm.toml"})
+    (cells,) = trials.cells(asking, folder, folder / "runs")
+    values = json.loads(paths.manifest.read_text())
+    values["manifest"] |= {"manager": "llm:found", "policy": json.loads(to_json(cells[0].request.policy))}
+    paths.manifest.write_text(json.dumps(values))
+    done, _ = trials.find(cells, folder / "runs")
+    assert [outcome.paths for outcome in done.values()] == [paths]
+
+
+@pytest.fixture
+def gated(folder: Path) -> Path:
+    """The folder, in which seed 2 waits at a pipe for ever."""
+    (folder / "code" / "open").unlink()
+    os.mkfifo(folder / "code" / "gate")
+    os.mkfifo(folder / "code" / "never")
+    return folder
+
+
+def interrupted(folder: Path, number: int) -> tuple[int, int]:
+    """A comparison that is signalled while seed 2 trains; its exit code, and the process id of seed 2."""
+    process = subprocess.Popen(
+        command("code/tiny.py", "--managers", "none", "--seeds", "1-3"), cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    pid = int((folder / "code" / "gate").read_text())
+    process.send_signal(number)
+    return process.wait(60), pid
+
+
+def test_after_a_kill_it_ends_with_the_same_table(gated: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    code, pid = interrupted(gated, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert alive(pid)
+    (gated / "code" / "open").touch()
+    plan = experiment.Experiment(script="code/tiny.py", seeds="1-3", managers=["none"])
+    found, watcher = run(plan, gated)
+    assert not alive(pid)
+    assert watcher.reused == 1
+    assert ["its supervisor died" in note for note in watcher.notes] == [True]
+
+    whole = tmp_path_factory.mktemp("whole")
+    (whole / "code").symlink_to(gated / "code")
+    assert figures(run(plan, whole)[0]) == figures(found)
+
+
+def test_an_interrupted_comparison_ends_its_runs(gated: Path) -> None:
+    code, pid = interrupted(gated, signal.SIGTERM)
+    assert code == errors.EXIT_INTERRUPTED
+    assert not alive(pid)
+    (gated / "code" / "open").touch()
+    assert trainmgr(gated, "code/tiny.py", "--managers", "none", "--seeds", "1-3").stderr.count("reused") == 1

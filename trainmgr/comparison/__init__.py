@@ -1,0 +1,1 @@
+"""`trainmgr compare`: experiments of many runs, and what they prove."""

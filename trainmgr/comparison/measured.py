@@ -1,0 +1,129 @@
+"""What one run measured and took, read from its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from trainmgr import events, protocol
+from trainmgr.files import Tail
+from trainmgr.paths import RunPaths
+from trainmgr.protocol import MAX_LINE, Mode, parse_telemetry
+
+MACHINE = ("system", "architecture", "processor", "cores", "threads")
+_WORTH = (b'"start"', b'"eval"', b"test")  # a line without any of them is not parsed: most are of steps
+
+
+@dataclass
+class Measured:
+    """What run.json does not say."""
+
+    objective: str | None = None
+    goal: Mode | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """(step, objective) of every evaluation, without those that a restart went back behind."""
+    shown: set[str] = field(default_factory=set)
+    """Test metrics that a manager could see: those of steps and evaluations with "test" in their name."""
+    calls: int = 0
+    """Of a language model, retries among them."""
+    tokens: int = 0
+    money: float | None = 0.0
+    """None where the price of a call was not known."""
+
+
+def read(paths: RunPaths | None) -> Measured:
+    """From telemetry and the audit log; nothing where there is no run."""
+    found = Measured()
+    if paths is None:
+        return found
+    for line in Tail(paths.telemetry, MAX_LINE).lines():
+        if any(word in line for word in _WORTH):
+            _take(found, parse_telemetry(line))
+    _add_calls(found, paths)
+    return found
+
+
+def _take(found: Measured, record: protocol.Telemetry | protocol.Unreadable) -> None:
+    match record:
+        case protocol.Start():
+            found.objective, found.goal = record.objective.metric, record.objective.mode
+            resumed = record.resumed.step if record.resumed else -1
+            found.curve = [point for point in found.curve if point[0] <= resumed]
+        case protocol.Eval() | protocol.Step():
+            found.shown.update(name for name in record.metrics if "test" in name)
+            if isinstance(record, protocol.Eval) and found.objective in record.metrics:
+                found.curve.append((record.step, record.metrics[found.objective]))
+        case _:
+            pass
+
+
+def _add_calls(found: Measured, paths: RunPaths) -> None:
+    for line in Tail(paths.audit).lines():
+        if b'"kind":"request"' in line:
+            found.calls += json.loads(line)["data"]["kind"] == "request"
+        elif b'"kind":"reply"' in line and (reply := json.loads(line)["data"])["kind"] == "reply":
+            found.tokens += reply["prompt_tokens"] + reply["completion_tokens"]
+            known = found.money is not None and reply["money"] is not None
+            found.money = found.money + reply["money"] if known else None
+
+
+def final_metrics(closing: events.Closing) -> dict[str, float]:
+    """What a run ended with: what its workload says, or else the objective at the last evaluation and its best."""
+    if closing.metrics or closing.objective is None or closing.final is None or closing.best is None:
+        return dict(closing.metrics)
+    return {closing.objective: closing.final, f"best {closing.objective}": closing.best}
+
+
+# -- what several runs were made with ----------------------------------------------------------------------------------
+
+
+def revision(file: events.RunFile) -> str | None:
+    """The script's git revision, shortened, with "+" where the tree was dirty."""
+    git = file.manifest.git
+    return git.revision[:12] + "+" * git.dirty if git else None
+
+
+def revisions(files: Iterable[events.RunFile]) -> dict[str, int]:
+    """Each revision with the number of runs."""
+    return _counted(revision(file) or "unknown" for file in files)
+
+
+def versions(files: Iterable[events.RunFile]) -> dict[str, list[str]]:
+    """Every version of trainmgr, Python and each package that a run was made with."""
+    found: dict[str, dict[str, int]] = {}
+    for file in files:
+        m = file.manifest
+        for name, version in {"trainmgr": m.version, "python": m.python, **m.packages}.items():
+            found.setdefault(name, {})[version] = 1
+    return {name: sorted(each) for name, each in found.items()}
+
+
+def machines(files: Iterable[events.RunFile]) -> list[dict[str, str | int]]:
+    """Every machine that a run was made on, each once, as far as it matters for speed and rounding."""
+    found: list[dict[str, str | int]] = []
+    for file in files:
+        machine = {name: value for name, value in file.manifest.machine.items() if name in MACHINE}
+        if machine not in found:
+            found.append(machine)
+    return found
+
+
+def wall_seconds(files: Iterable[events.RunFile]) -> float:
+    """The time during which at least one of the runs was going on."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(_spans(files)):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return round(total, 1)
+
+
+def _spans(files: Iterable[events.RunFile]) -> Iterator[tuple[float, float]]:
+    return ((file.manifest.created, file.closing.ended) for file in files if file.closing)
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for value in values:
+        found[value] = found.get(value, 0) + 1
+    return found

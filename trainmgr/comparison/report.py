@@ -1,0 +1,250 @@
+"""The tables of a comparison, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from operator import attrgetter
+
+from trainmgr.comparison import statistics
+from trainmgr.comparison.analysis import Arm, Difference, Entry, Section, mean_of, notes
+from trainmgr.comparison.results import Results, Run
+from trainmgr.comparison.statistics import Summary, Test
+
+NOTHING = "–"
+HELD_OUT = "Test metrics, which no manager saw"
+WAYS = {"min": "less is better", "max": "more is better", None: "no goal known"}
+TESTS = {
+    "permutation": f"a sign-flip permutation test of the mean paired difference, exact up to {statistics.EXACT} pairs",
+    "wilcoxon": "Wilcoxon's signed-rank test",
+}
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def _style(summary: Summary) -> str:
+    """How to write it: with two digits of the standard deviation."""
+    spread = summary.deviation or abs(summary.mean) / 100
+    if not 1e-6 < max(spread, abs(summary.mean) / 100) < 1e6:
+        return ".3g"
+    return f".{max(0, min(8, 1 - math.floor(math.log10(spread))))}f"
+
+
+def spread(entry: Entry) -> str:
+    """mean ± standard deviation [interval] (how many have it)."""
+    summary = entry.summary
+    if summary is None:
+        return f"0 of {entry.runs}" if entry.runs else NOTHING
+    style = _style(summary)
+    deviation = f" ± {summary.deviation:{style}}" if summary.deviation is not None else ""
+    some = f" ({summary.count} of {entry.runs})" if summary.count < entry.runs else ""
+    return f"{summary.mean:{style}}{deviation}{_interval(summary, style)}{some}"
+
+
+def change(difference: Difference) -> str:
+    """The mean paired difference with its interval."""
+    summary = difference.summary
+    if summary is None:
+        return NOTHING
+    style = f"+{_style(summary)}"
+    return f"{summary.mean:{style}}{_interval(summary, style)}"
+
+
+def _interval(summary: Summary, style: str) -> str:
+    if summary.interval is None:
+        return ""
+    return f" [{summary.interval[0]:{style}}, {summary.interval[1]:{style}}]"
+
+
+def share(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:+.1%}"
+
+
+def probability(p: float | None) -> str:
+    return NOTHING if p is None else f"{p:.3f}" if p >= 0.001 else f"{p:.1g}"
+
+
+def figure(value: float | None) -> str:
+    """A single value."""
+    return NOTHING if value is None else f"{value:.5g}"
+
+
+def verdict(difference: Difference, arms: int) -> str:
+    """In words, with what would be needed."""
+    match difference.verdict:
+        case "incomplete":
+            return "incomplete: not every seed has the pair"
+        case "too few seeds to prove":
+            return f"too few seeds to prove: p ≥ {difference.least:.3g}, at least {statistics.needed(arms)} are needed"
+        case "better" | "worse" | "different":
+            return f"proven {difference.verdict}"
+        case other:
+            return other
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def overview(section: Section, metrics: list[str]) -> Table:
+    """An arm a row: every metric's mean, standard deviation and interval, and what it took."""
+    rows = []
+    for arm in section.arms:
+        row = [arm.manager, str(len(arm.good)), *(spread(arm.entries[metric]) for metric in metrics)]
+        rows.append([*row, *_took(arm)])
+    return ["manager", "runs", *metrics, "changes", "seconds"], rows
+
+
+def _took(arm: Arm) -> list[str]:
+    changes, seconds = mean_of(arm.good, lambda run: run.changes), mean_of(arm.good, lambda run: run.seconds)
+    return [NOTHING if changes is None else f"{changes:.1f}", NOTHING if seconds is None else f"{seconds:.0f}"]
+
+
+def by_seed(section: Section, metrics: list[str]) -> Table:
+    """A run a row."""
+    rows = []
+    for seed in section.case.seeds:
+        for run in (run for arm in section.arms for run in arm.runs if run.seed == seed):
+            row = [str(seed), run.manager, *(figure(run.metrics.get(metric)) for metric in metrics)]
+            rows.append([*row, str(run.changes), f"{run.seconds:.0f}", run.failure or run.status])
+    return ["seed", "manager", *metrics, "changes", "seconds", "ended"], rows
+
+
+def differences(section: Section, metrics: list[str]) -> Table:
+    """Each arm against the reference on the same seeds, a metric and an arm a row."""
+    others = [arm for arm in section.arms if not arm.reference]
+    rows = []
+    for metric in metrics:
+        for arm in others:
+            entry = arm.entries[metric]
+            pair = entry.difference
+            if pair is not None:
+                rows.append([
+                    f"{metric} ({WAYS[entry.goal]})", arm.manager, f"{len(pair.values)} of {entry.seeds}", change(pair),
+                    share(pair.relative), probability(pair.p), probability(pair.adjusted), verdict(pair, len(others)),
+                ])  # fmt: skip
+    return ["metric", "manager", "pairs", "difference", "relative", "p", "p (Holm)", "verdict"], rows
+
+
+def cost(section: Section) -> Table:
+    """What an arm took, as means over its runs, and time and steps against the reference too."""
+    reference = next(arm for arm in section.arms if arm.reference)
+    digits = {"seconds": 1, "steps": 0, "changes": 1}
+    if any(run.calls for run in section.case.runs):
+        digits |= {"calls": 1, "tokens": 0, "money": 4}
+    rows = []
+    for arm in section.arms:
+        row = [arm.manager]
+        for name, places in digits.items():
+            value, base = mean_of(arm.good, attrgetter(name)), mean_of(reference.good, attrgetter(name))
+            if value is None:
+                row.append("unknown" if arm.good else NOTHING)
+                continue
+            against = f" ({value / base - 1:+.1%})" if base and not arm.reference and name != "changes" else ""
+            row.append(f"{value:,.{places}f}{against}")
+        rows.append(row)
+    return ["manager", *digits], rows
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------------
+
+
+def markdown(results: Results, sections: list[Section], test: Test, *, show_seeds: bool = False) -> str:
+    """All tables."""
+    parts = [f"# {_escaped(results.title)}"] if results.title else []
+    for section in sections:
+        if section.case.name:
+            parts.append(f"## {_escaped(section.case.name)}")
+        for held_out in (False, True):
+            metrics = section.shown(held_out=held_out)
+            if not metrics and (held_out or section.metrics):
+                continue
+            if held_out:
+                parts.append(f"{HELD_OUT}:")
+            parts.append(_table(*overview(section, metrics)))
+            if show_seeds:
+                parts.append(_table(*by_seed(section, metrics)))
+            table = differences(section, metrics)
+            if table[1]:
+                parts += [f"Against `{section.case.reference}` on the same seeds:", _table(*table)]
+        parts += ["What it took, on average:", _table(*cost(section))]
+    parts += [_escaped(text) for text in footnotes(results, sections, test)]
+    return "\n\n".join(parts)
+
+
+def footnotes(results: Results, sections: list[Section], test: Test) -> list[str]:
+    """How the figures were made, what is to be known of the runs, and what the experiment discloses."""
+    text = (
+        f"Mean ± standard deviation over the seeds, in brackets the {statistics.LEVEL:.0%} bootstrap interval of the "
+        "mean."
+    )
+    fewest = min((len(section.case.seeds) for section in sections), default=0)
+    if fewest in statistics.COVERAGE:
+        text += (
+            f" With {fewest} seeds such an interval holds the true mean in about {statistics.COVERAGE[fewest]:.0%} of "
+            "all experiments, by simulation with normal values."
+        )
+    found = [text]
+    if any(len(section.arms) > 1 for section in sections):
+        found.append(
+            f"p is two-sided, of {TESTS[test]}; p (Holm) is corrected for the number of managers compared, not for "
+            "the number of metrics or cases. Proven means: p (Holm) under 0.05, the interval of the difference without "
+            "0, and no pair missing. Of n pairs the smallest possible p is 2/2^n, so that nothing is proven with fewer "
+            f"than {statistics.needed()} seeds."
+        )
+    return [*found, *notes(results), took(results), *([results.disclosure] if results.disclosure else [])]
+
+
+def took(results: Results) -> str:
+    """How long all of it took, and on what."""
+    runs = [run for case in results.cases for run in case.runs]
+    together = sum({run.run: run.seconds for run in runs}.values())
+    text = f"{len({run.run for run in runs})} runs took {clock(together)} together, {clock(results.wall_seconds)} by "
+    text += "the clock on the wall (h:mm:ss)"
+    for machine in results.machines:
+        threads = machine.get("threads") or "as many as it likes"
+        text += f"; {machine.get('processor') or 'unknown processor'}, {machine.get('cores', '?')} cores, threads of a "
+        text += f"run: {threads}"
+    return f"{text}."
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = ["| " + " | ".join(map(_escaped, header)) + " |", "|" + " --- |" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(map(_escaped, row)) + " |" for row in rows)])
+
+
+def _escaped(text: str) -> str:
+    """In one line, and no end of a cell."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+# -- CSV ---------------------------------------------------------------------------------------------------------------
+
+
+def as_csv(results: Results) -> str:
+    """A single figure a row: case, manager, seed, run, what it is, its value."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["case", "manager", "seed", "run", "figure", "value"])
+    for case in results.cases:
+        for run in case.runs:
+            for name, value in _figures(run):
+                writer.writerow([case.name, run.manager, run.seed, run.run or "", name, value])
+    return out.getvalue()
+
+
+def _figures(run: Run) -> Iterable[tuple[str, object]]:
+    yield "status", run.failure or run.status
+    for name in ("seconds", "steps", "changes", "calls", "tokens", "money"):
+        value = getattr(run, name)
+        yield name, "" if value is None else value
+    yield from run.metrics.items()

@@ -1,0 +1,131 @@
+"""What a comparison measured: results.json, complete enough to print every table again without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from trainmgr.errors import UserError
+from trainmgr.protocol import Mode, explain
+from trainmgr.wire import Number, Wire, plain
+
+
+class Run(Wire):
+    """One manager with one seed."""
+
+    manager: str
+    seed: int
+    run: str | None
+    """Its id; null where it could not be started."""
+    status: str
+    failure: str | None = None
+    """Why it does not count; null where it does."""
+    revision: str | None = None
+    """The script's git revision, with "+" where the tree was dirty; null outside a repository."""
+    seconds: float = 0.0
+    """From its start to its end, by the clock on the wall."""
+    steps: int = 0
+    changes: int = 0
+    """That were applied."""
+    calls: int = 0
+    """Of a language model, retries among them."""
+    tokens: int = 0
+    """Read and written."""
+    money: float | None = 0.0
+    """In the unit of the policy's prices; null where the price of a call was not known."""
+    metrics: dict[str, Number] = {}
+    """At the end."""
+    curve: list[tuple[int, Number]] = []
+    """(step, objective) of the evaluations, thinned."""
+
+
+class Case(Wire):
+    """One regime: all its runs, and what they are compared with."""
+
+    name: str
+    """Empty where the experiment has no cases."""
+    arguments: list[str]
+    policy: str | None
+    """The policy file, by the name that the experiment has for it."""
+    settings: dict[str, Any] = {}
+    """What it says that is not the default, without the endpoint."""
+    managers: list[str]
+    reference: str
+    seeds: list[int]
+    objective: str | None
+    """The metric that was managed for."""
+    goal: Mode | None
+    """Which way the objective is better."""
+    held_out: list[str]
+    """Test metrics: known at the end only, so that no manager can have seen them."""
+    runs: list[Run]
+
+
+class Results(Wire):
+    """results.json."""
+
+    format: Literal[1] = 1
+    title: str
+    script: str
+    metrics: list[str]
+    """What the tables show; empty: everything."""
+    goals: dict[str, Mode]
+    disclosure: str
+    versions: dict[str, list[str]]
+    """Of trainmgr, Python and packages: every one that a run was made with."""
+    machines: list[dict[str, str | int]]
+    """Every machine that a run was made on."""
+    revisions: dict[str, int]
+    """The script's git revision to the number of runs that were made with it."""
+    wall_seconds: float
+    """During which at least one of the runs was going on."""
+    cases: list[Case]
+
+
+def load(path: Path) -> Results:
+    """Results that were written before.
+
+    Raises UserError where the file is none.
+    """
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"The results {path} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        raise UserError(
+            f"{path} does not hold the results of `trainmgr compare --out`: {explain(error, Results)}."
+        ) from None
+
+
+def render(results: Results) -> str:
+    """results.json: a line for each run, so that two versions of it can be compared line by line."""
+    values = plain(results)
+    cases = values.pop("cases")
+    head = json.dumps(values, indent=1, ensure_ascii=False)[:-2]
+    return head + ',\n "cases": [\n' + ",\n".join(_case(case) for case in cases) + "\n ]\n}\n"
+
+
+def _case(case: dict[str, Any]) -> str:
+    runs = case.pop("runs")
+    head = json.dumps(case, ensure_ascii=False)[:-1]
+    return f'  {head}, "runs": [\n' + ",\n".join(f"   {json.dumps(run, ensure_ascii=False)}" for run in runs) + "\n  ]}"
+
+
+def metric_names(case: Case) -> Iterator[str]:
+    """The metrics of a case in the order in which its runs report them, each once."""
+    seen = set()
+    for run in case.runs:
+        for name in run.metrics:
+            if name not in seen:
+                seen.add(name)
+                yield name
+
+
+def goal_of(results: Results, case: Case, metric: str) -> Mode | None:
+    """Which way a metric is better: as the experiment says, else the objective's; None where nobody says."""
+    ours = (case.objective, f"best {case.objective}", f"best_{case.objective}")
+    return results.goals.get(metric) or (case.goal if metric in ours else None)

@@ -1,0 +1,355 @@
+"""`trainmgr compare`: a script under several managers, with several seeds, in several cases, as supervised runs.
+
+Finished runs are found again by what they were started with, so that an interrupted comparison goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainmgr import audit, display, events, history, manifest, policy, protocol
+from trainmgr.comparison import measured, results
+from trainmgr.comparison.experiment import Experiment, Plan, plans
+from trainmgr.errors import TrainmgrError
+from trainmgr.launch import Request, launch
+from trainmgr.managers import catalog
+from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
+from trainmgr.policy import Budget, Llm, Policy, Rules
+from trainmgr.process import belongs
+from trainmgr.run_state import RunState
+from trainmgr.supervisor import Supervisor
+from trainmgr.telemetry import Item
+from trainmgr.wire import to_json
+
+GOOD = ("completed", "stopped")
+POINTS = 60  # of a curve in the results
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One manager with one seed in one case."""
+
+    case: str
+    manager: str
+    """As the experiment calls it."""
+    seed: int
+    rank: int
+    """Of the seed among those of the case."""
+    request: Request
+    key: Key
+    """What a run must have been started with to be this cell's: cells that are alike share one."""
+
+    @property
+    def words(self) -> str:
+        return f"{self.case} " * bool(self.case) + f"{self.manager} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell."""
+
+    cell: Cell
+    paths: RunPaths | None
+    file: events.RunFile | None
+    failure: str | None = None
+    reused: bool = False
+
+    @property
+    def seconds(self) -> float:
+        closing = self.file.closing if self.file else None
+        return closing.ended - self.file.manifest.created if self.file and closing else 0.0
+
+    @property
+    def status(self) -> str:
+        return self.file.closing.status if self.file and self.file.closing else "failed"
+
+
+class Watcher(Protocol):
+    """Whoever shows how far it is. Called in several threads."""
+
+    def begin(self, total: int, reused: int) -> None:
+        """So many cells there are, and so many of them are done already."""
+        ...
+
+    def ended(self, outcome: Outcome) -> None: ...
+
+    def share(self, cell: Cell, share: float) -> None:
+        """How much of a cell's steps is done, 0 to 1."""
+        ...
+
+    def note(self, text: str) -> None: ...
+
+
+def cells(experiment: Experiment, folder: Path, runs_dir: Path) -> list[list[Cell]]:
+    """The cells of each case; relative paths are relative to ``folder``.
+
+    Raises TrainmgrError, before anything is started, for what cannot be.
+    """
+    script = folder / experiment.script
+    manifest.command_of(script, [])
+    return [_cells(plan, script, folder, runs_dir) for plan in plans(experiment)]
+
+
+def _cells(plan: Plan, script: Path, folder: Path, runs_dir: Path) -> list[Cell]:
+    rules = policy.load(folder / plan.policy if plan.policy else None)
+    found = []
+    for manager in plan.managers:
+        kind, _, file = manager.partition(":")
+        name = f"local:{folder / Path(file).expanduser()}" if kind == "local" and file else manager
+        name = catalog.make(name, rules, runs_dir).name
+        for rank, seed in enumerate(plan.seeds):
+            parts = (script.stem, plan.name, manager, f"s{seed}")
+            slug = re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(part for part in parts if part))
+            request = Request(
+                script=_short(script), arguments=plan.arguments, manager=name, policy=rules, seed=seed,
+                runs_dir=runs_dir, name=slug,
+            )  # fmt: skip
+            key = _key(request.directory / request.script, plan.arguments, name, seed, rules)
+            found.append(Cell(plan.name, manager, seed, rank, request, key))
+    return found
+
+
+def _short(script: Path) -> Path:
+    """Relative to the working directory where it lies in it."""
+    path, here = script.resolve(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _key(script: Path, arguments: list[str], manager: str, seed: int | None, rules: Policy) -> Key:
+    return str(script.resolve()), tuple(arguments), manager, seed, to_json(_relevant(rules, manager))
+
+
+def _relevant(rules: Policy, manager: str) -> Policy:
+    """The policy without what this manager does not read."""
+    kind = manager.partition(":")[0]
+    if kind == "none":
+        return Policy(process=rules.process)
+    unread: dict[str, Any] = {}
+    if kind in ("rules", "schedule"):
+        unread |= {"llm": Llm(), "budget": Budget(), "prices": {}}
+    if kind == "schedule":  # which is asked at alarms, too: these have the thresholds of the rules
+        unread["rules"] = Rules(rise=rules.rules.rise, noise_factor=rules.rules.noise_factor)
+    return rules.model_copy(update=unread)
+
+
+# -- what is there already ---------------------------------------------------------------------------------------------
+
+
+def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, events.RunFile]]:
+    """Every run that a cell could have been, the oldest first, each file read once."""
+    for paths in list_runs(runs_dir):
+        file = history.run_file(paths)
+        if file is None:
+            continue
+        m = file.manifest
+        if m.mode != "auto" or m.replay_of is not None or m.blocking:
+            continue
+        script = Path(m.directory) / m.script
+        yield _key(script, m.arguments, m.manager, m.seed, m.policy), paths, file
+        if m.manager.startswith("llm:"):  # asked for by the kind alone, before the endpoint said which model it has
+            yield _key(script, m.arguments, "llm", m.seed, m.policy), paths, file
+
+
+def find(todo: list[Cell], runs_dir: Path) -> tuple[dict[Key, Outcome], list[RunPaths]]:
+    """The latest finished run of each cell; and those that a comparison began, but whose supervisor died."""
+    wanted = {cell.key: cell for cell in todo}
+    names = {cell.request.name for cell in todo}
+    done: dict[Key, Outcome] = {}
+    orphans = []
+    for key, paths, file in _stored(runs_dir):
+        if key not in wanted:
+            continue
+        if file.closing is None:
+            if paths.id[len("YYYYMMDD-HHMMSS-") : -len("-0000")] in names and audit.is_held(paths.audit) is False:
+                orphans.append(paths)
+        elif file.closing.status in GOOD and not file.closing.exit_code:
+            done[key] = Outcome(wanted[key], paths, file, reused=True)
+    return done, orphans
+
+
+def _bury(paths: RunPaths) -> bool:
+    """End the workload of a run whose supervisor died; whether there was one.
+
+    It went on without decisions, so that it is no run of its manager any more, and it would take time from the others.
+    It is found by its environment (on Linux), since it may not have told its process id yet.
+    """
+    found = False
+    for entry in Path("/proc").glob("[0-9]*"):
+        if belongs(int(entry.name), RUN_DIR_VARIABLE, str(paths.root)):
+            found = True
+            with contextlib.suppress(OSError):
+                os.killpg(os.getpgid(int(entry.name)), signal.SIGKILL)
+    return found
+
+
+# -- what is missing ---------------------------------------------------------------------------------------------------
+
+
+def run(todo: list[Cell], runs_dir: Path, jobs: int, watcher: Watcher) -> list[Outcome]:
+    """The outcome of each cell: run what is missing, ``jobs`` at a time. Failed runs are outcomes too."""
+    done, orphans = find(todo, runs_dir)
+    for paths in orphans:
+        if _bury(paths):
+            watcher.note(f"{paths.id}: its supervisor died, and decisions were missed; it was ended, to be run again")
+    distinct: dict[Key, Cell] = {}
+    for cell in todo:
+        distinct.setdefault(cell.key, cell)
+    missing = [cell for key, cell in distinct.items() if key not in done]
+    watcher.begin(len(distinct), len(done))
+    for outcome in done.values():
+        watcher.ended(outcome)
+    running: list[Supervisor] = []
+    stopped = threading.Event()
+
+    def begun(supervisor: Supervisor) -> None:
+        running.append(supervisor)
+        if stopped.is_set():  # it was on its way while the others were ended
+            _kill(supervisor)
+
+    pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="run")
+    try:
+        for future in as_completed([pool.submit(_run, cell, begun, watcher) for cell in missing]):
+            outcome = future.result()
+            done[outcome.cell.key] = outcome
+            watcher.ended(outcome)
+    except KeyboardInterrupt:
+        # Their workloads do not hear the keyboard; the next comparison trains these cells again.
+        stopped.set()
+        watcher.note("interrupted; what has ended is kept, and the same command goes on from there")
+        pool.shutdown(wait=False, cancel_futures=True)
+        for supervisor in running:
+            _kill(supervisor)
+        raise
+    finally:
+        pool.shutdown()
+    return [replace(done[cell.key], cell=cell) for cell in todo]
+
+
+def balanced(cases: list[list[Cell]]) -> list[Cell]:
+    """Seed by seed, so that a comparison which is cut short has something of everything."""
+    return sorted((cell for case in cases for cell in case), key=lambda cell: cell.rank)
+
+
+class _Share(display.Lines):
+    """Tells how far one run is, and nothing else."""
+
+    def __init__(self, cell: Cell, watcher: Watcher) -> None:
+        super().__init__(quiet=True)
+        self._cell = cell
+        self._watcher = watcher
+
+    def event(self, event: Any, state: RunState, ledger: Any) -> None:
+        pass
+
+    def record(self, record: Item, state: RunState) -> None:
+        if isinstance(record, protocol.Eval) and state.total_steps:
+            self._watcher.share(self._cell, min(1.0, state.step / state.total_steps))
+
+
+def _run(cell: Cell, begun: Callable[[Supervisor], None], watcher: Watcher) -> Outcome:
+    try:
+        paths, closing = launch(replace(cell.request, say=watcher.note), lambda *_: _Share(cell, watcher), begun)
+    except (TrainmgrError, OSError) as error:  # whatever it is, the other runs go on
+        return Outcome(cell, None, None, str(error))
+    failure = None if closing.status in GOOD and not closing.exit_code else f"{closing.status}: it {closing.exit}"
+    return Outcome(cell, paths, history.run_file(paths), failure)
+
+
+def _kill(supervisor: Supervisor) -> None:
+    supervisor.interrupt()
+    supervisor.interrupt()
+
+
+# -- what was measured -------------------------------------------------------------------------------------------------
+
+
+def gather(experiment: Experiment, outcomes: list[Outcome]) -> results.Results:
+    """Everything that the tables are made of."""
+    files = [outcome.file for outcome in outcomes if outcome.file]
+    return results.Results(
+        title=experiment.title,
+        script=experiment.script,
+        metrics=experiment.metrics,
+        goals=experiment.goals,
+        disclosure=experiment.disclosure,
+        versions=measured.versions(files),
+        machines=measured.machines(files),
+        revisions=measured.revisions(files),
+        wall_seconds=measured.wall_seconds(files),
+        cases=[_case(plan, [o for o in outcomes if o.cell.case == plan.name]) for plan in plans(experiment)],
+    )
+
+
+def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
+    read = [(outcome, measured.read(outcome.paths)) for outcome in outcomes]
+    told = next((found for _, found in read if found.objective), measured.Measured())
+    shown = {name for _, found in read for name in found.shown}
+    kept = _thinned([found.curve for _, found in read])
+    runs = [_row(outcome, found, kept) for outcome, found in read]
+    order = {manager: rank for rank, manager in enumerate(plan.managers)}
+    case = results.Case(
+        name=plan.name,
+        arguments=plan.arguments,
+        policy=plan.policy,
+        settings=_settings(outcomes[0].cell.request.policy),
+        managers=plan.managers,
+        reference=plan.reference,
+        seeds=plan.seeds,
+        objective=told.objective,
+        goal=told.goal,
+        held_out=[],
+        runs=sorted(runs, key=lambda run: order[run.manager]),
+    )
+    held_out = [name for name in results.metric_names(case) if "test" in name and name not in shown]
+    return case.model_copy(update={"held_out": held_out})
+
+
+def _settings(rules: Policy) -> dict[str, Any]:
+    text = rules.model_dump_json(exclude_defaults=True, exclude={"llm": {"base_url", "api_key_env"}})
+    found: dict[str, Any] = json.loads(text)
+    return {section: values for section, values in found.items() if values}
+
+
+def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results.Run:
+    closing = outcome.file.closing if outcome.file else None
+    return results.Run(
+        manager=outcome.cell.manager,
+        seed=outcome.cell.seed,
+        run=outcome.paths.id if outcome.paths else None,
+        status=outcome.status,
+        failure=outcome.failure,
+        revision=measured.revision(outcome.file) if outcome.file else None,
+        seconds=round(outcome.seconds, 1),
+        steps=closing.steps if closing else 0,
+        changes=closing.interventions if closing else 0,
+        calls=found.calls,
+        tokens=found.tokens,
+        money=found.money,
+        metrics=measured.final_metrics(closing) if closing and not outcome.failure else {},
+        curve=[(step, _rounded(value)) for step, value in found.curve if step in steps],
+    )
+
+
+def _thinned(curves: list[list[tuple[int, float]]]) -> set[int]:
+    """At most about POINTS of all steps: the same of every curve, so that their mean has a meaning, and each end."""
+    steps = sorted({step for curve in curves for step, _ in curve})
+    every = max(1, math.ceil(len(steps) / POINTS))
+    return {*steps[::every], *steps[-1:], *(curve[-1][0] for curve in curves if curve)}
+
+
+def _rounded(value: float) -> float:
+    """For a plot: six digits are enough."""
+    return float(f"{value:.6g}")
