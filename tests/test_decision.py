@@ -80,6 +80,25 @@ def test_an_objective_that_is_not_finite_is_an_alarm_too() -> None:
     assert why(curve([2.0, math.nan]), *rung, every_evals=9) is None
 
 
+def test_a_plan_asks_once_for_each_step_that_is_near() -> None:
+    plan = {"every_steps": 20, "ahead_steps": 5}
+    for at, expected in (
+        (14, None),
+        (15, "step 20 is near"),
+        (19, "step 20 is near"),
+        (20, None),
+        (36, "step 40 is near"),
+    ):
+        assert why(fold([start(), step(1), evaluation(1, 2.0), step(at)]), **plan) == expected
+    state = fold([start(), step(1), evaluation(1, 2.0), step(17)])
+    assert why(state, asked(1, 16, 1), ruled(1, action="keep"), **plan) is None
+    assert why(fold([step(35)], state), asked(1, 16, 1), ruled(1, action="keep"), **plan) == "step 40 is near"
+    assert why(fold([start(), step(1), evaluation(1, 2.0), step(15)]), every_steps=20) == "step 20 is near"
+    assert why(fold([start(), step(17)]), **plan) is None  # nothing was evaluated
+    broken = fold([start(), step(1), evaluation(1, 2.0), step(3, loss=math.nan)])
+    assert why(broken, **plan) == "alarm"
+
+
 def test_ids_count_what_was_asked() -> None:
     assert next_id(Ledger()) == "d1"
     assert next_id(folded(asked(1), asked(2))) == "d3"
@@ -114,6 +133,8 @@ def test_a_verdict_carries_what_may_be_applied_and_nothing_else() -> None:
     (Policy(limits=Limits(lead_steps=5)), 1000, 70, 25), (Policy(limits=Limits(lead_steps=80)), 1000, 100, 100),
     (Policy(limits=Limits(lead_steps=5), staleness=Staleness(max_age_steps=3)), 1000, 25, 25),
     (Policy(limits=Limits(lead_steps=5)), None, None, 25),
+    (Policy(cadence=Cadence(every_steps=20)), 1000, 70, 40),
+    (Policy(cadence=Cadence(every_steps=100), limits=Limits(lead_steps=5)), 1000, 100, 100),
 ])  # fmt: skip
 def test_lead_and_validity(policy: Policy, total: int | None, valid: int | None, at: int | None) -> None:
     control = override(verdict(ANSWER), policy, total).control

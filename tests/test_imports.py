@@ -36,28 +36,32 @@ ALLOWED: dict[str, str] = {
     "events": "action_space policy proposal protocol wire",
     "schemas": "errors events policy proposal protocol",
     "ledger": "budget events proposal protocol wire",
-    "snapshot": "action_space ledger policy proposal run_state wire",
+    "signals": "run_state wire",
+    "snapshot": "action_space ledger policy proposal run_state signals wire",
     "prompts.__init__": "",
     "prompt": "proposal snapshot wire",
     "answer": "proposal protocol snapshot wire",
     "endpoint": "errors policy process wire",
-    "guard": "action_space events ledger policy proposal protocol run_state snapshot wire",
+    "guard": "action_space events ledger policy proposal protocol run_state signals snapshot wire",
     "control": "files ledger paths protocol wire",
-    "decision": "control events guard ledger policy protocol run_state snapshot wire",
+    "decision": "control events guard ledger policy protocol run_state signals snapshot wire",
     "audit": "errors events files protocol wire",
     "manifest": "errors events",
     "history": "audit errors events ledger paths protocol run_state telemetry",
     "managers.__init__": "",
     "managers.base": "budget events snapshot",
     "managers.none": "proposal snapshot wire",
-    "managers.rules": "policy proposal snapshot wire",
+    "managers.reading": "proposal snapshot wire",
+    "managers.exploration": "managers.reading policy proposal snapshot",
+    "managers.rules": "managers.exploration managers.reading policy proposal snapshot wire",
     "managers.schedules": "errors proposal snapshot wire",
+    "managers.adversaries": "budget errors managers.base policy proposal snapshot wire",
     "managers.local": "errors process",
     "managers.replay": "audit errors events paths proposal snapshot wire",
     "managers.llm": "answer budget endpoint errors events managers.base managers.rules policy prompt proposal snapshot "
     "wire",
-    "managers.catalog": "errors managers.base managers.llm managers.local managers.none managers.replay managers.rules "
-    "managers.schedules paths policy",
+    "managers.catalog": "errors managers.adversaries managers.base managers.llm managers.local managers.none "
+    "managers.replay managers.rules managers.schedules paths policy",
     "replay": "answer audit decision errors events history ledger managers.base paths prompt protocol snapshot "
     "telemetry wire",
     "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
@@ -69,23 +73,38 @@ ALLOWED: dict[str, str] = {
     "protocol supervisor",
     "check": "action_space manifest paths process protocol run_state telemetry wire",
     "display": "events ledger protocol run_state telemetry wire",
-    "compare": "display errors events history launch managers.catalog paths policy supervisor",
+    "comparison.__init__": "",
+    "comparison.statistics": "errors",
+    "comparison.experiment": "errors protocol wire",
+    "comparison.measured": "events files paths protocol",
+    "comparison.results": "errors protocol wire",
+    "comparison.analysis": "protocol comparison.results comparison.statistics",
+    "comparison.report": "comparison.analysis comparison.results comparison.statistics",
+    "comparison.plots": "wire",
+    "comparison.page": "comparison.analysis errors files comparison.plots comparison.report comparison.results "
+    "comparison.statistics",
+    "comparison.trials": "audit display errors events comparison.experiment history launch managers.catalog manifest "
+    "comparison.measured paths policy process protocol comparison.results run_state supervisor telemetry wire",
     "screen": "action_space display events ledger run_state telemetry",
+    "comparison.progress": "comparison.trials screen",
     "tables": "audit check display events ledger opinions paths process proof replay run_state screen wire",
 }
 ENTRY = {"cli", "__main__", "testing.__init__"}  # may import everything; nothing but __main__ imports them
 THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
-        *("wire", "action_space", "protocol", "proposal", "policy", "events", "schemas"),  # what is on disk
+        *("wire", "action_space", "protocol", "proposal", "policy", "events", "snapshot", "schemas"),  # what is on disk
         *("guard", "audit", "history", "answer"),  # what reads it
+        *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it
     },
     "openai": {"endpoint"},
     "pydantic_core": {"guard", "protocol", "wire"},
     "watchdog": {"telemetry"},
     "typer": {"cli"},
     "xllamacpp": {"managers.local"},
-    "rich": {"cli", "screen", "tables"},
-}  # torch and numpy: nowhere
+    "rich": {"cli", "comparison.progress", "screen", "tables"},
+    "scipy": {"comparison.statistics"},
+    "numpy": {"comparison.statistics"},
+}  # torch: nowhere
 LONGEST = 450
 LONG = {
     "supervisor": "the one thread that owns all state, in one place",

@@ -307,7 +307,7 @@ def test_every_wording_has_its_templates_and_what_they_need() -> None:
         for variant in range(VARIANTS):
             made = render(shown, LIMIT, task=task, variant=variant, reasoning='it "overfits"\nEND DATA')
             digests.add(made.sha256)
-            assert made.template == f"v1/{variant}"
+            assert made.template == f"v2/{variant}"
             assert "$" not in made.user + made.system
             assert "Not allowed: rollback, there is no best checkpoint yet.\n" in made.user
             assert "BEGIN DATA" in made.system
@@ -433,4 +433,4 @@ def test_the_bytes_of_a_version_stay() -> None:
             digest.update(f"{made.template}\0{made.system}\0{made.user}\0".encode())
     for form in (answer.schema, answer.grammar):
         digest.update(json.dumps(form(seen, made.parameters)).encode())
-    assert (VERSION, digest.hexdigest()) == ("v1", "d9b031e731502a6380b39db3a98f525276252cbeb40f023eb0a6bb58ee2c2ae2")
+    assert (VERSION, digest.hexdigest()) == ("v2", "5c5f796991f177f4b2e7e85d1df9fcdd5dcdb7915117f90226694f4bbad727fc")

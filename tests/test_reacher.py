@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from reaching.evaluation import Cell, Examination, Result
 from reaching.scenes import training_scene
 from reaching.task import OBSERVATIONS
 
-from trainmgr import launch, proof, protocol, replay
+from trainmgr import history, launch, proof, protocol, replay
 from trainmgr.managers.none import NoManager
+from trainmgr.managers.rules import RulesManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Policy, Staleness
+from trainmgr.policy import Policy, Rules, Staleness
 from trainmgr.snapshot import Snapshot
 from trainmgr.telemetry import Feed
 from trainmgr.testing import Recorder, ScriptedManager, answer
@@ -313,3 +315,32 @@ def test_commands_and_every_parameter_at_exact_updates(tmp_path: Path) -> None:
     assert {r.path for r in saved} == {"checkpoints/last.pt"}  # a crash does not undo the rollback
     assert records(paths, protocol.End)[0].status == "stopped"
     assert records(paths, protocol.Step)[-1].metrics["epochs_run"] <= 2
+
+
+def test_rules_save_the_cautious_regime(tmp_path: Path) -> None:
+    """The fixed recipe hardly moves; the rules find out why and repair it. Only what is robust is asserted."""
+
+    def train(manager: str) -> RunPaths:
+        request = launch.Request(
+            script=SCRIPT, arguments=["--profile", "quick", "--regime", "cautious"], seed=20, manager=manager,
+            runs_dir=tmp_path / manager,
+        )  # fmt: skip
+        return launch.launch(request, lambda *_: Recorder())[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        fixed, managed = pool.map(train, ("none", "rules"))
+    (left,), (done,) = records(fixed, protocol.End), records(managed, protocol.End)
+    assert left.metrics["rollout_safe_success"] <= 0.2
+    assert done.metrics["rollout_safe_success"] >= 0.5
+    found = [d.diagnosis for d in history.latest(managed)[2].decisions.values()]
+    assert "exploration-collapse" in found
+    assert [str(f) for f in proof.prove(managed).findings] == []
+    assert replay.rebuild(managed, RulesManager(Rules())).differences == []
+
+
+@pytest.mark.parametrize("wrong", [["--regime", "bold"], ["--seed", "-1"], ["--profil", "tiny"]])
+def test_a_wrong_command_line_is_refused_before_anything_begins(wrong: list[str], tmp_path: Path) -> None:
+    with command_line("--out", str(tmp_path / "out"), *wrong), pytest.raises(SystemExit) as error:
+        reacher.main()
+    assert error.value.code == 2
+    assert not (tmp_path / "out").exists()

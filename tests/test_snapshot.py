@@ -13,6 +13,7 @@ from factories import (
     batch,
     checkpoint,
     curve,
+    dropout,
     evaluation,
     everything,
     fold,
@@ -25,7 +26,7 @@ from factories import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainmgr import snapshot
+from trainmgr import protocol, signals, snapshot
 from trainmgr.ledger import Ledger
 from trainmgr.policy import Actions, Limits, ParameterLimits, Policy
 from trainmgr.run_state import RunState
@@ -101,7 +102,7 @@ def test_a_metric_is_not_confused_with_the_mean_of_a_training_metric() -> None:
 
 
 def test_signals_of_a_rise() -> None:
-    got = snapshot.signals(curve([4.0, 2.0, 2.2, 2.1, 2.5], train=[4.0, 1.9, 1.5, 1.4, 1.0]))
+    got = signals.measure(curve([4.0, 2.0, 2.2, 2.1, 2.5], train=[4.0, 1.9, 1.5, 1.4, 1.0]))
     assert (got.latest, got.best, got.best_step, got.first) == (2.5, 2.0, 20, 4.0)
     assert (got.evals_since_best, got.evals_since_change) == (3, None)
     assert got.rise == 0.25
@@ -114,13 +115,57 @@ def test_signals_of_a_rise() -> None:
 
 
 def test_signals_turn_with_the_mode() -> None:
-    got = snapshot.signals(curve([0.2, 0.8, 0.6, 0.4], mode="max"))
+    got = signals.measure(curve([0.2, 0.8, 0.6, 0.4], mode="max"))
     assert (got.best, got.rise) == (0.8, 0.5)
     assert got.slope == pytest.approx((1.5 * 0.2 + 0.5 * 0.8 - 0.5 * 0.6 - 1.5 * 0.4) / 5 / 0.8, rel=1e-5)
 
 
+def test_a_declared_scale_measures_what_crosses_zero() -> None:
+    goal = protocol.Objective(metric="val", mode="max", scale=2.0)
+    values = [-0.2, 0.0, 0.01, -0.09, 0.0, -0.29]
+    got = signals.measure(fold([start(objective=goal), *(evaluation(i, v) for i, v in enumerate(values))]))
+    assert (got.best, got.rise) == (0.01, 0.15)
+    seconds = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    assert got.noise == pytest.approx(1.4826 * median(seconds) / math.sqrt(6) / 2, rel=1e-5)
+    assert got.slope == pytest.approx(-(-2 * 0 - 0.01 + 0 + 2 * -0.29) / 10 / 2, rel=1e-5)
+    zero = signals.measure(curve([1.0, 0.0, 0.5]))
+    assert (zero.rise, zero.noise, zero.slope) == (None, None, None)
+
+
+def test_what_depends_on_a_parameter_is_not_compared_across_its_change() -> None:
+    metrics = {"pay": protocol.MetricInfo(depends=["lr", "gone"]), "loss": protocol.MetricInfo()}
+    before = [start(lr(), dropout(), metrics=metrics), step(1, pay=1.0, loss=1.0), evaluation(1, 1.0, pay=1.0)]
+    state = fold([*before, step(2, pay=2.0, loss=2.0), applied(2, 1, {"dropout": (0.0, 0.1)})])
+    assert view(state).evaluations.rows == [[1, 1.0, 1.0, 1.0, 1.0]]
+    fold([applied(2, 2, {"lr": (3e-3, 1e-3)}), step(3, pay=4.0, loss=3.0), evaluation(3, 1.0, pay=5.0)], state)
+    table = view(state).evaluations
+    assert table.columns == ["step", "val", "pay", "mean.loss", "mean.pay"]
+    assert table.rows == [[1, 1.0, None, 1.0, None], [3, 1.0, 5.0, 2.5, 4.0]]
+
+
+def test_a_metric_says_what_it_means_by_its_role() -> None:
+    metrics = {
+        "a": protocol.MetricInfo(role="success"),
+        "b": protocol.MetricInfo(role="policy step", depends=["lr", "gone"]),
+        "never": protocol.MetricInfo(role="unsafe"),
+        "plain": protocol.MetricInfo(description="success"),
+    }
+    state = fold([start(lr(), metrics=metrics), step(1, b=1.0), evaluation(1, 1.0, a=0.5, plain=1.0)])
+    said = [(m.role, m.column, m.depends) for m in view(state).meanings]
+    assert said == [("success", "a", []), ("policy step", "mean.b", ["lr"])]
+    assert "meanings" not in view(curve([1.0])).model_dump()
+
+
+def test_what_has_a_role_is_shown_first_where_there_is_no_room_for_all() -> None:
+    many = {f"m{i}": float(i) for i in range(60)}
+    metrics = {"m59": protocol.MetricInfo(role="success")}
+    shown = view(fold([start(metrics=metrics), evaluation(1, 1.0, **many)]))
+    assert "m59" in shown.evaluations.columns
+    assert shown.meanings[0].column == "m59"
+
+
 def test_noise_of_alternating_values_is_their_deviation() -> None:
-    got = snapshot.signals(curve([1.1, 0.9] * 6))
+    got = signals.measure(curve([1.1, 0.9] * 6))
     assert got.noise == pytest.approx(1.4826 * 0.4 / math.sqrt(6) / 0.9, rel=1e-5)
 
 
@@ -130,11 +175,11 @@ def test_noise_of_alternating_values_is_their_deviation() -> None:
     ([], [], False),
 ])  # fmt: skip
 def test_diverging(values: list[float], train: list[float], diverging: bool) -> None:
-    assert snapshot.signals(curve(values, train=train)).diverging is diverging
+    assert signals.measure(curve(values, train=train)).diverging is diverging
 
 
 def test_non_finite_steps_before_the_first_evaluation_are_divergence() -> None:
-    assert snapshot.signals(fold([start(), step(1, loss=math.nan)])).diverging
+    assert signals.measure(fold([start(), step(1, loss=math.nan)])).diverging
 
 
 @settings(deadline=None, max_examples=150)

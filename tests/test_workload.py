@@ -18,8 +18,8 @@ import pytest
 from trainmgr import protocol, workload
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Feed
-from trainmgr.workload import Workload
-from trainmgr.workload.records import MAX_LINE, MAX_TEXT
+from trainmgr.workload import Metric, Workload
+from trainmgr.workload.records import MAX_LINE, MAX_TEXT, ROLES
 
 
 @pytest.fixture(autouse=True)
@@ -286,6 +286,18 @@ def test_declarations_that_cannot_be(run: Path) -> None:
             declare(**wrong)
     with pytest.raises(ValueError, match="allowed are 'min' and 'max'"):
         Workload("test", objective="loss", mode="least")
+    for scale in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="must be greater than 0 and finite"):
+            Workload("test", objective="loss", scale=scale)
+    with pytest.raises(ValueError, match="'winning' is no role of a metric; there are: success, unsafe, "):
+        Workload("test", objective="loss", metrics={"won": Metric("share", "winning")})
+    with pytest.raises(ValueError, match="the objective loss must be comparable"):
+        Workload("test", objective="loss", metrics={"loss": Metric("x", depends=("lr",))})
+    with (
+        pytest.raises(ValueError, match="won depends on 'rl', which is no parameter"),
+        Script(metrics={"won": Metric("share", "success", ("lr", "rl"))}) as script,
+    ):
+        script.w.step(1, {})
     with Script() as script:
         with pytest.raises(ValueError, match="declared twice"):
             script.w.bool("flip", get=bool, set=print)
@@ -294,6 +306,21 @@ def test_declarations_that_cannot_be(run: Path) -> None:
         script.w.step(1, {})
         with pytest.raises(RuntimeError, match="before"):
             script.w.command("stop", print)
+
+
+def test_what_a_metric_means_is_announced(run: Path) -> None:
+    metrics = {"loss": "nats", "won": Metric("share", "success"), "pay": Metric("reward", depends=("lr",))}
+    with Script(metrics=metrics, scale=2.0) as script:
+        script.w.step(1, {})
+    (start,) = records(run, "start")
+    assert start["metrics"] == {
+        "loss": {"description": "nats"},
+        "won": {"description": "share", "role": "success"},
+        "pay": {"description": "reward", "depends": ["lr"]},
+    }
+    assert folded(run).start.objective.scale == 2.0  # type: ignore[union-attr]
+    described = protocol.MetricInfo.model_fields["role"].description or ""
+    assert all(role in described for role in ROLES)
 
 
 # ---- the control file: what is ignored -------------------------------------------------------------------

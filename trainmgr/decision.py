@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trainmgr import control, events, guard, protocol, snapshot
+from trainmgr import control, events, guard, protocol, signals, snapshot
 from trainmgr.ledger import Ledger
 from trainmgr.policy import Policy
 from trainmgr.run_state import RunState
@@ -38,6 +38,8 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
     if policy.cadence.on_alarm and broken and ledger.last_alarm != state.evals:
         return "alarm"
     new = state.evals - ledger.last_evals
+    if policy.cadence.every_steps is not None:
+        return _planned(state, ledger, policy)
     if new <= 0:
         return None
     if policy.cadence.on_alarm and (begun := _alarms(state, policy) - ledger.alarms):
@@ -50,9 +52,18 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
     return None
 
 
+def _planned(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
+    """Whether the next step for which an answer is wanted is near enough, and nobody was asked for it yet."""
+    due = policy.due(state.step)
+    assert due is not None
+    begin = policy.asks_from(due)
+    asked = ledger.last_step is not None and begin <= ledger.last_step <= state.step
+    return f"step {due} is near" if state.evals and state.step >= begin and not asked else None
+
+
 def _alarms(state: RunState, policy: Policy) -> frozenset[str]:
-    signals = snapshot.signals(state)
-    return policy.alarms(signals.diverging, signals.rise, signals.noise)
+    found = signals.measure(state)
+    return policy.alarms(found.diverging, found.rise, found.noise)
 
 
 def next_id(ledger: Ledger) -> str:
@@ -134,7 +145,7 @@ def override(
     """What an accepted verdict puts into the control file; None where there is nothing to apply."""
     if ruling.result == "rejected" or (not ruling.changes and ruling.command is None):
         return None
-    lead = policy.limits.lead_steps
+    due = policy.due(based_on_step)
     age = policy.max_age(total_steps)
     return events.OverrideIssued(
         decision=ruling.decision,
@@ -147,8 +158,8 @@ def override(
             command=ruling.command,
             issued=issued,
             based_on_step=based_on_step,
-            valid_until_step=None if age is None else based_on_step + max(age, lead),
-            at_step=based_on_step + lead if lead else None,
+            valid_until_step=None if age is None else max(based_on_step + age, due or 0),
+            at_step=due,
         ),
     )
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from trainmgr import snapshot
+from trainmgr import signals, snapshot
 from trainmgr.action_space import ActionSpace
 from trainmgr.events import Check
 from trainmgr.ledger import Ledger
@@ -134,9 +134,9 @@ def _stale(state: RunState, policy: Policy, based_on_step: int, age_seconds: flo
 
 
 def _lead(state: RunState, policy: Policy, based_on_step: int) -> str | None:
-    lead = policy.limits.lead_steps
-    if lead and state.step > based_on_step + lead:
-        return f"it was to apply at step {based_on_step + lead}, and the workload is at step {state.step}"
+    due = policy.due(based_on_step)
+    if due is not None and state.step > due:
+        return f"it was to apply at step {due}, and the workload is at step {state.step}"
     return None
 
 
@@ -179,7 +179,7 @@ def _changes(judgment: Judgment, proposal: Proposal, state: RunState, policy: Po
 
 
 def _joint(changes: dict[str, Value], state: RunState, policy: Policy) -> str | None:
-    if not policy.joint.no_raise_when_diverging or not snapshot.signals(state).diverging:
+    if not policy.joint.no_raise_when_diverging or not signals.measure(state).diverging:
         return None
     for name, value in changes.items():
         parameter = state.space.parameters[name]

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from trainmgr.action_space import ActionSpace
 from trainmgr.errors import PolicyError
@@ -32,6 +32,11 @@ class Cadence(Section):
     """Ask after every this many evaluations."""
     min_steps: Count | None = None
     """Ask at most once in this many steps. Default: 0; for a language model one fortieth of the total."""
+    every_steps: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    """Ask for each multiple of this many steps instead: the answer takes effect at exactly that step. For a workload
+    whose boundaries are there; what is ready later is refused."""
+    ahead_steps: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    """With every_steps: ask this many steps ahead of it, on what is known by then. Default: a quarter of it."""
     on_alarm: bool = True
     """Ask all the same when a metric turns NaN or infinite (without waiting for an evaluation), when the objective
     begins to diverge, and when overfitting begins, by the thresholds of the rules."""
@@ -57,7 +62,8 @@ class Limits(Section):
     """Changes in the whole run. Default: no limit."""
     lead_steps: Count = 0
     """Apply a change exactly this many steps after the snapshot (0: at the next boundary). What arrives later than that
-    is refused, and a run with the same seed and a deterministic manager repeats itself bit for bit."""
+    is refused, and a run with the same seed and a deterministic manager repeats itself bit for bit. Not used with
+    cadence.every_steps."""
 
 
 class Actions(Section):
@@ -121,6 +127,43 @@ class Rules(Section):
     """... to this fraction of the learning rate at the start."""
     spike_share: Share = 0.05
     """Instability: outlying gradient norms in more than this share of the steps since the last evaluation."""
+
+
+class Exploration(Section):
+    """Thresholds of `rules` in reinforcement learning. Places are fractions of a declared range, on its scale."""
+
+    short: Positive = 0.25
+    """Frozen or slow: an update moves the policy by less than this multiple of what it may ..."""
+    learned: Share = 0.5
+    """... frozen: while less than this share of the episodes succeeds ..."""
+    mastered: Share = 0.85
+    """... slow: while more does, but less than this."""
+    unsafe: Share = 0.15
+    """Unsafe: more than this share of the episodes does harm ..."""
+    wide: Positive = 0.7
+    """... and the actions scatter by more than this fraction of the largest."""
+    early: Share = 0.25
+    """Unsafe in this first part of the run: back to the initial checkpoint, ..."""
+    redo: Share = 0.8
+    """... unless more than this share of the episodes ever succeeded."""
+    fall: Positive = 0.25
+    """Lost: the objective worse than its best by more than this fraction of its scale, and 3 times its noise, ..."""
+    retreat: Share = 0.5
+    """... twice in a row: back to the best checkpoint, with the learning rates times this."""
+    rate: Share = 0.88
+    """Where the learning rates are raised to ..."""
+    calm: Share = 0.6
+    """... and lowered to, when it is unsafe."""
+    trust: Share = 0.72
+    """Where clip range, epochs and target KL (group "trust region") are."""
+    reward: Share = 0.7
+    """Where the weights of what is wanted (group "reward") are."""
+    penalty: Share = 0.14
+    """Where the weights of what is not (group "penalty") are."""
+    entropy: Share = 0.005
+    """Where the entropy coefficient (group "exploration") is, and where it falls to once episodes succeed."""
+    anneal: Share = 0.6
+    """In this last part of the run the learning rates fall in a straight line."""
 
 
 class Process(Section):
@@ -228,12 +271,20 @@ class Policy(Section):
     actions: Actions = Actions()
     joint: Joint = Joint()
     rules: Rules = Rules()
+    exploration: Exploration = Exploration()
     process: Process = Process()
     approval: Approval = Approval()
     llm: Llm = Llm()
     budget: Budget = Budget()
     prices: dict[str, Price] = {}
     parameters: dict[str, ParameterLimits] = {}
+
+    @model_validator(mode="after")
+    def _one_plan(self) -> Policy:
+        every, ahead = self.cadence.every_steps, self.cadence.ahead_steps
+        if every is not None and ahead is not None and ahead > every:
+            raise ValueError(f"cadence.ahead_steps is {ahead}; it must be at most cadence.every_steps, {every}")
+        return self
 
     def narrow(self, space: ActionSpace) -> ActionSpace:
         """The part of the workload's action space that this policy leaves.
@@ -269,6 +320,17 @@ class Policy(Section):
         if self.staleness.max_age_steps is not None:
             return self.staleness.max_age_steps
         return None if total_steps is None else max(10, total_steps // 20)
+
+    def due(self, based_on_step: int) -> int | None:
+        """The step at which the answer to a snapshot takes effect; None: at the next boundary."""
+        if every := self.cadence.every_steps:
+            return (based_on_step // every + 1) * every
+        return based_on_step + self.limits.lead_steps if self.limits.lead_steps else None
+
+    def asks_from(self, due: int) -> int:
+        """With cadence.every_steps: the step from which a manager is asked for what takes effect at ``due``."""
+        every = self.cadence.every_steps or 1
+        return due - (self.cadence.ahead_steps or max(1, every // 4))
 
     def min_steps(self, manager: str, total_steps: int | None) -> int:
         """Steps between two questions."""

@@ -22,7 +22,7 @@ from trainmgr.snapshot import Past, RecipeRow, Snapshot
 from trainmgr.wire import MAX_NAME, Value, short
 
 T = TypeVar("T")
-VERSION = "v1"
+VERSION = "v2"
 VARIANTS = 4  # wordings of the system prompt: 0 is used, the others show how much the wording matters
 Task = Literal["decide", "reason", "format"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -76,7 +76,7 @@ class Prompt:
     """What is sent, and what it lets be answered."""
 
     template: str
-    """Version and wording, such as "v1/0"."""
+    """Version and wording, such as "v2/0"."""
     sha256: str
     """Of the templates."""
     system: str

@@ -54,6 +54,8 @@ class Objective(Lenient):
     """Whether less or more of it is better."""
     counterpart: Name | None = None
     """The evaluation metric that measures the same on training data: their difference is the generalization gap."""
+    scale: Annotated[float, Field(gt=0)] | None = None
+    """A difference of this much counts as 100%; null: of the absolute best. For what may be 0 or change its sign."""
 
 
 class MetricInfo(Lenient):
@@ -61,6 +63,15 @@ class MetricInfo(Lenient):
 
     description: str = ""
     """In words, with the unit."""
+    role: str | None = None
+    """What it says of any run of its kind, so that it can be understood without its name. Known are
+
+    - success, unsafe: shares of episodes, from 0 to 1, that ended well, in harm; the others ended in neither;
+    - policy step: how far an update moved the policy, as a multiple of what it may (a KL divergence over its target);
+    - action noise: standard deviation of the actions over the largest action;
+    - loss gradient: norm of the gradient of one weighted term of the loss; the term's weight is in `depends`."""
+    depends: Annotated[list[Name], Field(max_length=MAX_PARAMETERS)] = []
+    """Parameters that it is a direct function of: once one is changed, earlier values are not comparable."""
 
 
 class Resumed(Lenient):

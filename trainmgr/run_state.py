@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -350,6 +351,7 @@ class RunState:
             self.changed_at[name] = self.evals
         if not changes and record.command is None:
             return
+        self._part(changes)
         self._close_last("next change")
         self.interventions = [
             *self.interventions,
@@ -358,6 +360,19 @@ class RunState:
         self.intervention_count += 1
         if record.command is not None and record.command.name == "rollback":
             self.rollback_at = self.evals
+
+    def _part(self, changes: Iterable[str]) -> None:
+        """Forget what cannot be compared with what is to come: the metrics that depend on what was changed."""
+        described = self.start.metrics if self.start else {}
+        changed = set(changes)
+        gone = {name for name, info in described.items() if changed.intersection(info.depends)}
+        if not gone:
+            return
+        self.evaluations = [
+            replace(evaluation, metrics=_without(evaluation.metrics, gone), means=_without(evaluation.means, gone))
+            for evaluation in self.evaluations
+        ]
+        self.windows = {name: window for name, window in self.windows.items() if name not in gone}
 
     def _close_last(self, why: str) -> None:
         if self.interventions and self.interventions[-1].closed is None:
@@ -371,6 +386,10 @@ class RunState:
         if record.best:
             self.best_saved = saved
         self.last_saved = saved
+
+
+def _without(metrics: dict[str, float], gone: set[str]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in gone}
 
 
 def figures(state: RunState) -> dict[str, Any]:

@@ -7,15 +7,18 @@ that a manager can act on unless the action space has that name.
 from __future__ import annotations
 
 import math
+import operator
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from statistics import median
-from typing import overload
+from typing import Annotated
+
+from pydantic import Field
 
 from trainmgr.action_space import Boundary, Parameter
 from trainmgr.ledger import Ledger
 from trainmgr.policy import Policy
 from trainmgr.proposal import Action, Diagnosis, Expectation
 from trainmgr.run_state import RunState
+from trainmgr.signals import DIGITS, Signals, measure, rounded
 from trainmgr.wire import Number, Value, Wire, short
 
 ROWS = 24  # evaluations shown
@@ -23,9 +26,6 @@ COLUMNS = 24
 PAST = 6  # interventions shown
 NAME = 48  # characters of a name or a short text
 TEXT = 200  # characters of a log line or a reason
-SLOPE_EVALS = 5
-NOISE_EVALS = 12
-DIGITS = 6  # significant digits
 TINY = 1e-9  # 0.94 - 0.84 is a little less than 0.1
 
 
@@ -62,43 +62,6 @@ class RecipeRow(Wire):
     """Whether it may not be changed yet, because the last change is still being measured."""
 
 
-class Signals(Wire):
-    """Derived figures. Objectives are as the workload reports them; `rise`, `slope` and `noise` are fractions of the
-    absolute best, turned so that positive is worse."""
-
-    latest: Number | None
-    """Objective at the last evaluation."""
-    best: Number | None
-    best_step: int | None
-    first: Number | None
-    """Objective at the first evaluation."""
-    evals_since_best: int
-    evals_since_change: int | None
-    """Evaluations since anything was changed; null before the first change."""
-    rise: Number | None
-    """(latest - best) / |best|."""
-    noise: Number | None
-    """Standard deviation of one evaluation around its neighbours: median |second difference| x 1.4826 / sqrt 6 over the
-    last 12 (a second difference of normal noise has 6 times its variance; 1.4826 makes a median deviation standard)."""
-    slope: Number | None
-    """Least-squares slope of the last 5 evaluations, per evaluation."""
-    gap: Number | None
-    """Objective minus its counterpart on training data."""
-    gap_slope: Number | None
-    """Least-squares slope of the gap over the last 5 evaluations, per evaluation, as a fraction of |best|."""
-    counterpart: Number | None
-    """The same metric on training data."""
-    counterpart_best: Number | None
-    """Its best value among the evaluations kept."""
-    counterpart_first: Number | None
-    grad_spikes: float
-    """Share of the steps since the last evaluation whose gradient norm was over 10 running medians."""
-    non_finite: int
-    """Non-finite values since the evaluation before the last."""
-    diverging: bool
-    """The objective is not finite, or training itself got worse than it was at the first evaluation."""
-
-
 class Past(Wire):
     """An earlier change: what was expected, and what was measured until the next one."""
 
@@ -120,6 +83,16 @@ class Table(Wire):
     rows: list[list[Number | None]]
 
 
+class Meaning(Wire):
+    """What a column of the evaluations says, whatever its name."""
+
+    role: str
+    """As in the protocol: success, unsafe, policy step, ..."""
+    column: str
+    depends: list[str]
+    """Parameters that it is a direct function of."""
+
+
 class Snapshot(Wire):
     """What a manager may know."""
 
@@ -131,6 +104,8 @@ class Snapshot(Wire):
     progress: Progress
     recipe: list[RecipeRow]
     evaluations: Table
+    meanings: Annotated[list[Meaning], Field(exclude_if=operator.not_)] = []
+    """Where the workload declared any."""
     split: dict[str, dict[str, Number]]
     signals: Signals
     best_checkpoint: int | None
@@ -167,8 +142,9 @@ def take(state: RunState, ledger: Ledger, policy: Policy, trigger: str) -> Snaps
         ),
         recipe=_recipe(state, policy),
         evaluations=_table(state),
-        split={_short(k): {_short(n): _digits(v) for n, v in list(row.items())[:8]} for k, row in state.split.items()},
-        signals=signals(state),
+        meanings=_meanings(state),
+        split={_short(k): {_short(n): rounded(v) for n, v in list(row.items())[:8]} for k, row in state.split.items()},
+        signals=measure(state),
         best_checkpoint=state.best_saved.step if state.best_saved else None,
         interventions=_past(state, ledger),
         rejections=[_short(reason, TEXT) for reason in ledger.rejections],
@@ -231,7 +207,7 @@ def _no_rollback(state: RunState, policy: Policy, offered: bool) -> str:
     gap = policy.actions.rollback_gap_evals
     if state.rollback_at is not None and state.evals - state.rollback_at < gap:
         return f"the last rollback was {state.evals - state.rollback_at} evaluations ago; {gap} are required"
-    rise = signals(state).rise
+    rise = measure(state).rise
     least = policy.actions.rollback_min_rise
     if least > 0 and rise is not None and math.isfinite(rise) and rise < least:
         return f"the objective is {rise:.1%} worse than its best; {least:.1%} are required"
@@ -262,7 +238,7 @@ def resting(state: RunState, policy: Policy, name: str) -> bool:
 def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
     assert state.start is not None
     rows = []
-    held = policy.joint.no_raise_when_diverging and signals(state).diverging
+    held = policy.joint.no_raise_when_diverging and measure(state).diverging
     for name, parameter in policy.narrow(state.space).parameters.items():
         reach = _shown_reach(parameter)
         if held and reach and is_rate(parameter) and not isinstance(parameter.value, str):
@@ -299,7 +275,7 @@ def _shown_reach(parameter: Parameter) -> tuple[float, float] | None:
     reach = parameter.reach(parameter.value)
     if reach is None:
         return None
-    nearest = _digits(reach[0]), _digits(reach[1])
+    nearest = rounded(reach[0]), rounded(reach[1])
     inwards = tuple(
         float(Context(DIGITS, rounding).plus(Decimal(limit)))
         for limit, rounding in zip(reach, (ROUND_CEILING, ROUND_FLOOR), strict=True)
@@ -317,69 +293,6 @@ def _takes(parameter: Parameter, value: float) -> bool:
     return parameter.low <= value <= parameter.high and not parameter.too_far(value, parameter.value)
 
 
-def signals(state: RunState) -> Signals:
-    """The derived figures of this moment."""
-    values = [(e.step, v) for e in state.evaluations if (v := state.objective_of(e)) is not None]
-    finite = [v for _, v in values if math.isfinite(v)]
-    latest = values[-1][1] if values else None
-    best = state.best[1] if state.best else None
-    scale = abs(best) if best else None
-    turn = -1.0 if state.start is not None and state.start.objective.mode == "max" else 1.0
-    name = state.start.objective.counterpart if state.start else None
-    train = [e.metrics[name] for e in state.evaluations if name in e.metrics] if name else []
-    fine_train = [v for v in train if math.isfinite(v)]
-    gaps = [v - e.metrics[name] for e in state.evaluations
-            if name and name in e.metrics and (v := state.objective_of(e)) is not None]  # fmt: skip
-    last = state.evaluations[-1] if state.evaluations else None
-    changed = max(state.changed_at.values(), default=None)
-    changes = [at for at in (changed, state.rollback_at) if at is not None]
-    return Signals(
-        latest=_digits(latest),
-        best=_digits(best),
-        best_step=state.best[0] if state.best else None,
-        first=_digits(state.first_objective),
-        evals_since_best=state.evals_since_best,
-        evals_since_change=state.evals - max(changes) if changes else None,
-        rise=_digits(turn * (latest - best) / scale) if latest is not None and best is not None and scale else None,
-        noise=_digits(_noise(finite[-NOISE_EVALS:], scale)),
-        slope=_digits(_slope(finite[-SLOPE_EVALS:], scale, turn)),
-        gap=_digits(gaps[-1]) if gaps else None,
-        gap_slope=_digits(_slope([g for g in gaps if math.isfinite(g)][-SLOPE_EVALS:], scale, turn)),
-        counterpart=_digits(train[-1]) if train else None,
-        counterpart_best=_digits(min(fine_train, key=state.worse)) if fine_train else None,
-        counterpart_first=_digits(state.first_counterpart),
-        grad_spikes=last.spikes if last else 0.0,
-        non_finite=state.non_finite + (last.non_finite if last else 0),
-        diverging=_diverging(state, latest, train, turn),
-    )
-
-
-def _diverging(state: RunState, latest: float | None, train: list[float], turn: float) -> bool:
-    if latest is not None and not math.isfinite(latest):
-        return True
-    if train and state.first_counterpart is not None and state.evals > 1:
-        return not math.isfinite(train[-1]) or turn * train[-1] > turn * state.first_counterpart
-    if state.first_objective is None or latest is None:
-        return state.non_finite > 0
-    return state.evals > 1 and not train and turn * latest > turn * state.first_objective and bool(state.non_finite)
-
-
-def _noise(values: list[float], scale: float | None) -> float | None:
-    if len(values) < 4 or not scale:
-        return None
-    second = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
-    return 1.4826 * median(second) / math.sqrt(6) / scale
-
-
-def _slope(values: list[float], scale: float | None, turn: float) -> float | None:
-    n = len(values)
-    if n < 3 or not scale:
-        return None
-    middle, mean = (n - 1) / 2, sum(values) / n  # fmean raises where a sum overflows
-    spread = sum((i - middle) ** 2 for i in range(n))
-    return turn * sum((i - middle) * (v - mean) for i, v in enumerate(values)) / spread / scale
-
-
 def _table(state: RunState) -> Table:
     rows = state.evaluations
     while len(rows) > ROWS:
@@ -391,13 +304,30 @@ def _table(state: RunState) -> Table:
     means: dict[str, None] = {}
     for row in rows:
         means.update(dict.fromkeys(row.means))
-    names = dict.fromkeys(list(names)[:COLUMNS])
-    means = dict.fromkeys(list(means)[: COLUMNS - len(names)])
+    described = state.start.metrics if state.start else {}
+    first = {name for name, info in described.items() if info.role}
+    names = dict.fromkeys(sorted(names, key=lambda name: name not in first)[:COLUMNS])
+    means = dict.fromkeys(sorted(means, key=lambda name: name not in first)[: COLUMNS - len(names)])
     return Table(
         columns=["step", *(_short(name) for name in names), *(f"mean.{_short(name)}" for name in means)],
-        rows=[[row.step, *(_digits(row.metrics.get(name)) for name in names),
-               *(_digits(row.means.get(name)) for name in means)] for row in rows],
+        rows=[[row.step, *(rounded(row.metrics.get(name)) for name in names),
+               *(rounded(row.means.get(name)) for name in means)] for row in rows],
     )  # fmt: skip
+
+
+def _meanings(state: RunState) -> list[Meaning]:
+    """Of the metrics with a role that were measured lately, those of evaluations before those of training."""
+    assert state.start is not None
+    last = state.evaluations[-1] if state.evaluations else None
+    found: list[Meaning] = []
+    for name, info in state.start.metrics.items():
+        if last is None or info.role is None or len(found) == COLUMNS:
+            continue
+        if name in last.metrics or name in last.means:
+            column = _short(name) if name in last.metrics else f"mean.{_short(name)}"
+            depends = [parameter for parameter in info.depends if parameter in state.recipe]
+            found.append(Meaning(role=_short(info.role), column=column, depends=depends))
+    return found
 
 
 def _past(state: RunState, ledger: Ledger) -> list[Past]:
@@ -412,8 +342,8 @@ def _past(state: RunState, ledger: Ledger) -> list[Past]:
                 changes=item.changes,
                 command=_short(f"{item.command.name} {item.command.to or ''}".strip()) if item.command else None,
                 expected=decision.expected if decision else None,
-                before=_digits(item.before),
-                after=[(step, _digits(value)) for step, value in item.after],
+                before=rounded(item.before),
+                after=[(step, rounded(value)) for step, value in item.after],
                 closed=item.closed,
             )
         )
@@ -428,14 +358,3 @@ def _speed(state: RunState) -> float | None:
 
 def _short(text: str, limit: int = NAME) -> str:
     return short(text, limit)
-
-
-@overload
-def _digits(value: float) -> float: ...
-@overload
-def _digits(value: None) -> None: ...
-@overload
-def _digits(value: float | None) -> float | None: ...
-def _digits(value: float | None) -> float | None:
-    """Six significant digits: enough to decide by, and short to show."""
-    return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else value

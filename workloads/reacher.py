@@ -22,6 +22,7 @@ import hashlib
 import math
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -32,12 +33,13 @@ import numpy as np
 import torch
 import torch.nn as nn
 from numpy.typing import NDArray
+from reaching import film  # first: it brings MuJoCo in without a GL where that of MUJOCO_GL is broken
 from reaching.evaluation import MODES, Examination, Result
 from reaching.scenes import UPDATE, Scene, training_scene
 from reaching.task import ACTIONS, COLLISION, OBSERVATIONS, SUCCESS, TIMEOUT, Moment, Reaching
 from torch import Tensor
 
-from trainmgr.workload import Workload, default_seed, resume_path
+from trainmgr.workload import Metric, Workload, default_seed, resume_path
 
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny": {"updates": 8, "envs": 2, "horizon": 128, "minibatch": 128, "eval_every": 2, "eval_episodes": 2,
@@ -78,6 +80,7 @@ def arguments() -> argparse.Namespace:
     flag("--out", type=Path, help="folder for telemetry.jsonl and checkpoints/ when nobody supervises")
     flag("--resume", type=Path, default=resume_path(), help="checkpoint to go on from, with its live recipe")
     flag("--restore-best", action="store_true", help="end on the weights with the best score")
+    flag("--render", type=film.output, metavar="PATH", help="film the final weights: a .gif or .mp4; see `film`")
     flag("--threads", type=int, default=1, help="CPU threads; with another number the last bits differ")
     flag("--boundary", choices=("step", "eval", "checkpoint"), default="eval", help="where changes take effect")
     # the rollout and the measurement
@@ -345,6 +348,7 @@ class Trainer:
             "value_loss": whole[1],
             "grad_norm": whole[2],
             "kl": last[3],
+            "kl_share": last[3] / recipe.target_kl,
             "clip_fraction": last[4],
             "epochs_run": epochs,
             "entropy": float(agent.entropy().detach()),
@@ -413,27 +417,29 @@ def normalized(x: Tensor) -> Tensor:
     return (x - x.mean()) / (x.std() + 1e-8)
 
 
-METRICS = {
+REWARD_WEIGHTS = ("collision_penalty", "success_bonus", "progress_scale")
+METRICS: dict[str, str | Metric] = {
     "rollout_safe_success": "share of the episodes that ended in this update's rollout at the target, never touching",
     "rollout_collision": "share of them that ended in a collision",
     "rollout_timeout": "share of them that ended after 120 steps",
     "episodes": "how many they were",
     "episode_length": "their mean length, in control steps of 0.08 s",
-    "weighted_reward": "mean reward of a step under the reward weights in force; NOT comparable once those change",
+    "weighted_reward": Metric("mean reward of a step under the reward weights in force", depends=REWARD_WEIGHTS),
     "explained_variance": "share of the returns' variance that the critic foresaw; falls when reward weights change",
     "policy_loss": "PPO's clipped surrogate, mean over the update",
-    "value_loss": "squared error of the critic, in squared weighted reward; jumps when reward weights change",
+    "value_loss": Metric("squared error of the critic, in squared weighted reward", depends=REWARD_WEIGHTS),
     "grad_norm": "global L2 norm of the gradient before clipping, mean over the update",
     "kl": "KL of the old from the new policy in the last epoch, nats; an update ends when it is over target_kl",
+    "kl_share": Metric("that KL as a multiple of target_kl", role="policy step", depends=("target_kl",)),
     "clip_fraction": "share of the last epoch's samples whose ratio was beyond the clip range",
     "epochs_run": "passes over the rollout until then",
     "entropy": "of the Gaussian policy, nats",
-    "action_std": "its standard deviation, rad/s, mean of the joints; learned, and not to be set",
+    "action_std": Metric("its standard deviation, rad/s, mean of the joints; learned, not to be set", "action noise"),
     "score": "worst_safe_success - worst_collision on fixed scenes, from -1 to 1",
     "worst_safe_success": "lowest rate of safe success in six cells: easy, medium, hard; deterministic and sampled",
     "worst_collision": "highest rate of collisions in the six cells",
-    "safe_success": "mean of the cells' rates of safe success",
-    "collision": "mean of the cells' rates of collision",
+    "safe_success": Metric("mean of the cells' rates of safe success", "success"),
+    "collision": Metric("mean of the cells' rates of collision", "unsafe"),
     "robust": "1 where every cell has safe success of 0.85 or more and collisions of 0.15 or less",
     "best_score": "highest score of the run",
     "best_update": "the update that had it",
@@ -492,13 +498,15 @@ def declare(w: Workload, trainer: Trainer, boundary: str) -> None:
         "target_kl", 0.003, 0.10, "trust region",
         "KL of an epoch, in nats, over which an update ends; from the next update",
     )  # fmt: skip
-    live("collision_penalty", 1.0, 50.0, "reward", "reward lost by a collision; from the next rollout")
+    live("collision_penalty", 1.0, 50.0, "penalty", "reward lost by a collision; from the next rollout")
     live("success_bonus", 2.5, 10.0, "reward", "reward of a safe success; from the next rollout")
     live("progress_scale", 1.0, 5.0, "reward", "reward per metre towards the target; from the next rollout")
 
 
 def main() -> None:
     args = arguments()
+    if args.render and (problem := film.trouble(args.render)):  # said now: afterwards, hours may have gone by
+        print(f"--render: there will be no film: {problem}", file=sys.stderr, flush=True)
     torch.set_num_threads(args.threads)
     trainer = Trainer(args)
     diagnostic = Examination(args.seed, args.eval_episodes)
@@ -516,8 +524,8 @@ def main() -> None:
         "torch": torch.__version__,
     }
     w = Workload(
-        "reacher", objective="score", mode="max", total_steps=args.updates, seed=args.seed, metrics=METRICS, info=info,
-        directory=args.out, resumed_from=args.resume, resumed_step=update,
+        "reacher", objective="score", mode="max", scale=1.0, total_steps=args.updates, seed=args.seed,
+        metrics=METRICS, info=info, directory=args.out, resumed_from=args.resume, resumed_step=update,
     )  # fmt: skip
     declare(w, trainer, args.boundary)
 
@@ -637,6 +645,8 @@ def main() -> None:
         print(f"  held out, {which} weights (safe success/collision of {args.test_episodes} episodes): " + ", ".join(
             f"{name} {cell.safe_success:.3f}/{cell.collision:.3f}" for name, cell in result.cells.items()
         ), flush=True)  # fmt: skip
+    if args.render:
+        film.make(last, args.render)
 
 
 if __name__ == "__main__":

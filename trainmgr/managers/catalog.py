@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trainmgr.errors import UserError
 from trainmgr.managers import llm
+from trainmgr.managers.adversaries import Adversary, FlipFlop, Late, Random
 from trainmgr.managers.base import Manager
 from trainmgr.managers.local import LocalServer
 from trainmgr.managers.none import NoManager
@@ -22,6 +23,10 @@ NAMES = (
     "rules",
     *(f"schedule:{name}" for name in SCHEDULES),
     "replay:RUN",
+    "random[:STREAM]",
+    "adversary",
+    "flipflop",
+    "late[:SECONDS]",
     "none",
 )
 
@@ -42,7 +47,7 @@ def make(name: str, policy: Policy, runs_dir: Path) -> Manager:
     kind, _, rest = choose(name, policy)[0].partition(":")
     match kind, rest:
         case "rules", "":
-            return RulesManager(policy.rules)
+            return RulesManager(policy.rules, policy.exploration)
         case "llm", _:
             return llm.LlmManager(policy, rest or None)
         case "local", _ if rest:
@@ -55,5 +60,13 @@ def make(name: str, policy: Policy, runs_dir: Path) -> Manager:
             return Schedule(rest)
         case "replay", _ if rest:
             return Recorded(find_run(runs_dir, rest))
+        case "random", _:
+            return Random(rest)
+        case "adversary", "":
+            return Adversary()
+        case "flipflop", "":
+            return FlipFlop()
+        case "late", _:
+            return Late(policy, rest)
         case _:
             raise UserError(f"There is no manager {name!r}; there are: {', '.join(NAMES)}.")

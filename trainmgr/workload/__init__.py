@@ -21,6 +21,7 @@ looked at with one ``stat``. A SIGKILL loses at most one such period.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 import time
@@ -30,9 +31,9 @@ from typing import Any
 
 from trainmgr.workload.overrides import BOUNDARIES, Inbox, torch_broadcast
 from trainmgr.workload.parameters import Declarations, Switch, Whole
-from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Writer, all_finite, counted
+from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, counted
 
-__all__ = ["RUN_DIR_VARIABLE", "Workload", "default_seed", "resume_path"]
+__all__ = ["RUN_DIR_VARIABLE", "Metric", "Workload", "default_seed", "resume_path"]
 
 RUN_DIR_VARIABLE = "TRAINMGR_RUN_DIR"
 SEED_VARIABLE = "TRAINMGR_SEED"
@@ -60,7 +61,9 @@ class Workload(Declarations):
 
     ``objective`` is the name of the evaluation metric that decides what is better, ``mode`` is "min" or "max".
     ``counterpart`` is the evaluation metric that measures the same on training data, where there is one.
-    ``metrics`` describes every metric in words with its unit. ``info`` holds scalars about the run for people.
+    ``scale`` is the difference that counts as 100%: by default the absolute best, no good where that is near 0.
+    ``metrics`` describes every metric in words with its unit, or as a `Metric` where there is more to say of it.
+    ``info`` holds scalars about the run for people.
     ``directory`` is where ``telemetry.jsonl`` and ``checkpoints/`` go when nobody supervises (None: no telemetry).
 
     Under ``torchrun`` (``WORLD_SIZE`` > 1) only rank 0 touches the files. Every ``sync_every`` steps and at every
@@ -76,9 +79,10 @@ class Workload(Declarations):
         objective: str,
         mode: str = "min",
         counterpart: str | None = None,
+        scale: float | None = None,
         total_steps: Whole | None = None,
         seed: Whole | None = None,
-        metrics: Mapping[str, str] | None = None,
+        metrics: Mapping[str, str | Metric] | None = None,
         info: Mapping[str, Scalar] | None = None,
         directory: str | os.PathLike[str] | None = None,
         resumed_from: str | None = None,
@@ -93,8 +97,14 @@ class Workload(Declarations):
         self.total_steps = total_steps
         self.stopping = False  # True once a stop was accepted
         self.seed = default_seed() if seed is None else seed
-        self._objective = {"metric": objective, "mode": mode, "counterpart": counterpart}
-        self._metrics = dict(metrics or {})
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale is {scale!r}; it must be greater than 0 and finite")
+        self._objective: dict[str, Any] = {"metric": objective, "mode": mode, "counterpart": counterpart}
+        if scale is not None:
+            self._objective["scale"] = scale
+        self._metrics = {name: Metric.of(metric) for name, metric in (metrics or {}).items()}
+        if objective in self._metrics and self._metrics[objective].depends:
+            raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")
         self._info = dict(info or {})
         self._resumed = {"path": str(resumed_from), "step": resumed_step} if resumed_from else None
         self._rank = int(os.environ.get("RANK") or 0)
@@ -169,6 +179,9 @@ class Workload(Declarations):
         """Write the ``start`` record, once: before the first step of ``steps``, else with the first report."""
         self.start()
         self._announced = True
+        for name, metric in self._metrics.items():
+            if strange := set(metric.depends) - set(self._parameters):
+                raise ValueError(f"{name} depends on {min(strange)!r}, which is no parameter of this workload")
         self._converge()
         self._writer.report(
             "start",
@@ -179,7 +192,7 @@ class Workload(Declarations):
             total_steps=self.total_steps,
             objective=self._objective,
             action_space=[{**p.spec, "value": p.get()} for p in self._parameters.values()],
-            metrics={name: {"description": text} for name, text in self._metrics.items()},
+            metrics={name: metric.spec() for name, metric in self._metrics.items()},
             commands=sorted(self._commands),
             info=self._info,
             resumed=self._resumed,

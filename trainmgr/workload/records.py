@@ -9,15 +9,45 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PROTOCOL_VERSION = 1
 MAX_LINE = 64 * 1024  # bytes, line break included
 MAX_BACKLOG = 8 * 1024 * 1024  # bytes kept while the disk refuses them
 MAX_TEXT = 2_000  # characters of a log message or a reason
+ROLES = ("success", "unsafe", "policy step", "action noise", "loss gradient")
 _PLAIN = frozenset((float, int))
 
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=float).encode
+
+
+class Metric(NamedTuple):
+    """What a metric means, so that a manager need not guess it from its name.
+
+    ``role`` is one of ROLES: success and unsafe are shares of episodes (0 to 1) that ended well, and in harm; a policy
+    step is how far an update moved the policy, as a multiple of what it may; action noise is the standard deviation of
+    the actions over the largest action; a loss gradient is the norm of the gradient of one weighted term of the loss,
+    with the name of the term's weight in ``depends``.
+
+    ``depends`` names the parameters that it is a direct function of: once one of them is changed, earlier values are
+    not comparable with later ones, and nobody is shown them beside each other.
+    """
+
+    description: str
+    role: str | None = None
+    depends: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, metric: str | Metric) -> Metric:
+        """A description alone is a metric too; raises ValueError for a role that there is not."""
+        found = cls(metric) if isinstance(metric, str) else metric
+        if found.role not in (None, *ROLES):
+            raise ValueError(f"{found.role!r} is no role of a metric; there are: {', '.join(ROLES)}")
+        return found
+
+    def spec(self) -> dict[str, Any]:
+        """As the ``start`` record has it."""
+        return {name: value for name, value in self._asdict().items() if value or name == "description"}
 
 
 class Writer:

@@ -1,0 +1,155 @@
+"""What a snapshot says, and the moves that it leaves: what several rules read and do.
+
+Parameters are known by their declared group and scale, metrics by their declared role; neither by name.
+"""
+
+from __future__ import annotations
+
+import math
+
+from trainmgr.proposal import Expectation
+from trainmgr.snapshot import RecipeRow, Snapshot
+from trainmgr.wire import Value
+
+Changes = dict[str, Value]
+
+
+def since_change(snapshot: Snapshot) -> float:
+    """Evaluations since the last change; infinite before the first."""
+    since = snapshot.signals.evals_since_change
+    return math.inf if since is None else since
+
+
+def settled(snapshot: Snapshot) -> float:
+    """Evaluations that found no new best since the recipe is what it is."""
+    return min(snapshot.signals.evals_since_best, since_change(snapshot))
+
+
+def spacing(snapshot: Snapshot) -> float:
+    """Steps from one evaluation to the next, on average. The first one may have been before the first step."""
+    progress = snapshot.progress
+    return progress.step / max(1, progress.evaluations - 1)
+
+
+def left(snapshot: Snapshot) -> int | None:
+    """Steps to the end; None without a plan, or before anything was evaluated."""
+    progress = snapshot.progress
+    return progress.total_steps - progress.step if progress.total_steps is not None and progress.evaluations else None
+
+
+def gap(snapshot: Snapshot) -> float | None:
+    """How much worse the objective is than on training data, as a fraction of the absolute best."""
+    return relative(snapshot, snapshot.signals.gap)
+
+
+def gap_at_best(snapshot: Snapshot) -> float | None:
+    """The same at the best evaluation; None where the table has thinned it out."""
+    table, step = snapshot.evaluations, snapshot.signals.best_step
+    for values in table.rows:
+        row = dict(zip(table.columns, values, strict=True))
+        ours, theirs = row.get(snapshot.objective), row.get(snapshot.counterpart or "")
+        if row["step"] == step and ours is not None and theirs is not None:
+            return relative(snapshot, ours - theirs)
+    return None
+
+
+def relative(snapshot: Snapshot, gap: float | None) -> float | None:
+    best = snapshot.signals.best
+    if gap is None or not best or not math.isfinite(gap):
+        return None
+    return (gap if snapshot.mode == "min" else -gap) / abs(best)
+
+
+def rates(snapshot: Snapshot) -> list[RecipeRow]:
+    """The learning rates that may be changed now."""
+    return [row for row in free(snapshot, "optimizer") if row.scale == "log"]
+
+
+def free(snapshot: Snapshot, group: str) -> list[RecipeRow]:
+    """The real-valued parameters of a group that may be changed now."""
+    return [row for row in real(snapshot, group) if row.off is None and not row.resting]
+
+
+def numbers(snapshot: Snapshot, group: str) -> list[RecipeRow]:
+    """The numbers of a group, whole ones too, that may be changed now."""
+    return [
+        row
+        for row in snapshot.recipe
+        if row.group == group
+        and row.type in ("float", "int")
+        and not row.resting
+        and number(row.value)
+        and number(row.start_value)
+    ]
+
+
+def at(row: RecipeRow, place: float) -> float:
+    """The value at ``place`` of the declared range, from 0 (lowest) to 1 (highest), on the parameter's scale."""
+    assert row.low is not None
+    assert row.high is not None
+    if row.scale == "log":
+        return math.exp((1 - place) * math.log(row.low) + place * math.log(row.high))
+    return float(row.low) + place * (float(row.high) - float(row.low))
+
+
+def column(snapshot: Snapshot, name: str) -> list[float]:
+    """A column of the evaluations, oldest first, without what was not measured."""
+    table = snapshot.evaluations
+    if name not in table.columns:
+        return []
+    place = table.columns.index(name)
+    return [value for row in table.rows if (value := row[place]) is not None]
+
+
+def real(snapshot: Snapshot, group: str) -> list[RecipeRow]:
+    """The real-valued parameters of a group. One that drifted to something else than a number is left alone."""
+    return [
+        row
+        for row in snapshot.recipe
+        if row.group == group and row.type == "float" and number(row.value) and number(row.start_value)
+    ]
+
+
+def number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def span(row: RecipeRow) -> tuple[float, float, float]:
+    """Value, lowest value and range."""
+    assert row.low is not None
+    assert row.high is not None
+    return float(row.value), float(row.low), float(row.high) - float(row.low)
+
+
+def move(row: RecipeRow, wanted: float, *, up: bool) -> Changes:
+    """The change of a parameter towards ``wanted`` as far as one change reaches; none in the other direction."""
+    assert row.low is not None
+    assert row.high is not None
+    assert row.reach_low is not None
+    assert row.reach_high is not None
+    low, high = max(row.low, row.reach_low), min(row.high, row.reach_high)  # a reach is shown in six digits
+    value = float(min(max(tidy(wanted), low), high))
+    if row.type == "int":
+        value = math.floor(value) if up else math.ceil(value)  # not further than wanted
+    return {row.name: value} if (value > float(row.value) if up else value < float(row.value)) else {}
+
+
+def tidy(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def better(snapshot: Snapshot) -> Expectation:
+    return Expectation(metric=snapshot.objective, direction="down" if snapshot.mode == "min" else "up")
+
+
+def figures(snapshot: Snapshot) -> str:
+    """The figures that the rules look at, in words."""
+    signals = snapshot.signals
+    if signals.latest is None or signals.best is None:
+        return "no evaluation yet"
+    text = f"{snapshot.objective} {signals.latest:.4g}, best {signals.best:.4g} at step {signals.best_step}"
+    if signals.rise is not None and math.isfinite(signals.rise):
+        text += f" ({signals.rise:+.1%}, {signals.evals_since_best} evaluations ago)"
+    if signals.gap is not None and math.isfinite(signals.gap):
+        text += f", gap {signals.gap:.3g}"
+    return text

@@ -1,0 +1,126 @@
+"""The figures derived from a run that say how it goes: rise, noise, slope, gap, outliers, divergence. Pure."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import overload
+
+from trainmgr.run_state import RunState
+from trainmgr.wire import Number, Wire
+
+SLOPE_EVALS = 5
+NOISE_EVALS = 12
+DIGITS = 6  # significant digits
+
+
+class Signals(Wire):
+    """Derived figures. Objectives are as the workload reports them; `rise`, `slope` and `noise` are fractions of its
+    scale (declared, else the absolute best), turned so that positive is worse."""
+
+    latest: Number | None
+    """Objective at the last evaluation."""
+    best: Number | None
+    best_step: int | None
+    first: Number | None
+    """Objective at the first evaluation."""
+    evals_since_best: int
+    evals_since_change: int | None
+    """Evaluations since anything was changed; null before the first change."""
+    rise: Number | None
+    """(latest - best) / scale."""
+    noise: Number | None
+    """Standard deviation of one evaluation around its neighbours: median |second difference| x 1.4826 / sqrt 6 over the
+    last 12 (a second difference of normal noise has 6 times its variance; 1.4826 makes a median deviation standard)."""
+    slope: Number | None
+    """Least-squares slope of the last 5 evaluations, per evaluation."""
+    gap: Number | None
+    """Objective minus its counterpart on training data."""
+    gap_slope: Number | None
+    """Least-squares slope of the gap over the last 5 evaluations, per evaluation, as a fraction of the scale."""
+    counterpart: Number | None
+    """The same metric on training data."""
+    counterpart_best: Number | None
+    """Its best value among the evaluations kept."""
+    counterpart_first: Number | None
+    grad_spikes: float
+    """Share of the steps since the last evaluation whose gradient norm was over 10 running medians."""
+    non_finite: int
+    """Non-finite values since the evaluation before the last."""
+    diverging: bool
+    """The objective is not finite, or training itself got worse than it was at the first evaluation."""
+
+
+def measure(state: RunState) -> Signals:
+    """The derived figures of this moment."""
+    values = [(e.step, v) for e in state.evaluations if (v := state.objective_of(e)) is not None]
+    finite = [v for _, v in values if math.isfinite(v)]
+    latest = values[-1][1] if values else None
+    best = state.best[1] if state.best else None
+    declared = state.start.objective.scale if state.start else None
+    scale = declared or (abs(best) if best else None)
+    turn = -1.0 if state.start is not None and state.start.objective.mode == "max" else 1.0
+    name = state.start.objective.counterpart if state.start else None
+    train = [e.metrics[name] for e in state.evaluations if name in e.metrics] if name else []
+    fine_train = [v for v in train if math.isfinite(v)]
+    gaps = [v - e.metrics[name] for e in state.evaluations
+            if name and name in e.metrics and (v := state.objective_of(e)) is not None]  # fmt: skip
+    last = state.evaluations[-1] if state.evaluations else None
+    changed = max(state.changed_at.values(), default=None)
+    changes = [at for at in (changed, state.rollback_at) if at is not None]
+    return Signals(
+        latest=rounded(latest),
+        best=rounded(best),
+        best_step=state.best[0] if state.best else None,
+        first=rounded(state.first_objective),
+        evals_since_best=state.evals_since_best,
+        evals_since_change=state.evals - max(changes) if changes else None,
+        rise=rounded(turn * (latest - best) / scale) if latest is not None and best is not None and scale else None,
+        noise=rounded(_noise(finite[-NOISE_EVALS:], scale)),
+        slope=rounded(_slope(finite[-SLOPE_EVALS:], scale, turn)),
+        gap=rounded(gaps[-1]) if gaps else None,
+        gap_slope=rounded(_slope([g for g in gaps if math.isfinite(g)][-SLOPE_EVALS:], scale, turn)),
+        counterpart=rounded(train[-1]) if train else None,
+        counterpart_best=rounded(min(fine_train, key=state.worse)) if fine_train else None,
+        counterpart_first=rounded(state.first_counterpart),
+        grad_spikes=last.spikes if last else 0.0,
+        non_finite=state.non_finite + (last.non_finite if last else 0),
+        diverging=_diverging(state, latest, train, turn),
+    )
+
+
+def _diverging(state: RunState, latest: float | None, train: list[float], turn: float) -> bool:
+    if latest is not None and not math.isfinite(latest):
+        return True
+    if train and state.first_counterpart is not None and state.evals > 1:
+        return not math.isfinite(train[-1]) or turn * train[-1] > turn * state.first_counterpart
+    if state.first_objective is None or latest is None:
+        return state.non_finite > 0
+    return state.evals > 1 and not train and turn * latest > turn * state.first_objective and bool(state.non_finite)
+
+
+def _noise(values: list[float], scale: float | None) -> float | None:
+    if len(values) < 4 or not scale:
+        return None
+    second = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    return 1.4826 * median(second) / math.sqrt(6) / scale
+
+
+def _slope(values: list[float], scale: float | None, turn: float) -> float | None:
+    n = len(values)
+    if n < 3 or not scale:
+        return None
+    middle, mean = (n - 1) / 2, sum(values) / n  # fmean raises where a sum overflows
+    spread = sum((i - middle) ** 2 for i in range(n))
+    return turn * sum((i - middle) * (v - mean) for i, v in enumerate(values)) / spread / scale
+
+
+@overload
+def rounded(value: float) -> float: ...
+@overload
+def rounded(value: None) -> None: ...
+@overload
+def rounded(value: float | None) -> float | None: ...
+def rounded(value: float | None) -> float | None:
+    """Six significant digits: enough to decide by, and short to show."""
+    return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else value
