@@ -1,8 +1,10 @@
 # make demo   set everything up and run a managed training: no key, and no network beyond the package index
+# make reach  the same for reinforcement learning: both failing regimes of safe reaching, under the rules (minutes)
 # make test   set everything up and run all checks and tests
 # make check  only the checks: format, lint, types
 # make bench  what reporting costs a training loop, how long prompts get, and whether training waits (minutes)
-# make table  the README's table again (about 100 minutes on two cores; goes on where it stopped)
+# make table  the README's table of TinyStories again (about 100 minutes on two cores; goes on where it stopped)
+# make table-reacher  its tables of safe reaching (about an hour each, likewise)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,6 +13,10 @@ export TOKENIZERS_PARALLELISM ?= false
 
 demo: .venv/workloads
 	env -u OPENAI_API_KEY -u OPENAI_BASE_URL $(BIN)/trainmgr run workloads/tinystories.py
+
+reach: .venv/workloads
+	env -u OPENAI_API_KEY -u OPENAI_BASE_URL $(BIN)/trainmgr run workloads/reacher.py -- --regime cautious
+	env -u OPENAI_API_KEY -u OPENAI_BASE_URL $(BIN)/trainmgr run workloads/reacher.py -- --regime reckless
 
 test: .venv/test check
 	$(BIN)/pytest
@@ -30,6 +36,10 @@ table: .venv/workloads
 	    --managers none,schedule:cosine,schedule:plateau,schedule:early-stopping,rules \
 	    --metrics test_loss_last,test_loss_best --policy workloads/experiments/tinystories.toml -- --profile full
 
+table-reacher: .venv/workloads
+	$(BIN)/trainmgr compare workloads/experiments/reacher.toml --jobs 2 --show-seeds --out runs/reacher
+	$(BIN)/trainmgr compare workloads/experiments/reacher-paper.toml --jobs 2 --show-seeds --out runs/reacher-paper
+
 schemas: .venv/workloads
 	$(BIN)/trainmgr schema schemas
 
@@ -42,4 +52,4 @@ schemas: .venv/workloads
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workloads,test]"
 	touch $@
 
-.PHONY: demo test check bench table schemas
+.PHONY: demo reach test check bench table table-reacher schemas

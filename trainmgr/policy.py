@@ -156,7 +156,7 @@ class Exploration(Section):
     """... and lowered to, when it is unsafe."""
     trust: Share = 0.72
     """Where clip range, epochs and target KL (group "trust region") are."""
-    reward: Share = 0.7
+    reward: Share = 1.0
     """Where the weights of what is wanted (group "reward") are."""
     penalty: Share = 0.14
     """Where the weights of what is not (group "penalty") are."""

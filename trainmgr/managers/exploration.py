@@ -124,11 +124,10 @@ def _bolder(snapshot: Snapshot, limits: Exploration) -> Changes:
 
 
 def _calmer(snapshot: Snapshot, limits: Exploration) -> Changes:
-    """Scatter less, learn more slowly, in smaller steps, and let harm count beside reward."""
+    """Scatter less, learn more slowly, in smaller steps, and let harm count."""
     return (
         _moved(snapshot, "optimizer", limits.calm, up=False)
         | _moved(snapshot, "trust region", limits.trust, up=False)
-        | _moved(snapshot, "reward", limits.reward, up=False)
         | _moved(snapshot, "penalty", limits.penalty, up=True)
         | _moved(snapshot, "exploration", limits.entropy, up=False)
     )

@@ -60,10 +60,13 @@ class RulesManager:
     def _last_chance(self, snapshot: Snapshot) -> Proposal | None:
         """The last evaluation before the end is worse than the best: end on the best.
 
-        Where a stop is not allowed: go back to it, and take the last steps as slowly as is allowed.
+        In reinforcement learning beyond noise only: shares of few episodes have a best by luck. Where a stop is not
+        allowed: go back to it, and take the last steps as slowly as is allowed.
         """
         left, rise = reading.left(snapshot), snapshot.signals.rise
         if left is None or left > 1.5 * reading.spacing(snapshot) or not rise or rise < 0:
+            return None
+        if exploration.episodes(snapshot) is not None and not self._beyond_noise(snapshot):
             return None
         evidence = f"{left} steps are left; {reading.figures(snapshot)}"
         if "stop" in snapshot.actions and snapshot.best_checkpoint is not None:
