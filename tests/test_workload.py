@@ -813,7 +813,11 @@ foreign = {n for n in new if n.partition(".")[0] not in sys.stdlib_module_names}
 print(sorted(ours), sorted(foreign))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    own = ["trainmgr", "trainmgr.workload", *(f"trainmgr.workload.{n}" for n in ("overrides", "parameters", "records"))]
+    own = [
+        "trainmgr",
+        "trainmgr.workload",
+        *(f"trainmgr.workload.{n}" for n in ("checkpoints", "overrides", "parameters", "records")),
+    ]
     assert done.stdout.strip() == f"{own} []"
 
 

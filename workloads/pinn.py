@@ -27,8 +27,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import os
-import shutil
 import time
 from functools import partial
 from itertools import pairwise
@@ -38,7 +36,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainmgr.workload import Metric, Workload, default_seed, resume_path
+from trainmgr.workload import Checkpoints, Metric, Workload, default_seed, resume_path
 
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny": {"layers": 2, "width": 16, "inside": 32, "rim": 16, "steps": 60, "eval_every": 10},
@@ -296,7 +294,7 @@ class Weights:
 
 
 class Trainer:
-    """The state of a run (network, optimizer, weights of the losses, best) and what is done with it."""
+    """The state of a run (network, optimizer, weights of the losses) and what is done with it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.seed, self.inside, self.rim = args.seed, args.inside, args.rim
@@ -305,7 +303,6 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.network.params, lr=args.lr, fused=True)
         values = [getattr(args, f"weight_{name}") for name in LOSSES]
         self.weights = Weights(values, args.weighting, args.weighting_lr, args.alpha)
-        self.best_error, self.best_step = math.inf, 0
         self.measured = draw(4 * args.inside, 4 * args.rim, args.seed, "gradients")
         # What a checkpoint must have in common with the run that loads it.
         self.identity = {
@@ -342,21 +339,15 @@ class Trainer:
         return found | {"grad_imbalance": float(weighted.max() / weighted.min())}
 
     def save(self, path: Path, step: int) -> None:
-        """Write all that a resume needs. After a crash in the middle the old file is still whole."""
+        """Write all that a resume needs."""
         state = {
             "identity": self.identity,
             "step": step,
             "network": [p.detach() for p in self.network.params],
             "optimizer": self.optimizer.state_dict(),
             "weights": self.weights.state(),
-            "best": (self.best_error, self.best_step),
         }
-        new = path.with_suffix(".new")
-        with new.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        torch.save(state, path)
 
     def load(self, path: Path, *, resume: bool) -> int:
         """Put network and optimizer state back; returns the step they are of. ValueError if unfit.
@@ -377,7 +368,6 @@ class Trainer:
                 p.copy_(value)
         if resume:
             self.weights.load(saved["weights"])
-            self.best_error, self.best_step = saved["best"]
         else:  # the groups hold the learning rate: that of now
             saved["optimizer"]["param_groups"] = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -443,65 +433,31 @@ def main() -> None:
     )  # fmt: skip
     declare(w, trainer)
 
-    initial, best, last = (w.checkpoints / f"{name}.pt" for name in ("initial", "best", "last"))
-    for path in (initial, best) if args.resume else ():  # a resume in another folder takes the way back along
-        there = Path(args.resume).parent / path.name
-        if there.exists() and not path.exists():
-            shutil.copy(there, path)
-    if not best.exists():
-        trainer.best_error = math.inf
-    unreported: list[Path] = []  # written on command, inside of a report, where no other report can be made
-
-    def rollback(to: str) -> None:
-        path = {"best": best, "initial": initial}.get(to) or (w.directory or w.checkpoints.parent) / to
-        if path.resolve().parent != w.checkpoints.resolve():
-            raise ValueError(f"{to!r} is none of this run's: best, initial, checkpoints/last.pt")
+    def rollback(path: Path) -> None:
         origin = trainer.load(path, resume=False)
         print(f"step {step:5d}  network and optimizer are again those of step {origin}", flush=True)
-        checkpoint("")  # a crash must not undo this
 
-    def checkpoint(_: str) -> None:
-        trainer.save(last, step)
-        unreported.append(last)
+    keep = Checkpoints(w, lambda path: trainer.save(path, step), rollback, every=args.save_every)
 
-    def stop(to: str) -> None:
-        if to not in ("", "best"):
-            raise ValueError(f"a stop ends on the weights as they are ('') or on the 'best', not on {to!r}")
-        if to:
-            rollback(to)
-
-    w.command("rollback", rollback)
-    w.command("checkpoint", checkpoint)
-    w.command("stop", stop)
-
-    def assess() -> tuple[dict[str, float], bool]:
-        """Evaluate. A new best is on disk before anybody hears of it and may ask for it."""
-        error = trainer.error(valid)
-        better = error < trainer.best_error  # never true of NaN
-        if better:
-            trainer.best_error, trainer.best_step = error, step
-            trainer.save(best, step)
-        return {"val_error": error, **trainer.balance()}, better
+    def assess() -> dict[str, float]:
+        return {"val_error": trainer.error(valid), **trainer.balance()}
 
     print("pinn: " + ", ".join(f"{name} {value}" for name, value in info.items()), flush=True)
     begun, first = time.perf_counter(), step
     with w:
         if not args.resume:
-            trainer.save(initial, 0)
-            metrics, better = assess()
-            w.eval(0, metrics)
-            w.checkpoint(0, initial, {"val_error": metrics["val_error"]})
-            if better:
-                w.checkpoint(0, best, {"val_error": metrics["val_error"]}, best=True)
+            keep.begin()
+            keep.eval(0, assess())
         for step in w.steps(first + 1):
             row = trainer.step(step)
             w.step(step, row)  # here, and in eval and checkpoint, changes that wait are put into effect
             if step % args.eval_every == 0 or step == args.steps:
-                metrics, better = assess()
+                metrics = assess()
+                now, better = metrics["val_error"], keep.better(metrics["val_error"])
                 pace = (time.perf_counter() - begun) / (step - first) * 1e3
                 print(
-                    f"step {step:5d}/{args.steps}  error {metrics['val_error']:.4f}{'*' if better else ' '} "
-                    f"best {trainer.best_error:.4f}  "
+                    f"step {step:5d}/{args.steps}  error {now:.4f}{'*' if better else ' '} "
+                    f"best {now if better else keep.best_value:.4f}  "
                     + "  ".join(
                         f"{name} {row[f'loss_{name}']:.1e} x {weight:.3g}"
                         for name, weight in zip(LOSSES, trainer.weights.values.tolist(), strict=True)
@@ -509,33 +465,26 @@ def main() -> None:
                     + f"  imbalance {metrics['grad_imbalance']:.0f}  {pace:.1f} ms/step",
                     flush=True,
                 )
-                w.eval(step, metrics)
-                if better:
-                    w.checkpoint(step, best, {"val_error": metrics["val_error"]}, best=True)
-                if step % (args.eval_every * args.save_every) == 0:
-                    trainer.save(last, step)
-                    w.checkpoint(step, last)
-            while unreported:
-                w.checkpoint(step, unreported.pop())
+                keep.eval(step, metrics)
+            keep.report(step)
 
         # The end, and the only look at the test points.
-        if args.restore_best and best.exists():
-            rollback("best")
-        metrics, _ = assess()
-        trainer.save(last, step)
+        if args.restore_best and keep.best.exists():
+            keep.rollback("best")
+        metrics = assess()
+        keep.end(step)
         test_last = trainer.error(test)
-        trainer.load(best if best.exists() else last, resume=False)
+        trainer.load(keep.best if keep.best.exists() else keep.last, resume=False)
         final = {
             "val_error": metrics["val_error"],
-            "best_val_error": trainer.best_error,
-            "best_step": trainer.best_step,
+            "best_val_error": keep.best_value,
+            "best_step": keep.best_step,
             "test_error_last": test_last,
             "test_error_best": trainer.error(test),
         }
-        w.checkpoint(step, last, {"val_error": metrics["val_error"]})
         w.end(step, final)
     print(f"pinn: {step} steps, {time.perf_counter() - begun:.1f} s, checkpoints in {w.checkpoints}")
-    print(f"  validation error {final['val_error']:.4f}, at best {trainer.best_error:.4f} (step {trainer.best_step})")
+    print(f"  validation error {final['val_error']:.4f}, at best {final['best_val_error']:.4f} (step {keep.best_step})")
     print(f"  test error {test_last:.4f}, that of the best network {final['test_error_best']:.4f}", flush=True)
 
 

@@ -20,8 +20,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import os
-import shutil
 import sys
 import time
 from collections import deque
@@ -39,7 +37,7 @@ from reaching.scenes import UPDATE, Scene, training_scene
 from reaching.task import ACTIONS, COLLISION, OBSERVATIONS, SUCCESS, TIMEOUT, Moment, Reaching
 from torch import Tensor
 
-from trainmgr.workload import Metric, Workload, default_seed, resume_path
+from trainmgr.workload import Checkpoints, Metric, Workload, default_seed, resume_path
 
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny": {"updates": 8, "envs": 2, "horizon": 128, "minibatch": 128, "eval_every": 2, "eval_episodes": 2,
@@ -239,7 +237,6 @@ class Trainer:
         )
         self.reaching = Reaching(args.envs)
         self.begun = 0  # training episodes so far; the next one's scene
-        self.best_score, self.best_update = -math.inf, 0
         self.robust_update: int | None = None  # the first whose evaluation was robust
         self.recent: deque[list[int]] = deque(maxlen=WINDOW)  # safe successes, collisions, time-outs of each update
         # What a checkpoint must have in common with the run that loads it.
@@ -362,7 +359,7 @@ class Trainer:
         return examination.run(self.agent.act, self.agent.std().astype(np.float64))
 
     def save(self, path: Path, update: int) -> None:
-        """Write all that a resume needs. After a crash in the middle the old file is still whole."""
+        """Write all that a resume needs."""
         moments = [self.reaching.moment(i) for i in range(self.envs)]
         state = {
             "identity": self.identity,
@@ -370,17 +367,12 @@ class Trainer:
             "agent": self.agent.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "recipe": asdict(self.recipe),
-            "best": (self.best_score, self.best_update, self.robust_update),
+            "robust_update": self.robust_update,
             "begun": self.begun,
             "recent": list(self.recent),
             "episodes": [(asdict(m.scene), torch.from_numpy(m.physics), m.steps) for m in moments],
         }
-        new = path.with_suffix(".new")
-        with new.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        torch.save(state, path)
 
     def load(self, path: Path, *, resume: bool) -> int:
         """Put weights and optimizer state back; returns the update they are of. ValueError if unfit.
@@ -402,7 +394,7 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         if resume:
             vars(self.recipe).update(saved["recipe"])
-            self.best_score, self.best_update, self.robust_update = saved["best"]
+            self.robust_update = saved["robust_update"]
             self.begun = saved["begun"]
             self.recent.extend(saved["recent"])
             for i, (scene, physics, steps) in enumerate(saved["episodes"]):
@@ -529,50 +521,15 @@ def main() -> None:
     )  # fmt: skip
     declare(w, trainer, args.boundary)
 
-    initial, best, last = (w.checkpoints / f"{name}.pt" for name in ("initial", "best", "last"))
-    for path in (initial, best) if args.resume else ():  # a resume in another folder takes the way back along
-        there = Path(args.resume).parent / path.name
-        if there.exists() and not path.exists():
-            shutil.copy(there, path)
-    if not best.exists():
-        trainer.best_score = -math.inf
-    unreported: list[Path] = []  # written on command, inside of a report, where no other report can be made
-
-    def rollback(to: str) -> None:
-        path = {"best": best, "initial": initial}.get(to) or (w.directory or w.checkpoints.parent) / to
-        if path.resolve().parent != w.checkpoints.resolve():
-            raise ValueError(f"{to!r} is none of this run's: best, initial, checkpoints/last.pt")
+    def rollback(path: Path) -> None:
         origin = trainer.load(path, resume=False)
         print(f"update {update:4d}  weights and optimizer are again those of update {origin}", flush=True)
-        checkpoint("")  # a crash must not undo this
 
-    def checkpoint(_: str) -> None:
-        trainer.save(last, update)
-        unreported.append(last)
+    keep = Checkpoints(w, lambda path: trainer.save(path, update), rollback)
 
-    def stop(to: str) -> None:
-        if to not in ("", "best"):
-            raise ValueError(f"a stop ends on the weights as they are ('') or on the 'best', not on {to!r}")
-        if to:
-            rollback(to)
-
-    w.command("rollback", rollback)
-    w.command("checkpoint", checkpoint)
-    w.command("stop", stop)
-
-    def assess() -> tuple[Result, bool]:
-        """Evaluate. A new best is on disk before anybody hears of it and may ask for it."""
-        result = trainer.examine(diagnostic)
+    def report(result: Result) -> None:
         if result.robust and trainer.robust_update is None:
             trainer.robust_update = update
-        better = result.score > trainer.best_score
-        if better:
-            trainer.best_score, trainer.best_update = result.score, update
-            trainer.save(best, update)
-        trainer.save(last, update)
-        return result, better
-
-    def report(result: Result, better: bool) -> None:
         cells = list(result.cells.values())
         metrics = {
             "score": result.score,
@@ -582,53 +539,47 @@ def main() -> None:
             "collision": sum(cell.collision for cell in cells) / len(cells),
             "robust": int(result.robust),
         }
-        w.eval(update, metrics, split={name: cell.row() for name, cell in result.cells.items()})
-        if update == 0:
-            w.checkpoint(update, initial, {"score": result.score})
-        if better:
-            w.checkpoint(update, best, {"score": result.score}, best=True)
-        else:
-            w.checkpoint(update, last, {"score": result.score})
+        keep.eval(update, metrics, split={name: cell.row() for name, cell in result.cells.items()})
 
     print("reacher: " + ", ".join(f"{name} {value}" for name, value in info.items()), flush=True)
     started, first = time.perf_counter(), update
     with w:
         if not args.resume:
             trainer.begin(list(range(args.envs)))
-            trainer.save(initial, 0)
-            report(*assess())
+            keep.begin()
+            report(trainer.examine(diagnostic))
         for update in w.steps(first + 1):
             row = trainer.update(update)
             w.step(update, row)  # here, and in eval and checkpoint, changes that wait are put into effect
             if update % args.eval_every == 0 or update == args.updates:
-                result, better = assess()
+                result = trainer.examine(diagnostic)
                 pace = (time.perf_counter() - started) / (update - first) * 1e3
                 print(
-                    f"update {update:4d}/{args.updates}  score {result.score:+.3f}{'*' if better else ' '} "
+                    f"update {update:4d}/{args.updates}  "
+                    f"score {result.score:+.3f}{'*' if keep.better(result.score) else ' '} "
                     f"worst success {result.worst_safe_success:.2f}  worst collision {result.worst_collision:.2f}  "
                     f"rollout {row['rollout_safe_success']:.2f} {row['rollout_collision']:.2f} "
                     f"{row['rollout_timeout']:.2f}  length {row['episode_length']:.0f}  std {row['action_std']:.2f}  "
                     f"kl {row['kl']:.4f}  {pace:.0f} ms/update",
                     flush=True,
                 )
-                report(result, better)
-            while unreported:
-                w.checkpoint(update, unreported.pop())
+                report(result)
+            keep.report(update)
 
         # The end, and the only look at the held-out scenes.
-        if args.restore_best and best.exists():
-            rollback("best")
+        if args.restore_best and keep.best.exists():
+            keep.rollback("best")
         ending = trainer.examine(diagnostic)
-        trainer.save(last, update)
+        keep.end(update)
         held_out = Examination(args.seed, args.test_episodes, held_out=True)
         tests = {"last": trainer.examine(held_out)}
-        trainer.load(best if best.exists() else last, resume=False)
+        trainer.load(keep.best if keep.best.exists() else keep.last, resume=False)
         tests["best"] = trainer.examine(held_out)
         totals = [sum(column) for column in zip(*trainer.recent, strict=True)] or [0, 0, 0]
         final = {
             "score": ending.score,
-            "best_score": trainer.best_score,
-            "best_update": trainer.best_update,
+            "best_score": keep.best_value,
+            "best_update": keep.best_step,
             **({} if trainer.robust_update is None else {"robust_update": trainer.robust_update}),
             "rollout_safe_success": totals[0] / max(1, sum(totals)),
             "rollout_collision": totals[1] / max(1, sum(totals)),
@@ -636,7 +587,6 @@ def main() -> None:
             **summary(tests["last"], "last"),
             **summary(tests["best"], "best"),
         }
-        w.checkpoint(update, last, {"score": ending.score})
         w.end(update, final)
     print(f"reacher: {update} updates, {time.perf_counter() - started:.1f} s, checkpoints in {w.checkpoints}")
     print(f"  rollouts of the last {WINDOW} updates: " + ", ".join(f"{k[8:]} {v:.3f}" for k, v in final.items()
@@ -646,7 +596,7 @@ def main() -> None:
             f"{name} {cell.safe_success:.3f}/{cell.collision:.3f}" for name, cell in result.cells.items()
         ), flush=True)  # fmt: skip
     if args.render:
-        film.make(last, args.render)
+        film.make(keep.last, args.render)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import math
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ import torch.nn.functional as F  # noqa: N812  (its name in every other script)
 from stories import load, tokenize
 from torch import Tensor
 
-from trainmgr.workload import Workload, default_seed, resume_path
+from trainmgr.workload import Checkpoints, Workload, default_seed, resume_path
 
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -182,7 +181,7 @@ def slices(text: Tensor, context: int, count: int) -> Tensor:
 
 
 class Trainer:
-    """The state of a run (model, optimizer, average of weights, recipe, best) and what is done with it."""
+    """The state of a run (model, optimizer, average of weights, recipe) and what is done with it."""
 
     def __init__(self, args: argparse.Namespace, shape: Shape, text: Tensor) -> None:
         self.seed, self.batch, self.shape, self.text = args.seed, args.batch, shape, text
@@ -200,7 +199,6 @@ class Trainer:
         )
         self.average: list[Tensor] | None = None  # of the weights, exponential; None while recipe.ema is 0
         self.set_ema(args.ema)
-        self.best_loss, self.best_step = math.inf, 0  # of the validation, in nats per token
         # What a checkpoint must have in common with the run that loads it.
         digest = hashlib.sha256(text.cpu().numpy().tobytes()).hexdigest()[:16]
         self.identity = {**asdict(shape), "batch": args.batch, "seed": args.seed, "training text": digest}
@@ -255,7 +253,7 @@ class Trainer:
             self.average = [p.detach().clone() for p in self.params]
 
     def save(self, path: Path, step: int) -> None:
-        """Write all that a resume needs. After a crash in the middle the old file is still whole."""
+        """Write all that a resume needs."""
         state = {
             "identity": self.identity,
             "step": step,
@@ -263,14 +261,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "recipe": asdict(self.recipe),
-            "best": (self.best_loss, self.best_step),
         }
-        new = path.with_suffix(".new")
-        with new.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        torch.save(state, path)
 
     def load(self, path: Path, *, recipe: bool) -> int:
         """Put weights, optimizer state and average back; returns the step they are of. ValueError if unfit.
@@ -290,7 +282,6 @@ class Trainer:
         self.model.load_state_dict(saved["model"])
         if recipe:
             vars(self.recipe).update(saved["recipe"])
-            self.best_loss, self.best_step = saved["best"]
         else:  # the groups hold lr, betas and decay: those of now
             saved["optimizer"]["param_groups"] = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -402,45 +393,15 @@ def main() -> None:
     )  # fmt: skip
     declare(w, trainer)
 
-    initial, best, last = (w.checkpoints / f"{name}.pt" for name in ("initial", "best", "last"))
-    for path in (initial, best) if args.resume else ():  # a resume in another folder takes the way back along
-        there = Path(args.resume).parent / path.name
-        if there.exists() and not path.exists():
-            shutil.copy(there, path)
-    if not best.exists():
-        trainer.best_loss = math.inf
-    unreported: list[Path] = []  # written on command, inside of a report, where no other report can be made
-
-    def rollback(to: str) -> None:
-        path = {"best": best, "initial": initial}.get(to) or (w.directory or w.checkpoints.parent) / to
-        if path.resolve().parent != w.checkpoints.resolve():
-            raise ValueError(f"{to!r} is none of this run's: best, initial, checkpoints/last.pt")
+    def rollback(path: Path) -> None:
         origin = trainer.load(path, recipe=False)
         print(f"step {step:5d}  weights, optimizer and average are again those of step {origin}", flush=True)
 
-    def checkpoint(_: str) -> None:
-        trainer.save(last, step)
-        unreported.append(last)
+    keep = Checkpoints(w, lambda path: trainer.save(path, step), rollback, every=args.save_every)
 
-    def stop(to: str) -> None:
-        if to not in ("", "best"):
-            raise ValueError(f"a stop ends on the weights as they are ('') or on the 'best', not on {to!r}")
-        if to:
-            rollback(to)
-
-    w.command("rollback", rollback)
-    w.command("checkpoint", checkpoint)
-    w.command("stop", stop)
-
-    def assess() -> tuple[dict[str, float], bool]:
-        """Evaluate. A new best is on disk before anybody hears of it and may ask for it."""
-        loss = trainer.evaluate(valid_part)
-        better = loss < trainer.best_loss  # never true of NaN
-        if better:
-            trainer.best_loss, trainer.best_step = loss, step
-            trainer.save(best, step)
+    def assess() -> dict[str, float]:
         epochs = step * args.batch * args.context / len(train)
-        return {"val_loss": loss, "train_loss": trainer.evaluate(train_part), "epochs": epochs}, better
+        return {"val_loss": trainer.evaluate(valid_part), "train_loss": trainer.evaluate(train_part), "epochs": epochs}
 
     print("tinystories: " + ", ".join(f"{name} {value}" for name, value in info.items()), flush=True)
     begun, first = time.perf_counter(), step
@@ -449,50 +410,41 @@ def main() -> None:
             print(f"WARNING: the data is not TinyStories: {corpus.source}", flush=True)
             w.log("warning", f"the data is not TinyStories: {corpus.source}")
         if not args.resume:
-            trainer.save(initial, 0)
-            metrics, better = assess()
-            w.eval(0, metrics)
-            w.checkpoint(0, initial, {"val_loss": metrics["val_loss"]})
-            w.checkpoint(0, best, {"val_loss": metrics["val_loss"]}, best=True)
+            keep.begin()
+            keep.eval(0, assess())
         for step in w.steps(first + 1):
             row = trainer.step(step)
             w.step(step, row)  # here, and in eval and checkpoint, changes that wait are put into effect
             if step % args.eval_every == 0 or step == args.steps:
-                metrics, better = assess()
+                metrics = assess()
+                loss, better = metrics["val_loss"], keep.better(metrics["val_loss"])
                 pace = (time.perf_counter() - begun) / (step - first) * 1e3
                 print(
-                    f"step {step:5d}/{args.steps}  val {metrics['val_loss']:.4f}{'*' if better else ' '} "
-                    f"best {trainer.best_loss:.4f}  train {metrics['train_loss']:.4f}  "
+                    f"step {step:5d}/{args.steps}  val {loss:.4f}{'*' if better else ' '} "
+                    f"best {loss if better else keep.best_value:.4f}  train {metrics['train_loss']:.4f}  "
                     f"loss {row['loss']:.4f}  grad {row['grad_norm']:.2f}  {pace:.0f} ms/step",
                     flush=True,
                 )
-                w.eval(step, metrics)
-                if better:
-                    w.checkpoint(step, best, {"val_loss": metrics["val_loss"]}, best=True)
-                if step % (args.eval_every * args.save_every) == 0:
-                    trainer.save(last, step)
-                    w.checkpoint(step, last)
-            while unreported:
-                w.checkpoint(step, unreported.pop())
+                keep.eval(step, metrics)
+            keep.report(step)
 
         # The end, and the only look at the test half.
-        if args.restore_best and best.exists():
-            rollback("best")
-        metrics, better = assess()
-        trainer.save(last, step)
+        if args.restore_best and keep.best.exists():
+            keep.rollback("best")
+        metrics = assess()
+        keep.end(step)
         test_last = trainer.evaluate(test_part)
-        trainer.load(best if best.exists() else last, recipe=False)
+        trainer.load(keep.best if keep.best.exists() else keep.last, recipe=False)
         final = {
             "val_loss": metrics["val_loss"],
-            "best_val_loss": trainer.best_loss,
-            "best_step": trainer.best_step,
+            "best_val_loss": keep.best_value,
+            "best_step": keep.best_step,
             "test_loss_last": test_last,
             "test_loss_best": trainer.evaluate(test_part),
         }
-        w.checkpoint(step, last, {"val_loss": metrics["val_loss"]})
         w.end(step, final)
     print(f"tinystories: {step} steps, {time.perf_counter() - begun:.1f} s, checkpoints in {w.checkpoints}")
-    print(f"  validation loss {final['val_loss']:.4f}, at best {trainer.best_loss:.4f} (step {trainer.best_step})")
+    print(f"  validation loss {final['val_loss']:.4f}, at best {final['best_val_loss']:.4f} (step {keep.best_step})")
     print(f"  test loss {test_last:.4f}, that of the best weights {final['test_loss_best']:.4f}", flush=True)
 
 

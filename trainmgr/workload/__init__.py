@@ -14,8 +14,8 @@ Parameters and commands may be declared until the first report. Overrides are ap
 ``step``, ``eval`` and ``checkpoint``: between two training steps, in the thread that trains. A bad control file never
 raises there; it is answered with a ``refused`` or a ``log`` record, and training goes on as it was.
 
-The cost is kept out of the loop: ``step`` appends to a list, and every 50 ms the list is written and the control file
-looked at with one ``stat``. A SIGKILL loses at most one such period.
+The cost is kept out of the loop: ``step`` appends to a list. Every 50 ms the list is written (a SIGKILL loses at most
+that) and the control file looked at with one ``stat``.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainmgr.workload.checkpoints import Checkpoints
 from trainmgr.workload.overrides import BOUNDARIES, Inbox, torch_broadcast
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, counted
 
-__all__ = ["RUN_DIR_VARIABLE", "Metric", "Workload", "default_seed", "resume_path"]
+__all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
 
 RUN_DIR_VARIABLE = "TRAINMGR_RUN_DIR"
 SEED_VARIABLE = "TRAINMGR_SEED"
@@ -62,11 +63,10 @@ class Workload(Declarations):
     ``objective`` is the name of the evaluation metric that decides what is better, ``mode`` is "min" or "max".
     ``counterpart`` is the evaluation metric that measures the same on training data, where there is one.
     ``scale`` is the difference that counts as 100%: by default the absolute best, no good where that is near 0.
-    ``metrics`` describes every metric in words with its unit, or as a `Metric` where there is more to say of it.
-    ``info`` holds scalars about the run for people.
-    ``directory`` is where ``telemetry.jsonl`` and ``checkpoints/`` go when nobody supervises (None: no telemetry).
+    ``metrics`` describes each metric in words with its unit, or as a `Metric`. ``info`` holds scalars for people.
+    ``directory`` is where telemetry.jsonl and checkpoints/ go when nobody supervises (None: no telemetry).
 
-    Under ``torchrun`` (``WORLD_SIZE`` > 1) only rank 0 touches the files. Every ``sync_every`` steps and at every
+    Under ``torchrun`` (``WORLD_SIZE`` > 1) only rank 0 touches files. Every ``sync_every`` steps and at every
     evaluation and checkpoint, which all ranks must call, rank 0 hands what it read to the others through
     ``broadcast`` (an object in, rank 0's object out; by default ``torch.distributed`` where it is initialized), so
     that all of them apply the same change at the same step. Without a way to broadcast, changes are refused.
@@ -85,7 +85,7 @@ class Workload(Declarations):
         metrics: Mapping[str, str | Metric] | None = None,
         info: Mapping[str, Scalar] | None = None,
         directory: str | os.PathLike[str] | None = None,
-        resumed_from: str | None = None,
+        resumed_from: str | os.PathLike[str] | None = None,
         resumed_step: Whole = 0,
         broadcast: Callable[[Any], Any] | None = None,
         sync_every: Whole = 10,
@@ -94,11 +94,12 @@ class Workload(Declarations):
         if mode not in ("min", "max"):
             raise ValueError(f"mode is {mode!r}; allowed are 'min' and 'max'")
         self.name = name
-        self.total_steps = total_steps
-        self.stopping = False  # True once a stop was accepted
+        self.total_steps, self.stopping = total_steps, False  # stopping: a stop was accepted
         self.seed = default_seed() if seed is None else seed
         if scale is not None and not 0 < scale < math.inf:
             raise ValueError(f"scale is {scale!r}; it must be greater than 0 and finite")
+        self.objective, self.mode, self.resumed_step = objective, mode, resumed_step
+        self.resumed_from = Path(resumed_from) if resumed_from else None
         self._objective: dict[str, Any] = {"metric": objective, "mode": mode, "counterpart": counterpart}
         if scale is not None:
             self._objective["scale"] = scale
@@ -107,7 +108,7 @@ class Workload(Declarations):
             raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")
         self._info = dict(info or {})
         self._resumed = {"path": str(resumed_from), "step": resumed_step} if resumed_from else None
-        self._rank = int(os.environ.get("RANK") or 0)
+        self.primary = int(os.environ.get("RANK") or 0) == 0  # whether this process touches the files
         self._world = int(os.environ.get("WORLD_SIZE") or 1)
         self._broadcast = broadcast
         self._sync_every = max(1, sync_every)
@@ -166,7 +167,7 @@ class Workload(Declarations):
         if self._started:
             return
         self._started = True
-        if self.directory is None or self._rank != 0:
+        if self.directory is None or not self.primary:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         self._writer.open(self.directory / "telemetry.jsonl")

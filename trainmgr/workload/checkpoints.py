@@ -1,0 +1,168 @@
+"""The checkpoints that a manager may go back to, kept for a script: the initial, the best and the last one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    """What is needed of a `Workload`."""
+
+    directory: Path | None
+    objective: str
+    mode: str
+    resumed_from: Path | None
+    resumed_step: int
+    primary: bool
+
+    @property
+    def checkpoints(self) -> Path: ...
+    def command(self, name: str, do: Callable[[str], None]) -> None: ...
+    def checkpoint(
+        self, step: int, path: Path, metrics: Mapping[str, Any] | None = None, best: bool = False
+    ) -> None: ...
+    def eval(
+        self, step: int, metrics: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None: ...
+
+
+class Checkpoints:
+    """Offers "rollback", "checkpoint" and "stop", and reports evaluations together with what they leave on disk.
+
+        keep = Checkpoints(w, save, load)
+        with w:
+            keep.begin()
+            for step in w.steps():
+                ...
+                if step % 100 == 0:
+                    keep.eval(step, {"val_loss": evaluate()})  # instead of w.eval
+                keep.report(step)
+            keep.end(step)
+
+    ``save(path)`` writes one file with all that a resume needs; a crash in the middle leaves the old one whole.
+    ``load(path)`` puts weights and optimizer back for a rollback; the recipe in force stays, whatever the optimizer's
+    state says. It raises ValueError for a file that does not fit. ``every``: evaluations from one "last" to the next.
+
+    Where the run was resumed, the initial and the best one are taken along, from another folder too. Under `torchrun`
+    all ranks call this, and rank 0 writes.
+    """
+
+    def __init__(
+        self,
+        workload: Reporter,
+        save: Callable[[Path], None],
+        load: Callable[[Path], object],
+        *,
+        every: int = 1,
+        suffix: str = ".pt",
+    ) -> None:
+        self._w, self._save, self._load, self._every = workload, save, load, max(1, every)
+        folder = workload.checkpoints
+        self.initial, self.best, self.last = (folder / f"{name}{suffix}" for name in ("initial", "best", "last"))
+        self.best_value = math.nan
+        """Of the objective; NaN before the first that is a number."""
+        self.best_step = 0
+        self._note = folder / "best.json"  # what the best one is worth, for whoever resumes
+        self._evals = 0
+        self._unreported: list[Path] = []  # written on command, inside of a report, where no other can be made
+        if workload.resumed_from is not None:
+            self._take_along(workload.resumed_from.parent)
+        workload.command("rollback", self.rollback)
+        workload.command("checkpoint", self._checkpoint)
+        workload.command("stop", self._stop)
+
+    def begin(self) -> None:
+        """Save and report the initial checkpoint, unless the run was resumed."""
+        if self._w.resumed_from is None:
+            self._write(self.initial)
+            self._w.checkpoint(0, self.initial)
+
+    def better(self, value: float) -> bool:
+        """Whether it is a new best; NaN never is."""
+        best = self.best_value
+        if math.isnan(value) or math.isnan(best):
+            return not math.isnan(value)
+        return value < best if self._w.mode == "min" else value > best
+
+    def eval(self, step: int, metrics: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Report an evaluation. A new best is on disk before anybody hears of it and may ask for it."""
+        value = float(metrics[self._w.objective])
+        better, due = self.better(value), self._evals % self._every == 0
+        self._evals += 1
+        if better:
+            self.best_value, self.best_step = value, step
+            self._write(self.best)
+            self._write(self._note, lambda path: path.write_text(json.dumps({"value": value, "step": step})))
+        if due:
+            self._write(self.last)
+        self._w.eval(step, metrics, split)
+        if better:
+            self._w.checkpoint(step, self.best, {self._w.objective: value}, best=True)
+        if due:
+            self._w.checkpoint(step, self.last, {self._w.objective: value})
+        self.report(step)
+
+    def report(self, step: int) -> None:
+        """Report what a command has saved since; call it after each step where parameters change at steps."""
+        while self._unreported:
+            self._w.checkpoint(step, self._unreported.pop())
+
+    def end(self, step: int) -> None:
+        """Save and report the last one."""
+        self._write(self.last)
+        self._w.checkpoint(step, self.last)
+
+    def rollback(self, to: str) -> None:
+        """Go back to "best", "initial" or a file of this run's, named relative to the run directory.
+
+        Raises ValueError for anything else, and where there is no such checkpoint.
+        """
+        named = {"best": self.best, "initial": self.initial}
+        path = named.get(to) or (self._w.directory or self.best.parent.parent) / to
+        if path.resolve().parent != self.best.parent.resolve():
+            raise ValueError(f"{to!r} is none of this run's: best, initial, checkpoints/{self.last.name}")
+        if not path.exists():
+            raise ValueError(f"there is no checkpoint {to!r} yet")
+        self._load(path)
+        self._checkpoint("")  # a crash must not undo this
+
+    def _checkpoint(self, _: str) -> None:
+        self._write(self.last)
+        self._unreported.append(self.last)
+
+    def _stop(self, to: str) -> None:
+        if to not in ("", "best"):
+            raise ValueError(f"a stop ends on the weights as they are ('') or on the 'best', not on {to!r}")
+        if to:
+            self.rollback(to)
+
+    def _write(self, path: Path, write: Callable[[Path], object] | None = None) -> None:
+        """Write a file so that there is always a whole one."""
+        if not self._w.primary:
+            return
+        new = path.with_name(f"{path.name}.new")
+        (write or self._save)(new)
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+
+    def _take_along(self, folder: Path) -> None:
+        """The best one is forgotten where it is of a later step, or nobody knows what it is worth."""
+        import shutil  # seldom needed, and slow to import
+
+        for path in (self.initial, self.best, self._note):
+            there = folder / path.name
+            if self._w.primary and there.exists() and not path.exists():
+                shutil.copy(there, path)
+        try:
+            note = json.loads(self._note.read_text())
+            value, step = float(note["value"]), int(note["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if self.best.exists() and step <= self._w.resumed_step:
+            self.best_value, self.best_step = value, step
