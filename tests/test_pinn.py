@@ -2,63 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pinn
 import pytest
+import scripts
 import torch
+from scripts import records
 from torch import Tensor
 
-from trainmgr import check, launch, proof, protocol, replay
+from trainmgr import check, protocol, replay
 from trainmgr.managers.none import NoManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Policy, Staleness
 from trainmgr.snapshot import Snapshot
-from trainmgr.telemetry import Feed
-from trainmgr.testing import Recorder, ScriptedManager, answer
+from trainmgr.testing import ScriptedManager, answer
 
-SCRIPT = Path(pinn.__file__)
-TINY = ["--profile", "tiny"]
 STEPS, EVERY = 60, 10
 PROBLEM = pinn.Problem(6 * math.pi)
+RUN = scripts.Script(pinn, STEPS)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("TRAINMGR_RUN_DIR", "TRAINMGR_SEED", "TRAINMGR_RESUME"):
-        patch.delenv(name, raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    patch.undo()
-
-
-@contextlib.contextmanager
-def command_line(*arguments: str) -> Iterator[None]:
-    before, sys.argv = sys.argv, [str(SCRIPT), *TINY, *arguments]
-    try:
+    with scripts.one_thread():
         yield
-    finally:
-        sys.argv = before
-
-
-def alone(out: Path, *more: str) -> RunPaths:
-    """A run in this process, which spares it the imports."""
-    with command_line("--seed", "3", "--out", str(out), *more):
-        pinn.main()
-    return RunPaths(out)
 
 
 def trainer(*more: str) -> pinn.Trainer:
-    with command_line("--seed", "3", *more):
+    with RUN.command_line("--seed", "3", *more):
         return pinn.Trainer(pinn.arguments())
 
 
@@ -308,26 +282,9 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def supervised(
-    folder: Path, manager: ScriptedManager | NoManager, schedule: list[protocol.Override] | None = None, *more: str
-) -> RunPaths:
-    request = launch.Request(
-        script=SCRIPT, arguments=[*TINY, *more], seed=3, runs_dir=folder / "runs", schedule=schedule,
-        policy=Policy(staleness=Staleness(max_age_steps=STEPS)),  # slow machines may answer late
-    )  # fmt: skip
-    paths, closing = launch.launch(request, lambda *_: Recorder(), manager=manager)
-    assert closing.exit_code == 0, paths.stderr.read_text()
-    assert [str(f) for f in proof.prove(paths).findings] == []
-    return paths
-
-
 @pytest.fixture(scope="module")
 def unmanaged(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> RunPaths:
-    return alone(tmp_path_factory.mktemp("pinn") / "out")
-
-
-def records(paths: RunPaths, kind: type[Any]) -> list[Any]:
-    return [r for r in Feed(paths.telemetry).records() if isinstance(r, kind)]
+    return RUN.alone(tmp_path_factory.mktemp("pinn") / "out")
 
 
 def test_a_run_alone_leaves_a_whole_record(unmanaged: RunPaths) -> None:
@@ -348,11 +305,11 @@ def test_a_run_alone_leaves_a_whole_record(unmanaged: RunPaths) -> None:
 
 
 def test_two_runs_are_identical(unmanaged: RunPaths, tmp_path: Path) -> None:
-    assert replay.compare_training(unmanaged, alone(tmp_path / "again")).first is None
+    assert replay.compare_training(unmanaged, RUN.alone(tmp_path / "again")).first is None
 
 
 def test_supervision_changes_nothing_by_being_there(unmanaged: RunPaths, tmp_path: Path) -> None:
-    result = replay.compare_training(unmanaged, supervised(tmp_path, NoManager()))
+    result = replay.compare_training(unmanaged, RUN.supervised(tmp_path, NoManager()))
     assert result.first is None
     assert result.compared > STEPS
 
@@ -360,8 +317,8 @@ def test_supervision_changes_nothing_by_being_there(unmanaged: RunPaths, tmp_pat
 @pytest.mark.parametrize("scheme", ["fixed", "uncertainty", "gradnorm"])
 def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(scheme: str, tmp_path: Path) -> None:
     how = ["--weighting", scheme]
-    whole, half = alone(tmp_path / "whole", *how), alone(tmp_path / "half", *how, "--steps", "25")
-    rest = alone(tmp_path / "rest", *how, "--resume", str(half.checkpoints / "last.pt"))
+    whole, half = RUN.alone(tmp_path / "whole", *how), RUN.alone(tmp_path / "half", *how, "--steps", "25")
+    rest = RUN.alone(tmp_path / "rest", *how, "--resume", str(half.checkpoints / "last.pt"))
     for kind in (protocol.Step, protocol.Eval):
         wanted = {r.step: r.metrics for r in records(whole, kind) if r.step > 25}
         assert {r.step: r.metrics for r in records(rest, kind)} == wanted
@@ -370,7 +327,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(scheme: str,
 
 
 def test_weights_that_move_by_themselves_are_declared_so(tmp_path: Path) -> None:
-    paths = supervised(tmp_path, NoManager(), None, "--weighting", "gradnorm")
+    paths = RUN.supervised(tmp_path, NoManager(), None, "--weighting", "gradnorm")
     (start,) = records(paths, protocol.Start)
     assert {p.name: p.scheduled for p in start.action_space} == {
         "lr": False, "weight_residual": True, "weight_boundary": True, "weight_initial": True,
@@ -386,11 +343,11 @@ def test_a_managed_run_with_a_rollback_proves_itself_and_trains_again_bit_for_bi
             return answer("rollback", {"lr": 5e-4, "weight_boundary": 100.0}, to="best")
         return answer("adjust", {"weight_boundary": 10.0, "weight_residual": 0.1})
 
-    paths = supervised(tmp_path, ScriptedManager([decide] * 10))
+    paths = RUN.supervised(tmp_path, ScriptedManager([decide] * 10))
     applied = records(paths, protocol.Applied)
     assert any(r.command is not None and r.command.name == "rollback" for r in applied)
     assert replay.rebuild(paths).differences == []
-    again = supervised(tmp_path, NoManager(), replay.schedule_of(paths))
+    again = RUN.supervised(tmp_path, NoManager(), replay.schedule_of(paths))
     result = replay.compare_training(paths, again)
     assert result.first is None
     assert result.compared > STEPS
@@ -414,7 +371,7 @@ def test_commands_and_every_parameter_at_exact_steps(tmp_path: Path) -> None:
         entry(3, 25, "step", second, "rollback", "best"), entry(4, 41, "step", second, "rollback", "initial"),
         entry(5, 50, "eval", second, "stop", "best"),
     ]  # fmt: skip
-    paths = supervised(tmp_path, NoManager(), schedule)
+    paths = RUN.supervised(tmp_path, NoManager(), schedule)
     applied = records(paths, protocol.Applied)
     assert [(r.revision, r.step, r.boundary) for r in applied] == [
         (o.revision, o.at_step, o.at_boundary) for o in schedule
@@ -430,7 +387,7 @@ def test_commands_and_every_parameter_at_exact_steps(tmp_path: Path) -> None:
 
 
 def test_it_keeps_to_the_protocol() -> None:
-    found = check.Probe(SCRIPT, [*TINY, "--steps", "5000"], 60.0).run()
+    found = check.Probe(RUN.path, [*scripts.TINY, "--steps", "5000"], 60.0).run()
     assert [breach.what for breach in found.breaches] == []
     tried = {line.partition(":")[0] for line in found.passed if "takes effect" in line}
     assert tried == {"lr", *pinn.WEIGHTS}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,56 +11,33 @@ from typing import Any
 import numpy as np
 import pytest
 import reacher
+import scripts
 import torch
 from reaching.evaluation import Cell, Examination, Result
 from reaching.scenes import training_scene
 from reaching.task import OBSERVATIONS
+from scripts import records
 
 from trainmgr import history, launch, proof, protocol, replay
 from trainmgr.managers.none import NoManager
 from trainmgr.managers.rules import RulesManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Policy, Rules, Staleness
+from trainmgr.policy import Rules
 from trainmgr.snapshot import Snapshot
-from trainmgr.telemetry import Feed
 from trainmgr.testing import Recorder, ScriptedManager, answer
 
-SCRIPT = Path(reacher.__file__)
-TINY = ["--profile", "tiny"]
 UPDATES, EVERY = 8, 2
+RUN = scripts.Script(reacher, UPDATES)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("TRAINMGR_RUN_DIR", "TRAINMGR_SEED", "TRAINMGR_RESUME"):
-        patch.delenv(name, raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    patch.undo()
-
-
-@contextlib.contextmanager
-def command_line(*arguments: str) -> Iterator[None]:
-    before, sys.argv = sys.argv, [str(SCRIPT), *TINY, *arguments]
-    try:
+    with scripts.one_thread():
         yield
-    finally:
-        sys.argv = before
-
-
-def alone(out: Path, *more: str) -> RunPaths:
-    """A run in this process, which spares it the imports."""
-    with command_line("--seed", "3", "--out", str(out), *more):
-        reacher.main()
-    return RunPaths(out)
 
 
 def trainer(*more: str) -> reacher.Trainer:
-    with command_line("--seed", "3", *more):
+    with RUN.command_line("--seed", "3", *more):
         made = reacher.Trainer(reacher.arguments())
     made.begin(list(range(made.envs)))
     return made
@@ -217,26 +192,9 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def supervised(
-    folder: Path, manager: ScriptedManager | NoManager, schedule: list[protocol.Override] | None = None, *more: str
-) -> RunPaths:
-    request = launch.Request(
-        script=SCRIPT, arguments=[*TINY, *more], seed=3, runs_dir=folder / "runs", schedule=schedule,
-        policy=Policy(staleness=Staleness(max_age_steps=UPDATES)),  # slow machines may answer late
-    )  # fmt: skip
-    paths, closing = launch.launch(request, lambda *_: Recorder(), manager=manager)
-    assert closing.exit_code == 0, paths.stderr.read_text()
-    assert [str(f) for f in proof.prove(paths).findings] == []
-    return paths
-
-
 @pytest.fixture(scope="module")
 def unmanaged(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> RunPaths:
-    return alone(tmp_path_factory.mktemp("reacher") / "out")
-
-
-def records(paths: RunPaths, kind: type[Any]) -> list[Any]:
-    return [r for r in Feed(paths.telemetry).records() if isinstance(r, kind)]
+    return RUN.alone(tmp_path_factory.mktemp("reacher") / "out")
 
 
 def test_a_run_alone_leaves_a_whole_record(unmanaged: RunPaths) -> None:
@@ -257,8 +215,8 @@ def test_a_run_alone_leaves_a_whole_record(unmanaged: RunPaths) -> None:
 
 
 def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(unmanaged: RunPaths, tmp_path: Path) -> None:
-    half = alone(tmp_path / "half", "--updates", "5")
-    rest = alone(tmp_path / "rest", "--resume", str(half.checkpoints / "last.pt"))
+    half = RUN.alone(tmp_path / "half", "--updates", "5")
+    rest = RUN.alone(tmp_path / "rest", "--resume", str(half.checkpoints / "last.pt"))
     wanted = {r.step: r.metrics for r in records(unmanaged, protocol.Step)}
     found = {r.step: r.metrics for r in records(rest, protocol.Step)}
     assert sorted(found) == list(range(6, UPDATES + 1))
@@ -268,7 +226,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(unmanaged: R
 
 
 def test_supervision_changes_nothing_by_being_there(unmanaged: RunPaths, tmp_path: Path) -> None:
-    result = replay.compare_training(unmanaged, supervised(tmp_path, NoManager()))
+    result = replay.compare_training(unmanaged, RUN.supervised(tmp_path, NoManager()))
     assert result.first is None
     assert result.compared > UPDATES
 
@@ -279,11 +237,11 @@ def test_a_managed_run_with_a_rollback_proves_itself_and_trains_again_bit_for_bi
             return answer("rollback", {"actor_lr": 1e-4, "collision_penalty": 20.0}, to="initial")
         return answer("adjust", {"entropy": 0.02, "epochs": 3})
 
-    paths = supervised(tmp_path, ScriptedManager([decide] * 10))
+    paths = RUN.supervised(tmp_path, ScriptedManager([decide] * 10))
     applied = records(paths, protocol.Applied)
     assert any(r.command is not None and r.command.name == "rollback" for r in applied)
     assert replay.rebuild(paths).differences == []
-    again = supervised(tmp_path, NoManager(), replay.schedule_of(paths))
+    again = RUN.supervised(tmp_path, NoManager(), replay.schedule_of(paths))
     assert replay.compare_training(paths, again).first is None
 
 
@@ -304,7 +262,7 @@ def test_commands_and_every_parameter_at_exact_updates(tmp_path: Path) -> None:
         entry(1, 2, first, "checkpoint"), entry(2, 4, second, "rollback", "best"),
         entry(3, 6, second, "stop", "best"),
     ]  # fmt: skip
-    paths = supervised(tmp_path, NoManager(), schedule)
+    paths = RUN.supervised(tmp_path, NoManager(), schedule)
     applied = records(paths, protocol.Applied)
     assert [(r.revision, r.step, r.boundary) for r in applied] == [(o.revision, o.at_step, "eval") for o in schedule]
     assert {name: new for r in applied for name, (_, new) in r.changes.items()} == second
@@ -321,7 +279,7 @@ def test_rules_save_the_cautious_regime(tmp_path: Path) -> None:
 
     def train(manager: str) -> RunPaths:
         request = launch.Request(
-            script=SCRIPT, arguments=["--profile", "quick", "--regime", "cautious"], seed=20, manager=manager,
+            script=RUN.path, arguments=["--profile", "quick", "--regime", "cautious"], seed=20, manager=manager,
             runs_dir=tmp_path / manager,
         )  # fmt: skip
         return launch.launch(request, lambda *_: Recorder())[0]
@@ -339,7 +297,7 @@ def test_rules_save_the_cautious_regime(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [["--regime", "bold"], ["--seed", "-1"], ["--profil", "tiny"]])
 def test_a_wrong_command_line_is_refused_before_anything_begins(wrong: list[str], tmp_path: Path) -> None:
-    with command_line("--out", str(tmp_path / "out"), *wrong), pytest.raises(SystemExit) as error:
+    with RUN.command_line("--out", str(tmp_path / "out"), *wrong), pytest.raises(SystemExit) as error:
         reacher.main()
     assert error.value.code == 2
     assert not (tmp_path / "out").exists()

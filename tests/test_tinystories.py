@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tinystories
+from scripts import TINY, Script
 
 from trainmgr import launch, proof, protocol, replay
 from trainmgr.managers.none import NoManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Policy, Staleness
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import Snapshot
 from trainmgr.telemetry import Feed
 from trainmgr.testing import Recorder, ScriptedManager, answer
 
-SCRIPT = Path(__file__).resolve().parents[1] / "workloads" / "tinystories.py"
-TINY = ["--profile", "tiny"]
 STEPS, EVERY = 60, 10
+RUN = Script(tinystories, STEPS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,24 +39,11 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def alone(out: Path, *more: str) -> RunPaths:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *TINY, "--seed", "3", "--out", str(out), *more],
+        [sys.executable, str(RUN.path), *TINY, "--seed", "3", "--out", str(out), *more],
         env=os.environ, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return RunPaths(out)
-
-
-def supervised(
-    folder: Path, manager: ScriptedManager | NoManager, schedule: list[protocol.Override] | None = None
-) -> RunPaths:
-    request = launch.Request(
-        script=SCRIPT, arguments=TINY, seed=3, runs_dir=folder / "runs", schedule=schedule,
-        policy=Policy(staleness=Staleness(max_age_steps=STEPS)),  # slow machines may answer late
-    )  # fmt: skip
-    paths, closing = launch.launch(request, lambda *_: Recorder(), manager=manager)
-    assert (closing.status, closing.exit_code) == ("completed", 0), paths.stderr.read_text()
-    assert proof.prove(paths).holds
-    return paths
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +73,7 @@ def test_two_runs_are_identical(unmanaged: RunPaths, tmp_path: Path) -> None:
 
 
 def test_supervision_changes_nothing_by_being_there(unmanaged: RunPaths, tmp_path: Path) -> None:
-    paths = supervised(tmp_path, NoManager())
+    paths = RUN.supervised(tmp_path, NoManager())
     result = replay.compare_training(unmanaged, paths)
     assert result.first is None
     assert result.compared > STEPS
@@ -111,12 +98,12 @@ def test_a_managed_run_with_a_rollback_proves_itself_and_trains_again_bit_for_bi
             return answer("rollback", {"lr": 0.5 * lr}, to="best")
         return answer("adjust", {"ema": 0.9, "dropout": 0.1})
 
-    paths = supervised(tmp_path, ScriptedManager([decide] * 10))
+    paths = RUN.supervised(tmp_path, ScriptedManager([decide] * 10))
     applied = [r for r in Feed(paths.telemetry).records() if isinstance(r, protocol.Applied)]
     assert any(r.command is not None and r.command.name == "rollback" for r in applied)
     assert all(r.groups["lr"][0] == r.groups["lr"][1] == r.changes["lr"][1] for r in applied if "lr" in r.changes)
     assert replay.rebuild(paths).differences == []
-    again = supervised(tmp_path, NoManager(), schedule=replay.schedule_of(paths))
+    again = RUN.supervised(tmp_path, NoManager(), schedule=replay.schedule_of(paths))
     result = replay.compare_training(paths, again)
     assert result.first is None
     assert result.compared > STEPS
@@ -142,7 +129,7 @@ def test_commands_and_every_parameter_at_exact_steps(tmp_path: Path) -> None:
         entry(5, 41, "step", third, "rollback", "initial"), entry(6, 44, "step", {**third, "ema": 0.0}),
         entry(7, 50, "eval", {**third, "ema": 0.0}, "stop", "best"),
     ]  # fmt: skip
-    request = launch.Request(script=SCRIPT, arguments=TINY, manager="none", seed=3, runs_dir=tmp_path / "runs",
+    request = launch.Request(script=RUN.path, arguments=TINY, manager="none", seed=3, runs_dir=tmp_path / "runs",
                              schedule=schedule)  # fmt: skip
     paths, closing = launch.launch(request, lambda *_: Recorder())
     assert (closing.status, closing.steps, closing.exit_code) == ("stopped", 50, 0), paths.stderr.read_text()
