@@ -73,7 +73,7 @@ def run(
 
 def decide(state: RunState, policy: Policy | None = None) -> Proposal:
     policy = policy or Policy()
-    return Proposal.model_validate(RulesManager(policy.rules, policy.exploration).decide(view(state, policy)))
+    return Proposal.model_validate(RulesManager(policy).decide(view(state, policy)))
 
 
 FROZEN = [(0.0, 0.1)]
@@ -210,6 +210,6 @@ def test_whatever_is_measured_the_guard_accepts_the_answer(
     rows: list[tuple[float, float]], shift: float, noise: float, parameters: list[Parameter]
 ) -> None:
     state, policy = run(*rows, shift=shift, noise=noise, parameters=parameters), Policy()
-    raw = RulesManager(policy.rules, policy.exploration).decide(view(state, policy))
+    raw = RulesManager(policy).decide(view(state, policy))
     judgment = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
     assert judgment.result == "accepted", [check for check in judgment.checks if not check.ok]

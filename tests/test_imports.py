@@ -54,7 +54,8 @@ ALLOWED: dict[str, str] = {
     "managers.none": "proposal snapshot wire",
     "managers.reading": "proposal snapshot wire",
     "managers.exploration": "managers.reading policy proposal snapshot",
-    "managers.rules": "managers.exploration managers.reading policy proposal snapshot wire",
+    "managers.imbalance": "managers.reading policy snapshot",
+    "managers.rules": "managers.exploration managers.imbalance managers.reading policy proposal snapshot wire",
     "managers.schedules": "errors proposal snapshot wire",
     "managers.adversaries": "budget errors managers.base policy proposal snapshot wire",
     "managers.local": "errors process",
@@ -108,6 +109,7 @@ THIRD_PARTY = {  # package to the modules that may import it
 }  # torch: nowhere
 LONGEST = 450
 LONG = {
+    "policy": "every key that an operator can set, with its explanation",
     "supervisor": "the one thread that owns all state, in one place",
     "cli": "one body for each command",
 }

@@ -961,7 +961,7 @@ def test_managers_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     folder = tmp_path_factory.mktemp("recorded")
-    return supervise(folder, write_child(folder, FIRST), RulesManager(Policy().rules))[0]
+    return supervise(folder, write_child(folder, FIRST), RulesManager(Policy()))[0]
 
 
 def test_a_language_model_on_the_snapshots_of_another_run(recorded: RunPaths, unmanaged: RunPaths) -> None:

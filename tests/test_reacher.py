@@ -22,7 +22,7 @@ from trainmgr import history, launch, proof, protocol, replay
 from trainmgr.managers.none import NoManager
 from trainmgr.managers.rules import RulesManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Rules
+from trainmgr.policy import Policy
 from trainmgr.snapshot import Snapshot
 from trainmgr.testing import Recorder, ScriptedManager, answer
 
@@ -292,7 +292,7 @@ def test_rules_save_the_cautious_regime(tmp_path: Path) -> None:
     found = [d.diagnosis for d in history.latest(managed)[2].decisions.values()]
     assert "exploration-collapse" in found
     assert [str(f) for f in proof.prove(managed).findings] == []
-    assert replay.rebuild(managed, RulesManager(Rules())).differences == []
+    assert replay.rebuild(managed, RulesManager(Policy())).differences == []
 
 
 @pytest.mark.parametrize("wrong", [["--regime", "bold"], ["--seed", "-1"], ["--profil", "tiny"]])

@@ -88,7 +88,7 @@ def test_the_snapshots_are_put_to_another_manager(recorded: RunPaths) -> None:
 
 def test_a_run_that_nobody_managed_is_asked_about_at_each_evaluation(folder: Path) -> None:
     paths, _, _ = supervise(folder, write_child(folder))
-    found = list(opinions.opinions(paths, RulesManager(Policy().rules)))
+    found = list(opinions.opinions(paths, RulesManager(Policy())))
     assert [(o.decision, o.step) for o in found] == [(f"eval {i}", 2 * i) for i in range(1, 13)]
     assert {o.recorded for o in found} == {"–"}
     assert all(o.valid for o in found)

@@ -49,7 +49,7 @@ class Run:
             0,
             -spacing,
         )
-        self.manager, self.revision = RulesManager(self.policy.rules), 0
+        self.manager, self.revision = RulesManager(self.policy), 0
         self.log: list[tuple[int, Proposal]] = []
         self.turn = -1.0 if mode == "max" else 1.0
         objective = protocol.Objective(metric="goal", mode=mode, counterpart=counterpart)

@@ -166,6 +166,21 @@ class Exploration(Section):
     """In this last part of the run the learning rates fall in a straight line."""
 
 
+class Imbalance(Section):
+    """Thresholds of `rules` for a loss of several terms, whose weighted gradients are compared by their norms."""
+
+    trigger: Annotated[float, Field(ge=1)] = 100.0
+    """Loss imbalance: the largest norm is more than this many times the smallest, ..."""
+    patience: Annotated[int, Field(ge=2)] = 3
+    """... by the geometric means of the last this many evaluations: the weights of the small ones rise, ..."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """... each to where its norm is this fraction of the largest, at every evaluation, ..."""
+    balanced: Annotated[float, Field(ge=1)] = 20.0
+    """... until the largest is no more than this many times the smallest."""
+    grace: Annotated[int, Field(ge=0)] = 6
+    """Evaluations after such a change in which a rise of the objective does not count as overfitting."""
+
+
 class Process(Section):
     """The child process."""
 
@@ -272,6 +287,7 @@ class Policy(Section):
     joint: Joint = Joint()
     rules: Rules = Rules()
     exploration: Exploration = Exploration()
+    imbalance: Imbalance = Imbalance()
     process: Process = Process()
     approval: Approval = Approval()
     llm: Llm = Llm()

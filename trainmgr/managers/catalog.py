@@ -47,7 +47,7 @@ def make(name: str, policy: Policy, runs_dir: Path) -> Manager:
     kind, _, rest = choose(name, policy)[0].partition(":")
     match kind, rest:
         case "rules", "":
-            return RulesManager(policy.rules, policy.exploration)
+            return RulesManager(policy)
         case "llm", _:
             return llm.LlmManager(policy, rest or None)
         case "local", _ if rest:

@@ -5,16 +5,16 @@ It has no memory but the snapshot's, and knows parameters by their declared grou
 group "averaging", one with an `off` value is the decay of an average of weights. The first rule that fits answers.
 
 The thresholds are the policy's; those that come from pilots were tried on seeds 11 and 12 of workloads/tinystories.py
-and chosen by validation loss.
+and chosen by validation loss. What other kinds of runs need is in modules of its own, with other pilots.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from trainmgr.managers import exploration, reading
+from trainmgr.managers import exploration, imbalance, reading
 from trainmgr.managers.reading import Changes
-from trainmgr.policy import Exploration, Rules
+from trainmgr.policy import Policy
 from trainmgr.proposal import Diagnosis, Expectation, Proposal, keep
 from trainmgr.snapshot import Snapshot
 from trainmgr.wire import plain
@@ -26,12 +26,11 @@ class RulesManager:
     name = "rules"
     deterministic = True
 
-    def __init__(self, rules: Rules, explore: Exploration | None = None) -> None:
-        self._rules = rules
-        self._explore = explore or Exploration()
+    def __init__(self, policy: Policy) -> None:
+        self._rules, self._explore, self._balance = policy.rules, policy.exploration, policy.imbalance
 
     def decide(self, snapshot: Snapshot) -> Any:
-        supervised = (self._instability, self._overfitting, self._annealing, self._plateau)
+        supervised = (self._imbalanced, self._instability, self._overfitting, self._annealing, self._plateau)
         learning = exploration.episodes(snapshot) is not None
         for rule in (
             self._divergence,
@@ -41,7 +40,7 @@ class RulesManager:
             proposal = rule(snapshot)
             if proposal is not None:
                 return plain(proposal)
-        return plain(keep("overfitting" if self._risen(snapshot) else "healthy", reading.figures(snapshot)))
+        return plain(keep(self._state(snapshot), reading.figures(snapshot)))
 
     # -- the rules, in order -----------------------------------------------------------------------------------------
 
@@ -91,8 +90,25 @@ class RulesManager:
             return self._adjust(snapshot, found.diagnosis, found.evidence, found.changes)
         return self._retreat(snapshot, found.diagnosis, found.evidence, found.changes, found.back)
 
+    def _imbalanced(self, snapshot: Snapshot) -> Proposal | None:
+        """A loss of several terms, some of whose gradients are drowned by another's: more weight for these.
+
+        Not in the last part of the run, where the learning rate falls.
+        """
+        now = imbalance.terms(snapshot)
+        if now is None or self._late(snapshot) or not imbalance.unbalanced(snapshot, now, self._balance):
+            return None
+        changes = imbalance.raised(snapshot, now, self._balance)
+        return self._adjust(snapshot, "loss-imbalance", f"{now}; {reading.figures(snapshot)}"[:1000], changes)
+
     def _instability(self, snapshot: Snapshot) -> Proposal | None:
-        """Gradient norms far outside their habit, often: slower."""
+        """Gradient norms far outside their habit, often: slower.
+
+        Not where the terms of the loss are out of balance: then one of them makes the norm, and slower helps none.
+        """
+        now = imbalance.terms(snapshot)
+        if now is not None and imbalance.tilted(now, self._balance):
+            return None
         share = snapshot.signals.grad_spikes
         if share <= self._rules.spike_share or reading.since_change(snapshot) < self._rules.patience:
             return None
@@ -105,7 +121,8 @@ class RulesManager:
         """The objective is above its best beyond noise, and stays there: back to the best, slower, more regularized.
 
         Where the gap to the training data is no wider than it was at the best, training lost ground itself: that is no
-        overfitting, and slower is enough. Where nobody measures that gap, overfitting is assumed.
+        overfitting, and slower is enough. Where nobody measures that gap, overfitting is assumed; but not where the
+        gradients of several terms are measured, since how the terms are weighed explains a rise as well.
         """
         if not self._risen(snapshot):
             return None
@@ -148,9 +165,21 @@ class RulesManager:
                 return self._adjust(snapshot, "underfitting", evidence, self._faster(snapshot))
         return self._adjust(snapshot, "plateau", evidence, changes or slower)
 
+    def _state(self, snapshot: Snapshot) -> Diagnosis:
+        """What is the matter although nothing is to be done."""
+        now = imbalance.terms(snapshot)
+        if now is not None and imbalance.unbalanced(snapshot, now, self._balance):
+            return "loss-imbalance"
+        return "overfitting" if self._risen(snapshot) else "healthy"
+
     def _risen(self, snapshot: Snapshot) -> bool:
-        """Whether the objective is above its best beyond noise, for long enough."""
-        return self._beyond_noise(snapshot) and reading.settled(snapshot) >= self._rules.patience
+        """Whether the objective is above its best beyond noise, for long enough to be put down to overfitting."""
+        now, patience = imbalance.terms(snapshot), self._rules.patience
+        if now is not None and reading.gap(snapshot) is None:
+            return False
+        if now is not None and imbalance.balancing(snapshot, now):
+            patience = max(patience, self._balance.grace)
+        return self._beyond_noise(snapshot) and reading.settled(snapshot) >= patience
 
     def _beyond_noise(self, snapshot: Snapshot) -> bool:
         """Whether the objective is above its best by more than noise explains, or not finite."""
