@@ -198,9 +198,23 @@ class Simulation:
         for record in self.feed.records():
             self.state.fold(record)
             if isinstance(record, protocol.Applied | protocol.Refused):
-                self.append(decision.acknowledgment(record, self.ledger, self.feed.offset))
+                self.append(decision.acknowledgment(record, self.state, self.ledger, self.feed.offset))
+                self.own()
             for outcome in decision.outcomes(self.state, self.ledger, self.feed.offset):
                 self.append(outcome)
+            while isinstance(record, protocol.Eval) and (event := self.watched()) is not None:
+                self.append(event)
+                self.own()
+
+    def watched(self) -> Any:
+        return decision.watched(self.state, self.ledger, self.policy, self.mark())
+
+    def own(self) -> None:
+        issued = protocol.Issued(t=0.0, step=self.state.step)
+        event = decision.own(self.ledger, run=self.paths.id, issued=issued)
+        if event is not None:
+            self.append(event)
+            control.write(self.paths, event.control)
 
     def decide(self, raw: Any) -> None:
         why = decision.trigger(self.state, self.ledger, self.policy)
@@ -229,7 +243,8 @@ class Simulation:
         self.state.finish()
         for outcome in decision.outcomes(self.state, self.ledger, self.feed.offset):
             self.append(outcome)
-        closing = events.Closing(ended=0.0, status="completed", exit_code=0, exit="ended well", **figures(self.state))
+        closing = events.Closing(ended=0.0, status="completed", exit_code=0, exit="ended well", **figures(self.state),
+                                 **self.ledger.losses())  # fmt: skip
         content = events.render_run_file(plain(self.manifest), plain(closing))
         files.replace(self.paths.manifest, content)
         self.append(

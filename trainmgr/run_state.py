@@ -141,6 +141,8 @@ class RunState:
     first_counterpart: float | None = None
     best: tuple[int, float] | None = None
     """(step, objective) of the best evaluation."""
+    best_recipe: dict[str, Value] | None = None
+    """The recipe that was in effect there; None where it is not known any more, after a restart."""
     evals_since_best: int = 0
     split: dict[str, dict[str, float]] = field(default_factory=dict)
     initial: Saved | None = None
@@ -180,6 +182,13 @@ class RunState:
     def latest(self) -> float | None:
         """The objective of the last evaluation; None before the first."""
         return self.objective_of(self.evaluations[-1]) if self.evaluations else None
+
+    @property
+    def nearly_over(self) -> bool:
+        """Whether this was the last evaluation before the end, by their average distance."""
+        if self.total_steps is None or not self.evals:
+            return False
+        return self.total_steps - self.step <= 1.5 * self.step / max(1, self.evals - 1)
 
     # -- the fold ----------------------------------------------------------------------------------------------------
 
@@ -246,7 +255,8 @@ class RunState:
         self._close_last("end")
         self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step <= step]
         values = [(e.step, v) for e in self.evaluations if (v := self.objective_of(e)) is not None and math.isfinite(v)]
-        self.best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
+        best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
+        self.best, self.best_recipe = best, self.best_recipe if best == self.best else None
         self.evals_since_best = sum(s > self.best[0] for s, _ in values) if self.best else 0
         self.windows = {}
         self.norm_count = self.spike_count = self.non_finite = 0
@@ -303,7 +313,7 @@ class RunState:
         if self.first_objective is None and math.isfinite(value):
             self.first_objective, self.first_counterpart = value, counterpart
         if math.isfinite(value) and (self.best is None or self.worse(value) < self.worse(self.best[1])):
-            self.best = (record.step, value)
+            self.best, self.best_recipe = (record.step, value), dict(self.recipe)
             self.evals_since_best = 0
         else:
             self.evals_since_best += 1

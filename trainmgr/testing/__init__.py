@@ -18,7 +18,7 @@ from trainmgr import events, launch, protocol
 from trainmgr.ledger import Ledger
 from trainmgr.managers.base import Manager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Limits, Policy
+from trainmgr.policy import Actions, Limits, Policy, Probation
 from trainmgr.proposal import keep
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import Snapshot
@@ -164,8 +164,11 @@ with Workload("line", objective="val_loss", total_steps=STEPS, metrics={"loss": 
 """
 """The body of a small deterministic workload: a line fitted by gradient descent, which waits for each decision."""
 
-EXACT = Policy(limits=Limits(lead_steps=1))
-"""Each change takes effect exactly one step after the evaluation that it was decided on."""
+EXACT = Policy(
+    limits=Limits(lead_steps=1), probation=Probation(enabled=False), actions=Actions(stop_settled_evals=0)
+)  # fmt: skip
+"""Each change takes effect exactly one step after the evaluation that it was decided on. Nothing is taken back, and a
+stop is always offered: a script is followed to the letter."""
 
 
 class FakeClock:
