@@ -14,7 +14,7 @@ from trainmgr.control import write
 from trainmgr.decision import Mark, next_id, trigger
 from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Actions, Cadence, Limits, Policy, Staleness
+from trainmgr.policy import Actions, Cadence, Limits, Policy, Probation, Staleness
 from trainmgr.run_state import RunState
 from trainmgr.wire import to_json
 
@@ -30,7 +30,7 @@ def folded(*payloads: Any) -> Ledger:
 
 
 def why(state: RunState, *payloads: Any, **cadence: Any) -> str | None:
-    return trigger(state, folded(*payloads), Policy(cadence=Cadence(**cadence)))
+    return trigger(state, folded(*payloads), Policy(cadence=Cadence(**cadence), probation=Probation(first_evals=0)))
 
 
 def test_a_manager_is_asked_after_evaluations() -> None:
@@ -41,6 +41,16 @@ def test_a_manager_is_asked_after_evaluations() -> None:
     assert why(state, every_evals=3) is None
     assert why(state, asked(1, 20, 2), ruled(1, action="keep")) is None
     assert why(fold([evaluation(30, 1.8)], state), asked(1, 20, 2), ruled(1, action="keep")) == "evaluation"
+
+
+def test_nobody_is_asked_before_anything_can_be_compared() -> None:
+    def first(state: RunState, **watch: Any) -> str | None:
+        return trigger(state, Ledger(), Policy(probation=Probation(**watch)))
+
+    assert first(curve([2.0, 1.9, 1.8])) is None
+    assert first(curve([2.0, 1.9, 1.8]), enabled=False) == "evaluation"
+    assert first(curve([2.0, 1.9, 1.8, 1.7])) == "evaluation"
+    assert first(curve([2.0, math.nan])) == "alarm"
 
 
 def test_never_while_something_is_pending_or_over() -> None:

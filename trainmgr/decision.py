@@ -37,6 +37,8 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
     broken = state.non_finite or (state.latest is not None and not math.isfinite(state.latest))
     if policy.cadence.on_alarm and broken and ledger.last_alarm != state.evals:
         return "alarm"
+    if policy.probation.enabled and state.evals < policy.probation.first_evals:
+        return None
     new = state.evals - ledger.last_evals
     if policy.cadence.every_steps is not None:
         return _planned(state, ledger, policy)

@@ -293,7 +293,7 @@ class Kept(Wire):
     forecast: Number | None
     measured: Number | None
     helped: bool
-    """Whether there was a new best since, or the objective is better than its forecast."""
+    """Whether the objective is better than its forecast, by more than its noise."""
     trust: dict[str, float]
     """What grew, as in "reverted"."""
 

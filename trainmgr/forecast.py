@@ -14,7 +14,6 @@ from trainmgr.wire import Number, Wire
 
 DAMPING = 0.8  # of the trend, from one evaluation to the next
 SPANS = (3, 4, 5)  # evaluations in the lines that must agree on a trend
-NOISE_EVALS = 12
 
 
 class Forecast(Wire):
@@ -53,7 +52,7 @@ def predict(values: Sequence[float], *, evals: int, mode: str, best: float | Non
     them, to the better the least steep, and no steeper than the last step.
     """
     turn = -1.0 if mode == "max" else 1.0
-    finite = [turn * value for value in values if math.isfinite(value)][-NOISE_EVALS:]
+    finite = [turn * value for value in values if math.isfinite(value)]
     level = None
     if values and math.isfinite(values[-1]):
         recent = finite[-SPANS[-1] :]

@@ -150,6 +150,8 @@ class Ledger:
                     self._rejection(next((check.reason for check in payload.checks if not check.ok), "rejected"))
                 elif payload.action != "keep":
                     self.accepted += 1
+                    if self.demoted:  # what is never applied need not be remembered
+                        return
                     decision = Decision(payload.decision, payload.diagnosis, payload.expected, payload.evidence)
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
             case events.OverrideIssued():

@@ -111,6 +111,8 @@ class Probation(Section):
 
     enabled: bool = True
     """Whether there is one."""
+    first_evals: Count = 4
+    """Nobody is asked before this many evaluations, but in an alarm: nothing could be compared yet."""
     window_evals: Annotated[int, Field(ge=1, le=12)] = 5
     """A change is on trial for this many evaluations, measured against a forecast from before it."""
     tolerance: Positive = 0.03

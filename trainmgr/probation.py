@@ -23,7 +23,7 @@ def expect(state: RunState) -> forecast.Forecast:
     """What the objective would be without the change that was applied just now."""
     assert state.start is not None
     goal = state.start.objective
-    values = [value for e in state.evaluations if (value := state.objective_of(e)) is not None]
+    values = [value for _, value in state.course_before]
     best = state.best[1] if state.best else None
     return forecast.predict(values, evals=state.evals, mode=goal.mode, best=best, scale=goal.scale)
 
@@ -56,13 +56,13 @@ def harmed(state: RunState, trial: Trial, policy: Policy) -> bool:
     """Whether the objective is worse than was forecast before the change, by what the policy calls harm."""
     watch, found = policy.probation, excesses(state, trial)
     margin = trial.forecast.margin(watch.tolerance, watch.noise_factor)
-    if not found or margin <= 0:  # nothing was measured, or there is nothing to compare it with
-        return bool(found) and trial.forecast.level is not None and not math.isfinite(found[-1])
-    if not found[-1] <= watch.catastrophe * margin:  # NaN is a catastrophe
-        return True
-    known = trial.forecast.noise is not None  # before that only a catastrophe stands out
-    late = found[-watch.patience :]
-    return known and len(late) == watch.patience and all(excess > margin for excess in late)
+    if not found or math.isinf(found[-1]) or margin <= 0:
+        return bool(found) and math.isinf(found[-1])
+    late, far = found[-watch.patience :], watch.catastrophe * margin
+    lasting = len(late) == watch.patience
+    if trial.forecast.noise is None:  # then it takes both
+        return lasting and min(late) > far
+    return found[-1] > far or (lasting and min(late) > margin)
 
 
 def excesses(state: RunState, trial: Trial) -> list[float]:
@@ -115,25 +115,29 @@ def _restored(state: RunState, ledger: Ledger, *, demoted: bool) -> dict[str, Va
     A change that is on its way may take effect before it is superseded: what it would move is named too.
     """
     assert state.start is not None
-    space, values = state.space.parameters, {}
+    space, values, moved = state.space.parameters, dict[str, Value](), dict[str, Value]()
     for trial in reversed(ledger.trials):
         values.update(trial.before)
     if demoted and state.best_recipe is not None:
-        values.update({name: value for name, value in state.best_recipe.items()
-                       if name in space and not space[name].scheduled})  # fmt: skip
+        best = {name: value for name, value in state.best_recipe.items() if name in space}
+        values.update({name: value for name, value in best.items() if not space[name].scheduled})
     if ledger.outstanding is not None:
         wanted, held = ledger.outstanding.params, ledger.held
         moved = {name: state.recipe[name] for name in wanted if wanted[name] != held.get(name) and name in space}
-        values = {**moved, **values}
-    return {name: value for name, value in values.items() if name in space and space[name].objection(value) is None}
+    return {
+        name: value
+        for name, value in {**moved, **values}.items()
+        if name in space
+        and space[name].objection(value) is None
+        and (name in moved or value != state.recipe[name] or value != ledger.in_force.get(name, value))
+    }
 
 
 def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str) -> events.Kept:
     trial, watch = ledger.trials[0], policy.probation
     found = excesses(state, trial)
     since = state.evals - trial.forecast.evals
-    helped = state.best is not None and state.evals_since_best < since and state.best[0] > trial.step
-    helped |= bool(found) and found[-1] < 0
+    helped = bool(found) and found[-1] < -(trial.forecast.noise or 0.0)
     doubted = [name for name in (*trial.before, *([ROLLBACK] if trial.rollback else [])) if name in ledger.trust]
     return events.Kept(
         decisions=list(trial.decisions),

@@ -10,6 +10,7 @@ from trainmgr.run_state import RunState
 from trainmgr.wire import Number, Wire
 
 SLOPE_EVALS = 5
+NOISE_EVALS = 12
 DIGITS = 6  # significant digits
 
 
@@ -75,7 +76,7 @@ def measure(state: RunState) -> Signals:
         evals_since_best=state.evals_since_best,
         evals_since_change=state.evals - max(changes) if changes else None,
         rise=rounded(turn * (latest - best) / scale) if latest is not None and best is not None and scale else None,
-        noise=rounded(_noise(finite[-forecast.NOISE_EVALS :], scale)),
+        noise=rounded(_noise(finite[-NOISE_EVALS:], scale)),
         slope=rounded(_slope(finite[-SLOPE_EVALS:], scale, turn)),
         gap=rounded(gaps[-1]) if gaps else None,
         gap_slope=rounded(_slope([g for g in gaps if math.isfinite(g)][-SLOPE_EVALS:], scale, turn)),
