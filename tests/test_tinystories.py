@@ -13,7 +13,7 @@ import pytest
 from trainmgr import launch, proof, protocol, replay
 from trainmgr.managers.none import NoManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Policy, Staleness
+from trainmgr.policy import Policy, Probation, Staleness
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import Snapshot
 from trainmgr.telemetry import Feed
@@ -51,7 +51,7 @@ def supervised(
 ) -> RunPaths:
     request = launch.Request(
         script=SCRIPT, arguments=TINY, seed=3, runs_dir=folder / "runs", schedule=schedule,
-        policy=Policy(staleness=Staleness(max_age_steps=STEPS)),  # slow machines may answer late
+        policy=Policy(staleness=Staleness(max_age_steps=STEPS), probation=Probation(enabled=False)),  # may answer late
     )  # fmt: skip
     paths, closing = launch.launch(request, lambda *_: Recorder(), manager=manager)
     assert (closing.status, closing.exit_code) == ("completed", 0), paths.stderr.read_text()

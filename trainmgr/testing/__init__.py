@@ -106,6 +106,9 @@ def settled(count):
     manifest = events[0]["manifest"]
     if manifest["manager"] == "none":
         return True
+    watch = manifest["policy"]["probation"]
+    if watch["enabled"]:
+        count -= max(0, watch["first_evals"] - 1)  # at which nobody is asked
     done = [e for e in events if e["kind"] == "verdict" or (e["kind"] == "error" and e["decision"])]
     if len(done) < count:
         return False
