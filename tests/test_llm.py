@@ -824,7 +824,8 @@ def test_with_blocking_training_stands_still_during_a_call_and_goes_on_after_it(
 
     listener = Recorder(on_event=hear)
     with ScriptedEndpoint(script) as endpoint:
-        paths, closing, _ = managed(tmp_path, endpoint, Policy(probation=UNWATCHED), long(400, f"if step == 400: {kind('verdict')}"),
+        body = long(400, f"if step == 400: {kind('verdict')}")
+        paths, closing, _ = managed(tmp_path, endpoint, Policy(probation=UNWATCHED), body,
                                     blocking=True, listener=listener)  # fmt: skip
     assert (closing.status, closing.steps) == ("completed", 400)
     assert sizes
