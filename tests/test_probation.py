@@ -148,7 +148,7 @@ def test_the_forecast_is_on_record_with_the_acknowledgment() -> None:
     run = learned().change(lr=2e-3)
     (change,) = run.of(events.Acknowledged)
     assert change.forecast is not None
-    assert (change.forecast.evals, change.forecast.damped) == (6, False)
+    assert (change.forecast.evals, change.forecast.slope) == (6, 0.0)
     assert change.forecast == run.ledger.trials[0].forecast
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from trainmgr import audit, control, events, history, launch, proof, protocol, replay
+from trainmgr import audit, control, events, history, launch, proof, protocol, replay, screen, tables
 from trainmgr.managers import catalog
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.policy import Actions, Limits, Policy, Probation, Process
@@ -116,6 +118,20 @@ def test_a_manager_that_lost_too_much_is_asked_and_not_applied(tmp_path: Path) -
     assert len(of(paths, events.OverrideIssued)) == 2
     assert json.loads(paths.manifest.read_bytes())["closing"]["demoted"] is True
     holds(paths)
+    said = Console(file=io.StringIO(), width=200)
+    manifest, state, ledger = history.latest(paths)
+    said.print(screen.render(state, ledger, manifest, width=180))
+    tables.print_closing(said, manifest, state, ledger)
+    tables.print_proof(said, proof.prove(paths))
+    text = said.file.getvalue()  # type: ignore[attr-defined]
+    for words in (
+        "taken back 1 time, 1 steps lost; trust lr 0.5; the manager has lost too much",
+        "lr 0.1 → 0.2  (taken back)",
+        "probation: roll back to best; lr 0.2 → 0.1",
+        "Probation: changes were taken back 1 time, 1 steps lost; then nothing more of the manager was applied.",
+        "taken back by probation: 1.491 at step 10, forecast 0.99",
+    ):
+        assert words in text
 
 
 def test_in_shadow_mode_nothing_is_watched_and_nothing_is_stopped(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Where a series of evaluations was going: the yardstick for what comes after a change. Pure.
 
-A trend that gets better is damped (Gardner and McKenzie 1985, https://doi.org/10.1287/mnsc.31.10.1237): learning slows
+A trend to the better is damped (Gardner and McKenzie 1985, https://doi.org/10.1287/mnsc.31.10.1237): learning slows
 down by itself. One that gets worse goes on undamped: a change that does not stop an overfitting is not its cause.
 """
 
@@ -12,7 +12,7 @@ from statistics import median
 
 from trainmgr.wire import Number, Wire
 
-DAMPING = 0.8  # of the trend, from one evaluation to the next
+DAMPING = 0.8  # at least: factor on a trend to the better from one evaluation to the next
 SPANS = (3, 4, 5)  # evaluations in the lines that must agree on a trend
 
 
@@ -25,8 +25,8 @@ class Forecast(Wire):
     """Where the objective was; null where nothing finite was measured last, so that nothing can be forecast."""
     slope: Number
     """Its change in one evaluation."""
-    damped: bool
-    """Whether the trend is towards the better."""
+    damping: Number
+    """Factor on that from one evaluation to the next; 1: the trend goes on."""
     noise: Number | None
     """Standard deviation of one evaluation around its neighbours; null before there are four."""
     scale: Number
@@ -36,8 +36,7 @@ class Forecast(Wire):
         """The objective to be expected that many evaluations after the change."""
         if self.level is None:
             return None
-        steps = sum(DAMPING**i for i in range(1, evals + 1)) if self.damped else evals
-        return self.level + self.slope * steps
+        return self.level + self.slope * sum(self.damping**i for i in range(1, evals + 1))
 
     def margin(self, tolerance: float, noise_factor: float) -> float:
         """How much worse than that is no harm yet."""
@@ -49,7 +48,7 @@ def predict(values: Sequence[float], *, evals: int, mode: str, best: float | Non
 
     The least hopeful reading of them, since it is held against a change: the level is the last value or the end of the
     line through the last five, whichever is worse. A trend is what several lines agree on: to the worse the steepest of
-    them, to the better the least steep, and no steeper than the last step.
+    them, to the better the least steep, no steeper than the last step, and damped the more the more the curve flattens.
     """
     turn = -1.0 if mode == "max" else 1.0
     finite = [turn * value for value in values if math.isfinite(value)]
@@ -60,21 +59,32 @@ def predict(values: Sequence[float], *, evals: int, mode: str, best: float | Non
         end = sum(recent) / len(recent) + (trend or 0.0) * (len(recent) - 1) / 2
         level = recent[-1] if trend is None else max(recent[-1], end)
     lines = [s for span in SPANS if len(finite) >= span and (s := slope(finite[-span:])) is not None]
-    agreed = 0.0
+    agreed, damping = 0.0, 1.0
     if lines and min(lines) > 0:
         agreed = max(lines)
     elif lines:
-        agreed = min(0.0, max(*lines, finite[-1] - finite[-2]))
+        before, last = finite[-2] - finite[-3], finite[-1] - finite[-2]
+        agreed = min(0.0, max(*lines, last))
+        damping = min(DAMPING, last / before) if last < 0 and before < 0 else 0.0
     if level is None or not math.isfinite(level + agreed):
-        return Forecast(evals=evals, level=None, slope=0.0, damped=False, noise=None, scale=0.0)
+        return Forecast(evals=evals, level=None, slope=0.0, damping=1.0, noise=None, scale=0.0)
     return Forecast(
         evals=evals,
         level=turn * level,
         slope=turn * agreed,
-        damped=agreed < 0,
-        noise=noise(finite),
+        damping=damping,
+        noise=_noise(finite),
         scale=scale or max(abs(best or 0.0), abs(level)),
     )
+
+
+def _noise(values: Sequence[float]) -> float | None:
+    """The noise beyond curvature: of second differences that all have one sign, the least counts, not their median."""
+    second = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    found = noise(values)
+    if found is None or min(second) < 0 < max(second):
+        return found
+    return _deviation(min(map(abs, second)))
 
 
 def noise(values: Sequence[float]) -> float | None:
@@ -85,7 +95,11 @@ def noise(values: Sequence[float]) -> float | None:
     if len(values) < 4:
         return None
     second = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
-    return 1.4826 * median(second) / math.sqrt(6)
+    return _deviation(median(second))
+
+
+def _deviation(second: float) -> float:
+    return 1.4826 * second / math.sqrt(6)
 
 
 def slope(values: Sequence[float]) -> float | None:

@@ -285,8 +285,9 @@ def _change(past: Past, detail: Detail) -> str:
     state = f" ({past.closed})" if past.closed else ""
     if past.taken_back:
         state = " (it did harm and was taken back)"
+    own = "probation" if past.decision.startswith("probation") else "unknown"
     return (
-        f"step {past.step}, {past.diagnosis or 'unknown'}: {'; '.join(what)}{expected}; "
+        f"step {past.step}, {past.diagnosis or own}: {'; '.join(what)}{expected}; "
         f"before {figure(past.before)}, after {after}{state}"
     )
 
