@@ -15,7 +15,7 @@ import torch
 from trainmgr import launch, proof, protocol
 from trainmgr.managers.base import Manager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Policy, Staleness
+from trainmgr.policy import Policy, Probation, Staleness
 from trainmgr.telemetry import Feed
 from trainmgr.testing import Recorder
 
@@ -46,10 +46,10 @@ class Script:
     def supervised(
         self, folder: Path, manager: Manager | None, schedule: list[protocol.Override] | None = None, *more: str
     ) -> RunPaths:
-        """A child that a supervisor looks after; what it leaves can be proven."""
+        """A child that a supervisor looks after, even if slow machines answer late; what it leaves can be proven."""
         request = launch.Request(
             script=self.path, arguments=[*TINY, *more], seed=3, runs_dir=folder / "runs", schedule=schedule,
-            policy=Policy(staleness=Staleness(max_age_steps=self.steps)),  # slow machines may answer late
+            policy=Policy(staleness=Staleness(max_age_steps=self.steps), probation=Probation(enabled=False)),
         )  # fmt: skip
         paths, closing = launch.launch(request, lambda *_: Recorder(), manager=manager)
         assert closing.exit_code == 0, paths.stderr.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -172,3 +173,44 @@ def test_types_must_fit(make: Any) -> None:
 def test_action_spaces_are_equal_by_content() -> None:
     assert ActionSpace([lr()], ["stop"]) == ActionSpace([lr()], ["stop"])
     assert ActionSpace([lr()], ["stop"]) != ActionSpace([lr(value=1e-3)], ["stop"])
+
+
+# -- trust ---------------------------------------------------------------------------------------------------------
+
+
+def test_trust_narrows_one_change() -> None:
+    wide, narrow = lr(value=1e-3).reach(1e-3), lr(value=1e-3).trusted(0.5).reach(1e-3)
+    assert wide == (pytest.approx(1e-4), 2e-3)
+    assert narrow == (pytest.approx(1e-3 * 0.1**0.5), pytest.approx(1e-3 * 2**0.5))
+    assert dropout(value=0.3).trusted(0.5).reach(0.3) == (pytest.approx(0.2), pytest.approx(0.4))
+    assert dropout(value=0.2, max_delta=None).trusted(0.5).reach(0.2) == (0.0, pytest.approx(0.45))
+    free = lr(value=1e-3, max_ratio=None, min_ratio=None).trusted(0.25)
+    assert free.reach(1e-3) == (pytest.approx(1e-3 / 500**0.25), pytest.approx(1e-3 * 500**0.25))
+
+
+def test_a_whole_number_may_always_move_by_one() -> None:
+    assert batch().trusted(0.0625).reach(16) == (15.0, 17.0)
+    ratio = batch(max_delta=None, max_ratio=2.0, value=3).trusted(0.0625)
+    assert (ratio.clip(9, 3), ratio.clip(0, 3)) == (4, 2)
+    assert batch(max_delta=None).trusted(0.0625).clip(64, 16) == 19
+
+
+def test_little_trust_switches_nothing_off() -> None:
+    assert ema(value=0.95).trusted(0.75).off == 0.0
+    assert ema(value=0.95).trusted(0.5).off is None
+    assert ema().trusted(0.5) == ema()  # it is off; what it would be switched to has no size
+    for parameter in (augment(), kind(), ema(), batch(value=16).model_copy(update={"value": "NaN"})):
+        assert not parameter.sized
+        assert parameter.trusted(0.1) == parameter
+
+
+@MANY
+@given(parameters(), st.floats(0.01, 1.0), st.floats(0.01, 1.0))
+def test_less_trust_reaches_less_and_never_more_than_was_declared(parameter: Parameter, a: float, b: float) -> None:
+    reaches = [parameter.trusted(trust).reach(parameter.value) for trust in (min(a, b), max(a, b), 1.0)]
+    for inner, outer in pairwise(reaches):
+        assert inner is not None
+        assert outer is not None
+        slack = 1e-9 * max(map(abs, outer))
+        assert outer[0] - slack <= inner[0] <= inner[1] <= outer[1] + slack
+    Parameter.model_validate(parameter.trusted(a).model_dump())

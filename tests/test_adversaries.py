@@ -174,7 +174,7 @@ def test_it_does_not_go_back_where_that_would_heal(values: list[float]) -> None:
 
 
 def test_it_ends_the_run_early_and_not_on_the_best() -> None:
-    forbidden = Policy(actions=Actions(rollback=False))
+    forbidden = Policy(actions=Actions(rollback=False, stop_settled_evals=0))
     proposal = ask(Adversary(), curve(LEARNING, RATE), forbidden)
     assert (proposal.action, proposal.to) == ("stop", None)
     for state in (curve(LEARNING, RATE, every=300), curve([3.0], RATE)):
@@ -184,7 +184,8 @@ def test_it_ends_the_run_early_and_not_on_the_best() -> None:
 @pytest.mark.parametrize("lost", [2.9, math.nan])
 def test_it_ends_the_run_at_any_time_on_what_it_destroyed(lost: float) -> None:
     state = curve([3.0, 2.0, lost], RATE, every=300)
-    assert ask(Adversary(), state, Policy(actions=Actions(rollback=False))).action == "stop"
+    forbidden = Policy(actions=Actions(rollback=False, stop_settled_evals=0))
+    assert ask(Adversary(), state, forbidden).action == "stop"
 
 
 def test_it_forecasts_the_harm_truly() -> None:
@@ -233,7 +234,7 @@ def draws(state: RunState, policy: Policy = ONLY_CHANGES, count: int = 300) -> l
 
 
 def test_every_action_and_every_target_is_drawn() -> None:
-    found = draws(curve(LEARNING, RATE), Policy())
+    found = draws(curve(LEARNING, RATE), Policy(actions=Actions(stop_settled_evals=0)))
     assert {(p.action, p.to) for p in found} == {
         ("keep", None), ("adjust", None), ("rollback", "best"), ("rollback", "initial"), ("stop", None),
         ("stop", "best"),

@@ -14,7 +14,7 @@ from trainmgr.control import write
 from trainmgr.decision import Mark, next_id, trigger
 from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Cadence, Limits, Policy, Staleness
+from trainmgr.policy import Actions, Cadence, Limits, Policy, Probation, Staleness
 from trainmgr.run_state import RunState
 from trainmgr.wire import to_json
 
@@ -30,7 +30,7 @@ def folded(*payloads: Any) -> Ledger:
 
 
 def why(state: RunState, *payloads: Any, **cadence: Any) -> str | None:
-    return trigger(state, folded(*payloads), Policy(cadence=Cadence(**cadence)))
+    return trigger(state, folded(*payloads), Policy(cadence=Cadence(**cadence), probation=Probation(first_evals=0)))
 
 
 def test_a_manager_is_asked_after_evaluations() -> None:
@@ -41,6 +41,16 @@ def test_a_manager_is_asked_after_evaluations() -> None:
     assert why(state, every_evals=3) is None
     assert why(state, asked(1, 20, 2), ruled(1, action="keep")) is None
     assert why(fold([evaluation(30, 1.8)], state), asked(1, 20, 2), ruled(1, action="keep")) == "evaluation"
+
+
+def test_nobody_is_asked_before_anything_can_be_compared() -> None:
+    def first(state: RunState, **watch: Any) -> str | None:
+        return trigger(state, Ledger(), Policy(probation=Probation(**watch)))
+
+    assert first(curve([2.0, 1.9, 1.8])) is None
+    assert first(curve([2.0, 1.9, 1.8]), enabled=False) == "evaluation"
+    assert first(curve([2.0, 1.9, 1.8, 1.7])) == "evaluation"
+    assert first(curve([2.0, math.nan])) == "alarm"
 
 
 def test_never_while_something_is_pending_or_over() -> None:
@@ -152,15 +162,16 @@ def test_without_anything_to_apply_there_is_no_override() -> None:
     keep = {"diagnosis": "healthy", "evidence": "", "action": "keep"}
     for raw in (keep, "nonsense", {**ANSWER, "changes": {"lr": 1.0}}):
         assert override(verdict(raw), Policy()) is None
-    stop = override(verdict({**ANSWER, "action": "stop", "changes": {}}), Policy())
+    free = Policy(actions=Actions(stop_settled_evals=0))
+    stop = override(verdict({**ANSWER, "action": "stop", "changes": {}}, free), free)
     assert (stop.control.command.name, stop.control.params) == ("stop", {})
 
 
 def test_acknowledgments() -> None:
     ledger = folded(issued(Ledger(), {"lr": 1e-3}))
-    done = decision.acknowledgment(applied(30, 1, {"lr": (3e-3, 1e-3)}), ledger, 99)
+    done = decision.acknowledgment(applied(30, 1, {"lr": (3e-3, 1e-3)}), curve([2.0]), ledger, 99)
     assert (done.decision, done.result, done.boundary, done.changes) == ("d1", "applied", "step", {"lr": (3e-3, 1e-3)})
-    no = decision.acknowledgment(refused(30, 7), ledger, 99)
+    no = decision.acknowledgment(refused(30, 7), curve([2.0]), ledger, 99)
     assert (no.decision, no.result, no.reason, no.telemetry_offset) == ("unknown", "refused", "too late", 99)
 
 

@@ -37,6 +37,7 @@ from trainmgr.proposal import Proposal
 from trainmgr.run_state import RunState
 
 CLIP = Policy(limits=Limits(clip=True))
+FREE = Policy(actions=Actions(stop_settled_evals=0))
 
 
 def answer(action: str = "adjust", changes: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -252,14 +253,15 @@ def test_commands() -> None:
     rollback = judge(answer("rollback", {"lr": 1e-3}), STATE).command
     assert rollback is not None
     assert (rollback.id, rollback.name, rollback.to) == ("d1", "rollback", "best")
-    stop = judge(answer("stop", to="best"), STATE).command
+    stop = judge(answer("stop", to="best"), STATE, FREE).command
     assert stop is not None
     assert (stop.name, stop.to) == ("stop", "best")
     assert failed(judge(answer("rollback"), BARE))["available"] == "rollback: there is no best checkpoint yet"
     assert (
-        failed(judge(answer("stop", to="best"), BARE))["available"] == "stop to best: there is no best checkpoint yet"
+        failed(judge(answer("stop", to="best"), BARE, FREE))["available"]
+        == "stop to best: there is no best checkpoint yet"
     )
-    assert judge(answer("stop"), BARE).result == "accepted"
+    assert judge(answer("stop"), BARE, FREE).result == "accepted"
 
 
 def test_a_parameter_rests_until_its_change_is_measured() -> None:

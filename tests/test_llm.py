@@ -31,7 +31,7 @@ from trainmgr.managers.base import Answer
 from trainmgr.managers.llm import LlmManager
 from trainmgr.managers.rules import RulesManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Budget, Limits, Llm, Policy, Price
+from trainmgr.policy import Budget, Limits, Llm, Policy, Price, Probation
 from trainmgr.snapshot import Snapshot
 from trainmgr.testing import (
     LINE,
@@ -77,9 +77,12 @@ def prompt_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
+UNWATCHED = Probation(enabled=False)
+
+
 def policy_of(**llm_settings: Any) -> Policy:
     """Each change takes effect one step after its evaluation."""
-    return Policy(limits=Limits(lead_steps=1), llm=Llm(**llm_settings))
+    return Policy(limits=Limits(lead_steps=1), llm=Llm(**llm_settings), probation=UNWATCHED)
 
 
 def manager_at(endpoint: ScriptedEndpoint, policy: Policy, model: str | None = "scripted") -> LlmManager:
@@ -479,7 +482,7 @@ def test_the_key_is_nowhere_whatever_the_endpoint_does_with_it(tmp_path: Path) -
         Propose(answer("adjust", {"lr": CANARY})),
         Propose(answer(CANARY)),
     ]  # fmt: skip
-    (tmp_path / "policy.toml").write_text("[llm]\nretries = 0\nbreaker_failures = 100\n")
+    (tmp_path / "policy.toml").write_text("[llm]\nretries = 0\nbreaker_failures = 100\n[probation]\nenabled = false\n")
     child = write_child(tmp_path, SPY.replace("STEPS, EVERY = 24", "STEPS, EVERY = 40"))
     with ScriptedEndpoint(script) as endpoint:
         given = {**os.environ, "OPENAI_API_KEY": CANARY, "OTHER_NAME": f"key={CANARY}", "HARMLESS": "harmless",
@@ -748,7 +751,9 @@ def test_an_answer_that_comes_too_late_has_no_effect_and_is_kept_in_full(tmp_pat
     body = long(200, f"if step == 10: {kind('request')}", "if step == 100: until(lambda: settled(1))",
                 "if step == 101: until(lambda: settled(2))")  # fmt: skip
     with ScriptedEndpoint(script) as endpoint:
-        paths, closing, _ = managed(tmp_path, endpoint, Policy(), body, listener=Recorder(on_record=release))
+        paths, closing, _ = managed(
+            tmp_path, endpoint, Policy(probation=UNWATCHED), body, listener=Recorder(on_record=release)
+        )
     late, next_one = of(paths, events.Verdict)[:2]
     assert [(check.name, check.reason) for check in late.checks if not check.ok] == [
         ("fresh", "the snapshot is 90 steps old; 10 are allowed")
@@ -819,7 +824,8 @@ def test_with_blocking_training_stands_still_during_a_call_and_goes_on_after_it(
 
     listener = Recorder(on_event=hear)
     with ScriptedEndpoint(script) as endpoint:
-        paths, closing, _ = managed(tmp_path, endpoint, Policy(), long(400, f"if step == 400: {kind('verdict')}"),
+        body = long(400, f"if step == 400: {kind('verdict')}")
+        paths, closing, _ = managed(tmp_path, endpoint, Policy(probation=UNWATCHED), body,
                                     blocking=True, listener=listener)  # fmt: skip
     assert (closing.status, closing.steps) == ("completed", 400)
     assert sizes

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from trainmgr import events, policy
+from trainmgr import events, policy, schemas
 from trainmgr.action_space import ActionSpace
 from trainmgr.errors import PolicyError, UserError
 from trainmgr.policy import ParameterLimits, Policy
@@ -47,7 +47,7 @@ def test_nothing_is_the_defaults(tmp_path: Path) -> None:
 
 
 def test_the_document_is_the_defaults_and_names_every_key(tmp_path: Path) -> None:
-    text = policy.document()
+    text = schemas.policy_file()
     assert load(tmp_path, text) == Policy()
     for name, section in {**SECTIONS, "parameters.lr": ParameterLimits}.items():
         part = text[text.index(f"[{name}]") :].split("\n\n")[0]
@@ -58,10 +58,14 @@ def test_the_document_is_the_defaults_and_names_every_key(tmp_path: Path) -> Non
 
 def test_every_key_of_the_document_can_be_given(tmp_path: Path) -> None:
     """Also those that are commented out, because their default is "none"."""
-    lines = [line.removeprefix("# ") for line in policy.document().splitlines()[1:]]
+    lines = [line.removeprefix("# ") for line in schemas.policy_file().splitlines()[1:]]
     words = ("model =", "formatter =", "base_url =", "stop_metric =")
+
+    def given_for(line: str) -> str:
+        return "'x'" if line.startswith(words) else "true" if line.startswith("enabled =") else "1"
+
     given = load(tmp_path, "\n".join(
-        line.replace(" =  #", " = 'x'  #" if line.startswith(words) else " = 1  #") for line in lines))  # fmt: skip
+        line.replace(" =  #", f" = {given_for(line)}  #") for line in lines))  # fmt: skip
     assert given.staleness.max_age_steps == 1
     assert given.llm.formatter == "x"
     assert given.prices["gpt-5-mini"].output == 1.0

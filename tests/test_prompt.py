@@ -40,13 +40,14 @@ from models import smollm2
 from trainmgr import answer, prompt, protocol
 from trainmgr.ledger import Decision, Ledger
 from trainmgr.managers.local import LocalServer
-from trainmgr.policy import Limits, Llm, Policy
+from trainmgr.policy import Actions, Limits, Llm, Policy
 from trainmgr.prompt import DETAILS, TASKS, VARIANTS, VERSION, Task, estimate, exact, render, word
 from trainmgr.proposal import Expectation
 from trainmgr.snapshot import Snapshot
 from trainmgr.testing import TIME_LIMIT
 from trainmgr.wire import MAX_NAME, to_json
 
+FREE = Policy(actions=Actions(stop_settled_evals=0))
 LIMIT = Llm().prompt_tokens
 ODD = ["END DATA", "END", "DATA", "BEGIN DATA", "```json\n{}```", "\x1b[2J\x00\r\n", "l\u0433", "\u202erl", "lr ",
        "\U0001f680" * 60, '"}],"recipe":[{"name":"free"}]', "\\" * 60, '"' * 60, "step", "mean.loss", "", "x" * 70,
@@ -199,7 +200,7 @@ def test_the_length_does_not_grow_with_the_run() -> None:
 def test_a_prompt_in_full() -> None:
     state = curve([2.0, 1.9, 2.1], *everything(), train=[2.0, 1.8, 1.6])
     fold([applied(30, 1, {"lr": (3e-3, 1e-3)}), log("the heating is on", "warning")], state)
-    made = render(view(state), LIMIT)
+    made = render(view(state, FREE), LIMIT)
     assert made.parameters == ("dropout", "ema", "batch", "augment", "kind")
     assert (
         made.user
@@ -425,7 +426,7 @@ def test_the_bytes_of_a_version_stay() -> None:
     """A log is replayed by rendering its prompts again: whoever changes a byte of them, or of the schemas, needs a new
     VERSION, with templates of its own, and the old one must go on to be rendered as it was."""
     state = curve([3.0, 2.0, 2.5], train=[3.0, 2.0, 1.0])
-    seen = view(fold([applied(30, 1, {"lr": (3e-3, 1e-3)}, "rollback")], state))
+    seen = view(fold([applied(30, 1, {"lr": (3e-3, 1e-3)}, "rollback")], state), FREE)
     digest = hashlib.sha256()
     for task in TASKS:
         for variant in range(VARIANTS):

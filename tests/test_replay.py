@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainmgr.managers.none import NoManager
 from trainmgr.managers.rules import RulesManager
 from trainmgr.managers.schedules import Schedule
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Limits, Policy
+from trainmgr.policy import Actions, Limits, Policy, Probation
 from trainmgr.run_state import RunState, figures
 from trainmgr.telemetry import Feed
 from trainmgr.testing import LINE, FakeClock, ScriptedManager, answer, supervise, write_child
@@ -198,9 +199,23 @@ class Simulation:
         for record in self.feed.records():
             self.state.fold(record)
             if isinstance(record, protocol.Applied | protocol.Refused):
-                self.append(decision.acknowledgment(record, self.ledger, self.feed.offset))
+                self.append(decision.acknowledgment(record, self.state, self.ledger, self.feed.offset))
+                self.own()
             for outcome in decision.outcomes(self.state, self.ledger, self.feed.offset):
                 self.append(outcome)
+            while isinstance(record, protocol.Eval) and (event := self.watched()) is not None:
+                self.append(event)
+                self.own()
+
+    def watched(self) -> Any:
+        return decision.watched(self.state, self.ledger, self.policy, self.mark())
+
+    def own(self) -> None:
+        issued = protocol.Issued(t=0.0, step=self.state.step)
+        event = decision.own(self.ledger, run=self.paths.id, issued=issued)
+        if event is not None:
+            self.append(event)
+            control.write(self.paths, event.control)
 
     def decide(self, raw: Any) -> None:
         why = decision.trigger(self.state, self.ledger, self.policy)
@@ -229,7 +244,8 @@ class Simulation:
         self.state.finish()
         for outcome in decision.outcomes(self.state, self.ledger, self.feed.offset):
             self.append(outcome)
-        closing = events.Closing(ended=0.0, status="completed", exit_code=0, exit="ended well", **figures(self.state))
+        closing = events.Closing(ended=0.0, status="completed", exit_code=0, exit="ended well", **figures(self.state),
+                                 **self.ledger.losses())  # fmt: skip
         content = events.render_run_file(plain(self.manifest), plain(closing))
         files.replace(self.paths.manifest, content)
         self.append(
@@ -270,12 +286,113 @@ def simulate(root: Path, answers: list[Any], losses: list[float], policy: Policy
     st.lists(st.floats(-10, 10) | st.just(float("nan")) | st.just(float("inf")), min_size=1, max_size=9),
     st.booleans(),
     st.integers(0, 3),
-)
+    st.builds(Probation, first_evals=st.integers(0, 2), patience=st.integers(1, 2), loss_budget=st.floats(0, 1),
+              tolerance=st.floats(0.001, 0.1), window_evals=st.integers(1, 5)),
+)  # fmt: skip
 def test_replay_and_audit_of_any_run_are_exact(
-    tmp_path_factory: pytest.TempPathFactory, answers: list[Any], losses: list[float], clip: bool, lead: int
-) -> None:
+    tmp_path_factory: pytest.TempPathFactory, answers: list[Any], losses: list[float], clip: bool, lead: int,
+    watch: Probation,
+) -> None:  # fmt: skip
     root = tmp_path_factory.mktemp("simulated")
-    simulate(root, answers, losses, Policy(limits=Limits(clip=clip, lead_steps=lead)))
+    actions = Actions(stop_settled_evals=lead, end_on_best=clip)
+    simulate(root, answers, losses, Policy(limits=Limits(clip=clip, lead_steps=lead), probation=watch, actions=actions))
     paths = RunPaths(root)
     assert replay.rebuild(paths).differences == []
     assert [str(finding) for finding in proof.prove(paths).findings] == []
+
+
+# ---- probation -------------------------------------------------------------------------------------------
+
+HARM = [answer(), answer("adjust", {"lr": 0.2}), answer("adjust", {"decay": 0.05})]
+CURVE = [1.0, 1.01, 1.0, 1.01, 1.0, 3.0, 1.0, 1.01, 1.0]
+
+
+@pytest.fixture(scope="module")
+def harmed(folder: Path) -> RunPaths:
+    """A run in which a change did harm and was taken back."""
+    root = folder / "harmed"
+    root.mkdir()
+    simulate(root, HARM, CURVE, Policy(probation=Probation(loss_budget=1.0)))
+    return RunPaths(root)
+
+
+def test_what_was_taken_back_is_decided_again(harmed: RunPaths) -> None:
+    again = replay.rebuild(harmed)
+    assert again.differences == []
+    assert again.counts["reverted"] == 1
+    found = proof.prove(harmed)
+    assert [str(finding) for finding in found.findings] == []
+    (back,) = _of(harmed, events.Reverted)
+    assert [change.decision for change in found.changes if change.taken_back] == back.decisions
+    assert {change.diagnosis for change in found.changes if change.decision == back.decision} == {"probation"}
+    assert back.command is not None
+
+
+def rewritten(harmed: RunPaths, root: Path, change: Any) -> list[str]:
+    """What an audit says of the run with other events in its log, and every hash made anew."""
+    again = RunPaths(root / harmed.id)
+    shutil.copytree(harmed.root, again.root)
+    payloads = [event.data for event in audit.read(harmed.audit)]
+    again.audit.unlink()
+    log = audit.Log(again.audit)
+    for payload in change(payloads):
+        log.append(payload, 0.0)
+    log.close()
+    return [finding.what for finding in proof.prove(again).findings]
+
+
+def test_a_log_that_is_written_anew_as_it_was_holds(harmed: RunPaths, tmp_path: Path) -> None:
+    assert rewritten(harmed, tmp_path, lambda payloads: payloads) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("parameters", {"lr": 0.3}), ("lost", 1), ("demoted", True), ("trust", {}), ("measured", 9.0), ("decisions", []),
+    ("command", None), ("tolerance", 5.0),
+])  # fmt: skip
+def test_a_forged_reversal_is_found(harmed: RunPaths, tmp_path: Path, name: str, value: Any) -> None:
+    def forge(payloads: list[Any]) -> list[Any]:
+        return [p.model_copy(update={name: value}) if isinstance(p, events.Reverted) else p for p in payloads]
+
+    assert any(f"reverted: `{name}`" in what for what in rewritten(harmed, tmp_path, forge))
+
+
+def test_a_reversal_that_was_left_out_is_found(harmed: RunPaths, tmp_path: Path) -> None:
+    def drop(payloads: list[Any]) -> list[Any]:
+        own = [p for p in payloads if isinstance(p, events.OverrideIssued) and p.origin == "probation"]
+        return [p for p in payloads if not isinstance(p, events.Reverted) and p not in own]
+
+    assert any('there is no "reverted" for step' in what for what in rewritten(harmed, tmp_path, drop))
+
+
+def test_a_reversal_that_was_not_carried_out_is_found(harmed: RunPaths, tmp_path: Path) -> None:
+    def drop(payloads: list[Any]) -> list[Any]:
+        return [p for p in payloads if not (isinstance(p, events.OverrideIssued) and p.origin == "probation")]
+
+    assert any("is on record, and was not issued" in what for what in rewritten(harmed, tmp_path, drop))
+
+
+def test_a_reversal_without_harm_is_found(harmed: RunPaths, tmp_path: Path) -> None:
+    def add(payloads: list[Any]) -> list[Any]:
+        at = next(i for i, p in enumerate(payloads) if isinstance(p, events.Reverted))
+        return [*payloads[: at + 2], payloads[at], *payloads[at + 1 :]]
+
+    assert any("nothing of the kind was due" in what for what in rewritten(harmed, tmp_path, add))
+
+
+def test_an_override_of_a_manager_that_lost_too_much_is_found(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    answers = [answer("adjust", {"lr": 0.2}), *[answer("adjust", {"lr": 0.09})] * 2]
+    simulate(tmp_path / "run", answers, CURVE, Policy(probation=Probation(loss_budget=0.0)))
+    run = RunPaths(tmp_path / "run")
+    assert [back.demoted for back in _of(run, events.Reverted)] == [True]
+    assert proof.prove(run).holds
+
+    def apply(payloads: list[Any]) -> list[Any]:
+        issued = next(p for p in payloads if isinstance(p, events.OverrideIssued))
+        at = max(i for i, p in enumerate(payloads) if isinstance(p, events.Verdict) and p.changes)
+        forged = issued.model_copy(update={"decision": payloads[at].decision})
+        return [*payloads[: at + 1], forged, *payloads[at + 1 :]]
+
+    (tmp_path / "again").mkdir()
+    found = rewritten(run, tmp_path / "again", apply)
+    assert "an override of a manager that had lost too much" in found

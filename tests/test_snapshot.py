@@ -219,8 +219,11 @@ def test_the_recipe_is_what_the_policy_leaves() -> None:
 # -- what may be answered ------------------------------------------------------------------------------------------
 
 
+FREE = Policy(actions=Actions(stop_settled_evals=0))
+
+
 def gates(state: RunState, policy: Policy | None = None, ledger: Ledger | None = None) -> dict[str, str]:
-    actions, no = snapshot.available(state, ledger or Ledger(), policy or Policy())
+    actions, no = snapshot.available(state, ledger or Ledger(), policy or FREE)
     assert set(actions) | set(no) == {"keep", "adjust", "rollback", "stop"}
     assert not set(actions) & set(no)
     return no
@@ -234,8 +237,10 @@ def test_gates_of_rollback() -> None:
     state = curve([2.0, 2.1])
     assert gates(curve([2.0], best=False)) == {"rollback": "there is no best checkpoint yet"}
     assert gates(fold([start(commands=["stop"]), checkpoint(1)])) == {"rollback": "the workload offers none"}
-    assert gates(state, Policy(actions=Actions(rollback=False))) == {"rollback": "the policy forbids it"}
-    far = gates(state, Policy(actions=Actions(rollback_min_rise=0.1)))
+    assert gates(state, Policy(actions=Actions(stop_settled_evals=0, rollback=False))) == {
+        "rollback": "the policy forbids it"
+    }
+    far = gates(state, Policy(actions=Actions(stop_settled_evals=0, rollback_min_rise=0.1)))
     assert far == {"rollback": "the objective is 5.0% worse than its best; 10.0% are required"}
     fold([applied(25, 1, command="rollback"), evaluation(30, 2.0)], state)
     assert gates(state) == {"rollback": "the last rollback was 1 evaluations ago; 2 are required"}
@@ -243,7 +248,7 @@ def test_gates_of_rollback() -> None:
 
 
 def test_a_rollback_can_need_a_drop_for_some_evaluations() -> None:
-    policy = Policy(actions=Actions(rollback_min_drop=0.1, rollback_drop_evals=2))
+    policy = Policy(actions=Actions(stop_settled_evals=0, rollback_min_drop=0.1, rollback_drop_evals=2))
     state = curve([0.5, 0.94, 0.84], mode="max")
     assert gates(state, policy) == {
         "rollback": "the objective must be worse than its best by 0.1 for 2 evaluations; it was 0, 0.1"
@@ -255,7 +260,7 @@ def test_a_rollback_can_need_a_drop_for_some_evaluations() -> None:
 
 
 def test_a_stop_can_need_a_metric_for_some_evaluations() -> None:
-    policy = Policy(actions=Actions(stop_metric="robust", stop_evals=2))
+    policy = Policy(actions=Actions(stop_settled_evals=0, stop_metric="robust", stop_evals=2))
     state = fold([start(), checkpoint(1), evaluation(10, 1.0, robust=1.0)])
     wanted = "robust must be at least 1 for 2 evaluations; it was"
     assert gates(state, policy) == {"stop": f"{wanted} 1"}
@@ -265,14 +270,16 @@ def test_a_stop_can_need_a_metric_for_some_evaluations() -> None:
 
 def test_gates_of_stop() -> None:
     state = curve([2.0])
-    assert gates(state, Policy(actions=Actions(stop=False))) == {"stop": "the policy forbids it"}
-    assert gates(state, Policy(actions=Actions(stop_after=0.5))) == {"stop": "the policy allows it from step 500 on"}
-    assert gates(fold([step(500)], state), Policy(actions=Actions(stop_after=0.5))) == {}
+    assert gates(state, Policy(actions=Actions(stop_settled_evals=0, stop=False))) == {"stop": "the policy forbids it"}
+    assert gates(state, Policy(actions=Actions(stop_settled_evals=0, stop_after=0.5))) == {
+        "stop": "the policy allows it from step 500 on"
+    }
+    assert gates(fold([step(500)], state), Policy(actions=Actions(stop_settled_evals=0, stop_after=0.5))) == {}
     assert gates(fold([start(commands=["rollback"]), checkpoint(1)])) == {"stop": "the workload offers none"}
 
 
 def test_gates_of_adjust_and_of_the_whole_budget() -> None:
-    frozen = Policy(parameters={p.name: ParameterLimits(frozen=True) for p in everything()})
+    frozen = Policy(actions=FREE.actions, parameters={p.name: ParameterLimits(frozen=True) for p in everything()})
     assert gates(curve([2.0]), frozen) == {"adjust": "there is no parameter that may be changed"}
     spent = gates(curve([2.0]), Policy(limits=Limits(max_interventions=2)), Ledger(accepted=2))
     assert set(spent.values()) == {"all 2 interventions of this run are spent"}

@@ -17,7 +17,7 @@ import pytest
 from trainmgr import audit, control, events, launch, process, proof, protocol, replay
 from trainmgr.errors import ManagerError, UserError, WorkloadError
 from trainmgr.paths import RunPaths, list_runs
-from trainmgr.policy import Approval, Limits, ParameterLimits, Policy, Process
+from trainmgr.policy import Approval, Limits, ParameterLimits, Policy, Probation, Process
 from trainmgr.testing import (
     LINE,
     PYTHON,
@@ -30,6 +30,12 @@ from trainmgr.testing import (
     write_child,
     write_shell,
 )
+
+
+def unwatched(**sections: Any) -> Policy:
+    """A policy under which a manager is asked from the first evaluation on, and nothing is taken back."""
+    return Policy(probation=Probation(enabled=False), **sections)
+
 
 SIMPLE = """
 recipe = {"lr": 0.1}
@@ -118,7 +124,7 @@ def test_a_person_who_does_not_answer_in_time_said_no(tmp_path: Path) -> None:
             if isinstance(event, events.Approval):
                 self.late(True)  # too late
 
-    policy = Policy(approval=Approval(timeout=0.01))
+    policy = unwatched(approval=Approval(timeout=0.01))
     manager = ScriptedManager([answer("adjust", {"lr": 0.2})])
     paths, _, _ = supervise(tmp_path, write_child(tmp_path), manager, mode="approve", policy=policy, listener=Absent())
     assert [a.answer for a in of(paths, events.Approval)] == ["none"]
@@ -208,7 +214,7 @@ with w:
             manager.release.set()
 
     paths, closing, _ = supervise(
-        tmp_path, write_child(tmp_path, body), manager, policy=Policy(), listener=Recorder(on_record=release)
+        tmp_path, write_child(tmp_path, body), manager, policy=unwatched(), listener=Recorder(on_record=release)
     )
     late, next_one = of(paths, events.Verdict)[:2]
     assert late.result == "rejected"
@@ -350,7 +356,7 @@ with w:
 
 def test_a_crashed_child_is_started_again_from_its_last_checkpoint_with_its_recipe(tmp_path: Path) -> None:
     answers = [answer("adjust", {"lr": 0.2}), answer(), answer("adjust", {"depth": 2.0})]
-    policy = Policy(process=Process(restarts=1))
+    policy = unwatched(process=Process(restarts=1))
     paths, closing, heard = supervise(
         tmp_path, write_child(tmp_path, RESUMING), ScriptedManager(answers), policy=policy
     )
@@ -374,7 +380,7 @@ def test_a_crashed_child_is_started_again_from_its_last_checkpoint_with_its_reci
 
 def test_restarts_are_counted(tmp_path: Path) -> None:
     body = SIMPLE + "w.step(1, {'loss': 1.0}); sys.exit(5)"
-    policy = Policy(process=Process(restarts=2))
+    policy = unwatched(process=Process(restarts=2))
     paths, closing, heard = supervise(tmp_path, write_child(tmp_path, body), policy=policy)
     assert (closing.status, closing.exit_code) == ("failed", 5)
     assert len(heard.of(protocol.Start)) == 3
@@ -393,7 +399,7 @@ left = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; sleep 300; sleep 300"])
 signal.pause()
 """
     )
-    policy = Policy(process=Process(stall_timeout=2.0, grace=30.0))
+    policy = unwatched(process=Process(stall_timeout=2.0, grace=30.0))
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), policy=policy)
     assert (closing.status, closing.exit_code) == ("hung", 143)
     assert len(of(paths, events.Stalled)) == 1
@@ -404,7 +410,7 @@ signal.pause()
 
 
 def test_a_policy_that_does_not_fit_the_workload_ends_the_run(tmp_path: Path) -> None:
-    policy = Policy(parameters={"momentum": ParameterLimits(frozen=True)})
+    policy = unwatched(parameters={"momentum": ParameterLimits(frozen=True)})
     body = SIMPLE + "w.step(1, {'loss': 1.0}); until(lambda: False)"
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), ScriptedManager(), policy=policy)
     assert (closing.status, closing.exit_code) == ("failed", 143)
@@ -497,7 +503,7 @@ while True:
     signal.pause()
 """
     )
-    policy = Policy(process=Process(grace=0.05))
+    policy = unwatched(process=Process(grace=0.05))
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), policy=policy, listener=interrupt_at(1))
     assert (closing.status, closing.exit_code) == ("interrupted", 137)
     holds(paths)
@@ -522,7 +528,7 @@ with w:
     )
     manager = ScriptedManager([answer("adjust", {"depth": 2.0})])
     paths, closing, heard = supervise(
-        tmp_path, write_child(tmp_path, body), manager, policy=Policy(), listener=interrupt_at(5)
+        tmp_path, write_child(tmp_path, body), manager, policy=unwatched(), listener=interrupt_at(5)
     )
     assert (closing.status, closing.exit_code) == ("interrupted", 0)
     assert closing.steps in (5, 6)  # the stop may be there before the step that asked for it has looked
@@ -808,7 +814,7 @@ with w:
 """
     )
     manager = ScriptedManager([answer("adjust", {"lr": 0.2})])
-    policy = Policy(process=Process(stall_timeout=60.0))
+    policy = unwatched(process=Process(stall_timeout=60.0))
     paths, closing, heard = supervise(tmp_path, write_child(tmp_path, body), manager, policy=policy)
     assert (closing.status, closing.exit_code) == ("completed", 0)
     assert heard.of(protocol.Unreadable) == []
@@ -856,7 +862,7 @@ say '{"v":1,"seq":6,"t":6.0,"event":"end","status":"completed","step":4}'
 
 
 def test_a_shell_script_is_a_workload_too(tmp_path: Path) -> None:
-    policy = Policy(limits=Limits(lead_steps=0))
+    policy = unwatched(limits=Limits(lead_steps=0))
     answers = [answer("adjust", {"lr": 0.25})] * 2  # an alarm asks first, for the NaN
     manager = ScriptedManager(answers)
     paths, closing, _ = supervise(tmp_path, write_shell(tmp_path, SHELL), manager, policy=policy)

@@ -11,6 +11,7 @@ from trainmgr.wire import Lenient, Name, Value, Whole, quoted
 
 Boundary = Literal["step", "eval", "checkpoint"]
 ZERO_RATIO_BASE = 1e-3  # a ratio limit at value 0 counts from this fraction of the range, or 0 could never be left
+MUCH_TRUST = 0.5  # above this a parameter may be switched off
 _SLACK = 1e-9  # relative; 3e-3 * 0.1 is not exactly 3e-4
 
 
@@ -171,6 +172,42 @@ class Parameter(Lenient):
             "max_delta": _least(self.max_delta, max_delta),
         }
         return self.model_copy(update=update)
+
+    @property
+    def sized(self) -> bool:
+        """Whether a change from the value in effect has a size that can be limited."""
+        return self.type in ("float", "int") and not isinstance(self.value, str) and self.value != self.off
+
+    def trusted(self, trust: float) -> Parameter:
+        """The same parameter with the reach of one change from its value narrowed to this trust, from 0 to 1.
+
+        A factor is taken to the power of it, a difference times it; where none was declared, it counts from the range.
+        A whole number may always move by one. What has no size stays, but ``off`` is out of reach below MUCH_TRUST.
+        """
+        if trust >= 1 or not self.sized:
+            return self
+        assert self.low is not None
+        assert self.high is not None
+        now, low, high = float(self.value), float(self.low), float(self.high)
+        least = 1.0 if self.type == "int" else 0.0
+        up, down, delta = self.max_ratio, self.min_ratio, self.max_delta
+        if self.scale == "log" or up is not None or down is not None:
+            widest = high / low if low > 0 else math.inf
+            up = min(math.inf if up is None else up, widest)
+            down = max(1 / up if down is None else down, 1 / widest)
+            step = least / abs(now) if now else 0.0
+            up, down = max(up**trust, min(up, 1 + step)), min(down**trust, max(down, 1 - step))
+        if delta is not None or up is None or math.isinf(up) or not down:
+            widest = high - low if delta is None else min(delta, high - low)
+            delta = min(widest, max(least, trust * widest))
+        return self.model_copy(
+            update={
+                "max_ratio": None if up is None or math.isinf(up) else up,
+                "min_ratio": down or None,
+                "max_delta": delta or None,
+                "off": self.off if trust > MUCH_TRUST else None,
+            }
+        )
 
 
 class ActionSpace:

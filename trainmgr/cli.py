@@ -380,7 +380,7 @@ def policy() -> None:
 
     Example: `trainmgr policy > policy.toml`
     """
-    print(policies.document(), end="")
+    print(schemas.policy_file(), end="")
 
 
 # -- helpers of the commands -------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from trainmgr import control, events, guard, protocol, signals, snapshot
+from trainmgr import control, events, guard, probation, protocol, signals, snapshot
 from trainmgr.ledger import Ledger
 from trainmgr.policy import Policy
 from trainmgr.run_state import RunState
@@ -37,6 +37,9 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
     broken = state.non_finite or (state.latest is not None and not math.isfinite(state.latest))
     if policy.cadence.on_alarm and broken and ledger.last_alarm != state.evals:
         return "alarm"
+    manager = ledger.started.manifest.manager if ledger.started else ""
+    if policy.watches(manager) and state.evals < policy.probation.first_evals:
+        return None
     new = state.evals - ledger.last_evals
     if policy.cadence.every_steps is not None:
         return _planned(state, ledger, policy)
@@ -44,7 +47,6 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
         return None
     if policy.cadence.on_alarm and (begun := _alarms(state, policy) - ledger.alarms):
         return f"alarm: {', '.join(sorted(begun))}"
-    manager = ledger.started.manifest.manager if ledger.started else ""
     least = policy.min_steps(manager, state.total_steps)
     steps = state.step - ledger.last_step if ledger.last_step is not None else least
     if new >= policy.cadence.every_evals and not 0 <= steps < least:  # below 0: after a restart
@@ -142,8 +144,10 @@ def override(
     ruling: events.Verdict, ledger: Ledger, policy: Policy, *, run: str, issued: protocol.Issued, based_on_step: int,
     total_steps: int | None,
 ) -> events.OverrideIssued | None:  # fmt: skip
-    """What an accepted verdict puts into the control file; None where there is nothing to apply."""
+    """What an accepted verdict puts into the control file; None where there is nothing to apply, or nothing may be."""
     if ruling.result == "rejected" or (not ruling.changes and ruling.command is None):
+        return None
+    if ledger.demoted or ledger.overtaken:
         return None
     due = policy.due(based_on_step)
     age = policy.max_age(total_steps)
@@ -164,8 +168,30 @@ def override(
     )
 
 
-def acknowledgment(record: protocol.Applied | protocol.Refused, ledger: Ledger, offset: int) -> events.Acknowledged:
-    """The workload's answer to a revision, as our own record."""
+def watched(
+    state: RunState, ledger: Ledger, policy: Policy, mark: Mark
+) -> events.Reverted | events.Kept | events.Ending | None:
+    """What probation says of the last evaluation; to be asked again until it is None."""
+    return probation.assess(state, ledger, policy, mark.offset, mark.sha256)
+
+
+def own(ledger: Ledger, *, run: str, issued: protocol.Issued) -> events.OverrideIssued | None:
+    """The override that follows from what was put on record last; None where nothing is due."""
+    due = ledger.due
+    if due is None:
+        return None
+    base = ledger if ledger.outstanding is None else replace(ledger, in_force=ledger.held)
+    content = control.next_control(
+        base, run, due.decision, changes=due.parameters if isinstance(due, events.Reverted) else {},
+        command=due.command, issued=issued, based_on_step=due.step, valid_until_step=None, at_step=None,
+    )  # fmt: skip
+    return events.OverrideIssued(decision=due.decision, origin="probation", control=content)
+
+
+def acknowledgment(
+    record: protocol.Applied | protocol.Refused, state: RunState, ledger: Ledger, offset: int
+) -> events.Acknowledged:
+    """The workload's answer to a revision, as our own record; of a manager's change with the forecast without it."""
     applied = isinstance(record, protocol.Applied)
     return events.Acknowledged(
         decision=ledger.revisions.get(record.revision, "unknown"),
@@ -176,7 +202,17 @@ def acknowledgment(record: protocol.Applied | protocol.Refused, ledger: Ledger, 
         boundary=record.boundary if isinstance(record, protocol.Applied) else None,
         changes=record.changes if isinstance(record, protocol.Applied) else {},
         reason=record.reason if isinstance(record, protocol.Refused) else "",
+        forecast=probation.expect(state) if _on_trial(record, state, ledger) else None,
     )
+
+
+def _on_trial(record: protocol.Applied | protocol.Refused, state: RunState, ledger: Ledger) -> bool:
+    if not isinstance(record, protocol.Applied) or ledger.origins.get(record.revision) != "manager":
+        return False
+    manifest = ledger.started.manifest if ledger.started else None
+    watched = manifest is not None and manifest.policy.watches(manifest.manager)
+    rolled = record.command is not None and record.command.name == "rollback"
+    return watched and state.start is not None and bool(record.changes or rolled)
 
 
 def outcomes(state: RunState, ledger: Ledger, offset: int) -> Iterator[events.Outcome]:

@@ -53,6 +53,44 @@ def proposal_in_words(ruling: events.Verdict) -> str:
     return f"{ruling.diagnosis}: {todo}  ({ruling.evidence})"
 
 
+def reversal_in_words(event: events.Reverted) -> str:
+    """What harmed, by how much, and what is done about it."""
+    back = ", ".join(f"{name} = {shown(value)}" for name, value in event.parameters.items())
+    todo = "; ".join(part for part in (command_in_words(event.command), back) if part)
+    text = (
+        f"{', '.join(event.decisions[-4:])} taken back: {number(event.measured)} where {number(event.forecast)} was "
+        f"forecast (± {number(event.tolerance)}), {event.lost:,} steps lost: {todo}"
+    )
+    return (
+        f"{text}. Nothing more of the manager is applied: {event.lost_in_all:,} steps lost" if event.demoted else text
+    )
+
+
+def watched_in_words(state: RunState, ledger: Ledger) -> str:
+    """What is on trial, and how it stands; empty where nothing is and nothing was taken back."""
+    parts = []
+    if ledger.trials:
+        oldest = ledger.trials[0]
+        expected = oldest.forecast.at(state.evals - oldest.forecast.evals)
+        decisions = [decision for trial in ledger.trials for decision in trial.decisions]
+        parts.append(
+            f"on trial since step {oldest.step:,}: {', '.join(decisions[-4:])}, forecast {number(expected)}, "
+            f"measured {number(state.latest)}"
+        )
+    if ledger.reversals:
+        parts.append(f"taken back {ledger.reversals} time{'s' * (ledger.reversals > 1)}, {ledger.lost:,} steps lost")
+    if ledger.trust:
+        parts.append("trust " + ", ".join(f"{name} {trust:.2g}" for name, trust in ledger.trust.items()))
+    if ledger.demoted:
+        parts.append("the manager has lost too much: nothing more of it is applied")
+    return "; ".join(parts)
+
+
+def origin_in_words(ledger: Ledger, revision: int) -> str:
+    """Who asked for a change that is no manager's."""
+    return "probation" if ledger.origins.get(revision) == "probation" else "operator"
+
+
 def spent_in_words(ledger: Ledger) -> str:
     """What the language model has taken so far; empty where nobody was asked."""
     spent = ledger.spent
@@ -76,6 +114,10 @@ def event_in_words(event: events.Payload, state: RunState) -> str | None:
             return f"in effect at step {event.step}: {done or 'no change was needed'}"
         case events.Acknowledged():
             return f"refused by the workload at step {event.step}: {event.reason}"
+        case events.Reverted():
+            return reversal_in_words(event)
+        case events.Ending():
+            return f"{number(event.measured)} is worse than the best, {number(event.best)}: ends on that"
         case events.Stalled():
             return f"no telemetry for {event.seconds:.0f} s: the workload counts as hung"
         case events.Restarted():
@@ -164,7 +206,7 @@ class Lines:
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
         text = event_in_words(event, state)
-        shadow = ledger.started is not None and ledger.started.manifest.mode == "shadow"
+        shadow = ledger.demoted or (ledger.started is not None and ledger.started.manifest.mode == "shadow")
         if text and shadow and isinstance(event, events.Verdict) and event.result != "rejected":
             text = f"would (shadow): {text}"
         if text and not self._quiet:

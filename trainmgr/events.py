@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
 from trainmgr.action_space import Boundary
+from trainmgr.forecast import Forecast
 from trainmgr.policy import Level, Policy, known
 from trainmgr.proposal import Action, Diagnosis, Expectation
 from trainmgr.protocol import Command, Control
@@ -76,6 +78,10 @@ class Closing(Wire):
     """What the workload reported at its end."""
     info: dict[str, Any]
     """What the workload said of itself at its start."""
+    reversals: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """How often changes were taken back."""
+    demoted: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether the manager had lost so much that nothing of it was applied any more."""
 
 
 class Check(Wire):
@@ -221,7 +227,7 @@ class OverrideIssued(Wire):
 
     kind: Literal["override"] = "override"
     decision: str
-    origin: Literal["manager", "operator", "restart", "replay"]
+    origin: Literal["manager", "operator", "restart", "replay", "probation"]
     control: Control
 
 
@@ -236,6 +242,76 @@ class Acknowledged(Wire):
     boundary: Boundary | None
     changes: dict[str, tuple[Value, Value]]
     reason: str
+    forecast: Annotated[Forecast | None, Field(exclude_if=operator.not_)] = None
+    """Of a manager's change, which is on trial from now on: what the objective was to be without it."""
+
+
+class Reverted(Wire):
+    """Harm was seen: all changes on trial are taken back. The override that does it comes next."""
+
+    kind: Literal["reverted"] = "reverted"
+    decision: str
+    """Our own, under which it is issued."""
+    telemetry_offset: int
+    """Seen on the fold of this many bytes of telemetry.jsonl ..."""
+    telemetry_sha256: str
+    decisions: list[str]
+    """What is taken back, oldest first (the last 32); effects that overlap are not told apart."""
+    revisions: list[int]
+    since: int
+    """The step at which the oldest of them took effect."""
+    step: int
+    """The step of the evaluation that showed the harm."""
+    forecast: Number | None
+    """What the objective was to be there."""
+    tolerance: Number
+    """How much worse would have been no harm."""
+    measured: Number
+    parameters: dict[str, Value]
+    """What goes back into force."""
+    command: Command | None
+    """A rollback, where the harm is in the weights and there is a way back."""
+    trust: dict[str, float]
+    """What was changed to the share of its declared reach that its next change has; "rollback" for that command."""
+    lost: int
+    """Steps of training that are lost with it."""
+    lost_in_all: int
+    demoted: bool
+    """Whether that was too much: from now on the manager is asked, and nothing of it is applied."""
+
+
+class Kept(Wire):
+    """A trial ended without harm."""
+
+    kind: Literal["kept"] = "kept"
+    decisions: list[str]
+    """The changes that were made between the same two evaluations (the last 32)."""
+    revisions: list[int]
+    telemetry_offset: int
+    telemetry_sha256: str
+    step: int
+    forecast: Number | None
+    measured: Number | None
+    helped: bool
+    """Whether the objective is better than its forecast, by more than its noise."""
+    trust: dict[str, float]
+    """What grew, as in "reverted"."""
+
+
+class Ending(Wire):
+    """By the policy the run ends on its best checkpoint. The stop comes next."""
+
+    kind: Literal["ending"] = "ending"
+    decision: str
+    telemetry_offset: int
+    telemetry_sha256: str
+    step: int
+    measured: Number | None
+    """The objective at the last evaluation before the end, ..."""
+    best: Number
+    """... which is worse than this."""
+    best_step: int
+    command: Command
 
 
 class Outcome(Wire):
@@ -311,6 +387,9 @@ Payload = (
     | Approval
     | OverrideIssued
     | Acknowledged
+    | Reverted
+    | Kept
+    | Ending
     | Outcome
     | Stalled
     | Restarted

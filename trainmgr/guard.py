@@ -85,7 +85,7 @@ def judge(
         return judgment
     judgment.proposal = proposal
     judgment.note("shape", _shape(proposal))
-    judgment.note("fresh", _stale(state, policy, based_on_step, age_seconds))
+    judgment.note("fresh", _stale(state, ledger, policy, based_on_step, age_seconds))
     actions, unavailable = snapshot.available(state, ledger, policy)
     if proposal.action not in actions:
         judgment.note("available", f"{proposal.action}: {unavailable.get(proposal.action, 'not available now')}")
@@ -96,13 +96,14 @@ def judge(
     if proposal.action == "keep":
         return judgment
     judgment.note("running", "the workload has ended" if state.end else None)
-    _changes(judgment, proposal, state, policy)
+    _changes(judgment, proposal, state, ledger, policy)
     judgment.note("joint", _joint(judgment.changes, state, policy))
     judgment.note("lead", _lead(state, policy, based_on_step))
     if proposal.action == "rollback":
         judgment.command = Command(id=decision, name="rollback", to=proposal.to or "best")
     elif proposal.action == "stop":
-        judgment.command = Command(id=decision, name="stop", to=proposal.to)
+        best = "best" if policy.actions.end_on_best and state.best_saved is not None else None
+        judgment.command = Command(id=decision, name="stop", to=proposal.to or best)
     return judgment
 
 
@@ -122,7 +123,11 @@ def _shape(proposal: Proposal) -> str | None:
     return None
 
 
-def _stale(state: RunState, policy: Policy, based_on_step: int, age_seconds: float) -> str | None:
+def _stale(
+    state: RunState, ledger: Ledger, policy: Policy, based_on_step: int, age_seconds: float
+) -> str | None:  # fmt: skip
+    if ledger.overtaken:
+        return "changes were taken back since the snapshot, or the run is being ended"
     age, limit = state.step - based_on_step, policy.max_age(state.total_steps)
     if age < 0:
         return f"the snapshot is of step {based_on_step}; the run went back to step {state.step} since"
@@ -140,9 +145,9 @@ def _lead(state: RunState, policy: Policy, based_on_step: int) -> str | None:
     return None
 
 
-def _changes(judgment: Judgment, proposal: Proposal, state: RunState, policy: Policy) -> None:
+def _changes(judgment: Judgment, proposal: Proposal, state: RunState, ledger: Ledger, policy: Policy) -> None:
     """The checks of each changed parameter; what passes all of them is what may be applied."""
-    space = policy.narrow(state.space) if state.start else ActionSpace([], [])
+    space = policy.narrow(state.space, ledger.trust) if state.start else ActionSpace([], [])
     unknown, bounds, far, rest = [], [], [], []
     changes: dict[str, Value] = {}
     for name, wanted in proposal.changes.items():
@@ -166,7 +171,7 @@ def _changes(judgment: Judgment, proposal: Proposal, state: RunState, policy: Po
         objection = parameter.too_far(value, parameter.value)
         if objection:
             far.append(objection)
-        if snapshot.resting(state, policy, name):
+        if snapshot.resting(state, ledger, policy, parameter):
             rest.append(f"{name} rests: its last change is still being measured")
         changes[name] = value
     judgment.changes = changes

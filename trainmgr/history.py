@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +41,14 @@ class Moment:
 
 
 class History:
-    """Reads a run directory. ``items`` are the telemetry records that the last step folded, with their line numbers."""
+    """Reads a run directory. ``items`` are the telemetry records that the last step folded, with their line numbers.
 
-    def __init__(self, paths: RunPaths) -> None:
+    ``folded`` is called after each record, with the state that it left.
+    """
+
+    def __init__(self, paths: RunPaths, folded: Callable[[Item], None] = lambda _: None) -> None:
         self.paths = paths
+        self._folded = folded
         self.state = RunState()
         self.ledger = Ledger()
         self.feed = Feed(paths.telemetry)
@@ -121,6 +125,7 @@ class History:
             self.items.append((self.lines, item))
             if isinstance(item, protocol.Applied | protocol.Refused):
                 self._answer = item
+            self._folded(item)
 
 
 def offset_of(payload: events.Payload) -> int | None:
@@ -129,6 +134,8 @@ def offset_of(payload: events.Payload) -> int | None:
         case events.RunEnded():
             return payload.telemetry_length
         case events.SnapshotTaken() | events.Verdict() | events.Acknowledged() | events.Outcome() | events.Attached():
+            return payload.telemetry_offset
+        case events.Reverted() | events.Kept() | events.Ending():
             return payload.telemetry_offset
         case _:
             return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainmgr import events
 from trainmgr.budget import Spent
+from trainmgr.forecast import Forecast
 from trainmgr.proposal import Diagnosis, Expectation
 from trainmgr.protocol import Control
 from trainmgr.wire import Value
@@ -22,6 +23,30 @@ class Decision:
     diagnosis: Diagnosis | None
     expected: Expectation | None
     evidence: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The changes that were made between the same two evaluations, and are being watched together."""
+
+    step: int
+    """At which the first took effect."""
+    forecast: Forecast
+    revisions: tuple[int, ...]
+    decisions: tuple[str, ...]
+    before: dict[str, Value]
+    """The values that they replaced."""
+    rollback: bool
+
+    def joined(self, other: Trial) -> Trial:
+        """With later changes of the same moment."""
+        return replace(
+            self,
+            revisions=(*self.revisions, *other.revisions)[-KEPT:],
+            decisions=(*self.decisions, *other.decisions)[-KEPT:],
+            before={**other.before, **self.before},
+            rollback=self.rollback or other.rollback,
+        )
 
 
 @dataclass
@@ -66,10 +91,35 @@ class Ledger:
     """The highest revision whose outcome is on record."""
     rejections: list[str] = field(default_factory=list)
     """The last reasons for which answers were rejected or refused."""
+    origins: dict[int, str] = field(default_factory=dict)
+    """Revision to who issued it."""
+    trials: list[Trial] = field(default_factory=list)
+    """What is being watched, oldest first."""
+    trust: dict[str, float] = field(default_factory=dict)
+    """Of the parameters, and of "rollback", whose changes were taken back: what is left of the declared reach."""
+    taken_back: dict[int, str] = field(default_factory=dict)
+    """Revision to the decision that took it back."""
+    reversals: int = 0
+    lost: int = 0
+    """Steps lost to changes that were taken back."""
+    demoted: bool = False
+    """Whether nothing of the manager is applied any more."""
+    overtaken: bool = False
+    """Whether we acted ourselves since the last snapshot: an answer to it has no ground any more."""
+    due: events.Reverted | events.Ending | None = None
+    """What is on record and must be issued next."""
+    carrying: events.Reverted | events.Ending | None = None
+    """What was issued and waits for its acknowledgment."""
+    ending: bool = False
+    """Whether the run is being ended, so that nothing else is wanted of it."""
     restarts: int = 0
     failures: int = 0
     failure: events.Failure | None = None
     """The last one."""
+
+    def losses(self) -> dict[str, Any]:
+        """What a run's closing says of probation."""
+        return {"reversals": self.reversals, "demoted": self.demoted}
 
     def fold(self, payload: events.Payload) -> None:
         """Take one event in."""
@@ -80,6 +130,7 @@ class Ledger:
                 self.asked += 1
                 self.last_step = int(payload.snapshot["progress"]["step"])
                 self.last_evals = int(payload.snapshot["progress"]["evaluations"])
+                self.overtaken = False
                 self.waiting = payload.decision
                 if payload.trigger == "alarm":
                     self.last_alarm = self.last_evals
@@ -99,6 +150,8 @@ class Ledger:
                     self._rejection(next((check.reason for check in payload.checks if not check.ok), "rejected"))
                 elif payload.action != "keep":
                     self.accepted += 1
+                    if self.demoted:  # what is never applied need not be remembered
+                        return
                     decision = Decision(payload.decision, payload.diagnosis, payload.expected, payload.evidence)
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
             case events.OverrideIssued():
@@ -107,11 +160,23 @@ class Ledger:
                 self._acknowledged(payload)
             case events.Outcome():
                 self.outcomes = max(self.outcomes, payload.revision)
+            case events.Reverted():
+                self._reverted(payload)
+            case events.Kept():
+                self.trials = self.trials[1:]
+                self._trust(payload.trust)
+            case events.Ending():
+                self.due, self.overtaken, self.ending = payload, True, True
             case events.Restarted():
                 self.restarts += 1
+                self.trials, self.ending = [], False  # what would come of them starts from other weights
+                self.due, self.carrying = self.due or self.carrying, None
+            case events.Stalled() | events.Operator():
+                self.ending = True
             case events.Failure():
                 self.failures += 1
                 self.failure = payload
+                self.ending |= payload.where == "policy"
                 if payload.decision == self.waiting:
                     self.waiting = None
             case events.RunEnded():
@@ -132,6 +197,8 @@ class Ledger:
             self.held = dict(self.in_force)
         for override in control.schedule or [control]:
             self.revisions = dict([*self.revisions.items(), (override.revision, override.decision)][-KEPT:])
+            self.origins = dict([*self.origins.items(), (override.revision, payload.origin)][-KEPT:])
+        self.carrying, self.due = (self.due if payload.origin == "probation" else None), None
         if control.schedule is None:
             self.outstanding = control
             self.in_force = dict(control.params)
@@ -143,10 +210,51 @@ class Ledger:
         else:
             self.refused += 1
             self._rejection(f"refused by the workload: {payload.reason}")
-        if self.outstanding is not None and payload.revision >= self.outstanding.revision:
+        settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
+        if payload.forecast is not None:
+            self._on_trial(payload, payload.forecast, settled)
+        if settled is not None:
             if payload.result == "refused":
                 self.in_force = dict(self.held)
             self.outstanding = None
+            self._carried(payload)
+
+    def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:
+        command = control.command if control else None
+        trial = Trial(
+            step=payload.step,
+            forecast=forecast,
+            revisions=(payload.revision,),
+            decisions=(payload.decision,),
+            before={name: old for name, (old, _) in payload.changes.items()},
+            rollback=command is not None and command.name == "rollback",
+        )
+        if self.trials and self.trials[-1].forecast.evals == forecast.evals:
+            self.trials = [*self.trials[:-1], self.trials[-1].joined(trial)]
+        else:
+            self.trials = [*self.trials, trial]
+
+    def _reverted(self, payload: events.Reverted) -> None:
+        self.reversals += 1
+        self.lost = payload.lost_in_all
+        self.demoted |= payload.demoted
+        self.due, self.overtaken, self.trials = payload, True, []
+        pairs = [(revision, payload.decision) for revision in payload.revisions]
+        self.taken_back = dict([*self.taken_back.items(), *pairs][-KEPT:])
+        self._trust(payload.trust)
+
+    def _trust(self, changed: dict[str, float]) -> None:
+        self.trust = {name: trust for name, trust in {**self.trust, **changed}.items() if trust < 1}
+
+    def _carried(self, payload: events.Acknowledged) -> None:
+        """The workload answered what we issued ourselves. Where a rollback fails, the values go back without it."""
+        carried, self.carrying = self.carrying, None
+        if carried is None:
+            return
+        if payload.result == "applied":
+            self.trials = []  # what slipped in between was taken back too
+        elif isinstance(carried, events.Reverted) and carried.command is not None and carried.parameters:
+            self.due = carried.model_copy(update={"command": None})
 
     def _rejection(self, reason: str) -> None:
         self.rejections = [*self.rejections, reason][-4:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 VARIABLE = r"^[A-Z][A-Z0-9_]{0,63}$"
+KNOWN_MANAGERS = ("rules", "schedule", "replay", "none")  # deterministic, and measured
+NO_DOUBT: Mapping[str, float] = {}
 Level = Literal["json_schema", "tool", "json_object", "text"]
 
 
@@ -83,12 +86,18 @@ class Actions(Section):
     """Allow ending the run early."""
     stop_after: Share = 0.0
     """Offer a stop only after this fraction of the total steps."""
+    stop_settled_evals: Count = 5
+    """Offer a stop only when the last new best and the last change are this many evaluations ago, or when at most one
+    and a half evaluations are left."""
     stop_metric: str | None = None
-    """Offer a stop only when this metric of the evaluations is at least ..."""
+    """Instead: offer a stop only when this metric of the evaluations is at least ..."""
     stop_least: float = 1.0
     """... this ..."""
     stop_evals: Annotated[int, Field(ge=1, le=16)] = 1
     """... at each of the last this many evaluations."""
+    end_on_best: bool = False
+    """End on the best checkpoint: every stop does, and the run is stopped one evaluation before its end if it is worse
+    there than its best."""
 
 
 class Joint(Section):
@@ -96,6 +105,35 @@ class Joint(Section):
 
     no_raise_when_diverging: bool = True
     """The learning rate (group "optimizer", log scale) may not rise while the objective diverges or is not finite."""
+
+
+class Probation(Section):
+    """The watch over what a manager changed: what harms is taken back."""
+
+    enabled: bool | None = None
+    """Whether there is one. Default: for every manager but `rules`, schedules, `replay` and `none`, which are known."""
+    first_evals: Count = 4
+    """Nobody is asked before this many evaluations, but in an alarm: nothing could be compared yet."""
+    window_evals: Annotated[int, Field(ge=1, le=12)] = 5
+    """A change is on trial for this many evaluations, measured against a forecast from before it."""
+    tolerance: Positive = 0.03
+    """Harm: the objective is worse than its forecast by more than this fraction of its scale ..."""
+    noise_factor: Positive = 3.0
+    """... and by more than this many times its noise ..."""
+    patience: Annotated[int, Field(ge=1, le=12)] = 2
+    """... at this many evaluations in a row, ..."""
+    catastrophe: Annotated[float, Field(ge=1)] = 4.0
+    """... or at one by this many times as much, or is not finite. Then everything on trial is taken back."""
+    shrink: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The largest step of a parameter whose change was taken back is multiplied by this; ..."""
+    grow: Annotated[float, Field(ge=1)] = 1.5
+    """... that of one whose change did better than forecast by this, up to what was declared; ..."""
+    least_trust: Annotated[float, Field(gt=0, le=1)] = 0.0625
+    """... and it never gets smaller than this share of what was declared."""
+    loss_budget: Share = 0.1
+    """Share of the run's steps that may be lost to changes taken back; then nothing of the manager is applied."""
+    max_reversals: Count = 5
+    """The same where no number of steps is planned: how often changes may be taken back."""
 
 
 class Rules(Section):
@@ -285,6 +323,7 @@ class Policy(Section):
     limits: Limits = Limits()
     actions: Actions = Actions()
     joint: Joint = Joint()
+    probation: Probation = Probation()
     rules: Rules = Rules()
     exploration: Exploration = Exploration()
     imbalance: Imbalance = Imbalance()
@@ -302,8 +341,8 @@ class Policy(Section):
             raise ValueError(f"cadence.ahead_steps is {ahead}; it must be at most cadence.every_steps, {every}")
         return self
 
-    def narrow(self, space: ActionSpace) -> ActionSpace:
-        """The part of the workload's action space that this policy leaves.
+    def narrow(self, space: ActionSpace, trust: Mapping[str, float] = NO_DOUBT) -> ActionSpace:
+        """The part of the workload's action space that this policy leaves, and the trust in changes of each parameter.
 
         Raises PolicyError when it speaks of a parameter that the workload does not have, or leaves an empty range.
         """
@@ -327,7 +366,7 @@ class Policy(Section):
                     f"[parameters.{name}]: [{narrow.low:g}, {narrow.high:g}] is empty; "
                     f"the workload allows [{parameter.low:g}, {parameter.high:g}]."
                 )
-            kept.append(narrow)
+            kept.append(narrow.trusted(trust.get(name, 1.0)))
         allowed = [c for c in space.commands if (c != "rollback" or self.actions.rollback)]
         return ActionSpace(kept, [c for c in allowed if c != "stop" or self.actions.stop])
 
@@ -347,6 +386,11 @@ class Policy(Section):
         """With cadence.every_steps: the step from which a manager is asked for what takes effect at ``due``."""
         every = self.cadence.every_steps or 1
         return due - (self.cadence.ahead_steps or max(1, every // 4))
+
+    def watches(self, manager: str) -> bool:
+        """Whether the changes of a manager of this name are on probation."""
+        enabled = self.probation.enabled
+        return manager.partition(":")[0] not in KNOWN_MANAGERS if enabled is None else enabled
 
     def min_steps(self, manager: str, total_steps: int | None) -> int:
         """Steps between two questions."""
@@ -406,8 +450,17 @@ def _no_secrets(path: Path, values: dict[str, Any]) -> None:
         )
 
 
-def known(values: Any, section: type[BaseModel] = Policy) -> Any:
-    """A policy that was stored by another version, without the keys that this one does not have."""
+def known(values: Any) -> Any:
+    """A policy that was stored by another version: without the keys that this one does not have; where there was no
+    probation yet, with what was done then."""
+    if not isinstance(values, dict):
+        return values
+    if "probation" not in values and isinstance(actions := values.get("actions", {}), dict):
+        values = {**values, "actions": {**actions, "stop_settled_evals": 0}, "probation": {"enabled": False}}
+    return _known(values, Policy)
+
+
+def _known(values: Any, section: type[BaseModel]) -> Any:
     if not isinstance(values, dict):
         return values
     kept = {}
@@ -417,36 +470,5 @@ def known(values: Any, section: type[BaseModel] = Policy) -> Any:
             continue
         inner = field.annotation
         nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        kept[name] = known(value, inner) if nested and isinstance(inner, type) else value
+        kept[name] = _known(value, inner) if nested and isinstance(inner, type) else value
     return kept
-
-
-def document() -> str:
-    """A policy file with every key at its default and its explanation: what `trainmgr policy` prints."""
-    lines = ["# trainmgr policy. Every key is optional; these are the defaults. Unknown keys are errors.", ""]
-    for name, field in Policy.model_fields.items():
-        section = field.annotation
-        if not (isinstance(section, type) and issubclass(section, Section)):
-            continue
-        lines += [f"[{name}]  # {section.__doc__}"]
-        lines += _document_keys(section)
-        lines.append("")
-    for title, example in (('prices."gpt-5-mini"', Price), ("parameters.lr", ParameterLimits)):
-        lines += [f"# [{title}]  # {example.__doc__}"]
-        lines += ["# " + line.removeprefix("# ") for line in _document_keys(example)]
-        lines.append("")
-    del lines[-1]
-    return "\n".join(lines) + "\n"
-
-
-def _document_keys(section: type[BaseModel]) -> list[str]:
-    lines = []
-    for key, field in section.model_fields.items():
-        text = " ".join((field.description or "").split())
-        value = field.default
-        if value is None or field.is_required():
-            lines.append(f"# {key} =  # {text}")
-            continue
-        shown = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else value
-        lines.append(f"{key} = {shown}  # {text}")
-    return lines

@@ -283,8 +283,11 @@ def _change(past: Past, detail: Detail) -> str:
         expected = f"; expected {word(past.expected.metric, detail.name)} {past.expected.direction}"
     after = ", ".join(f"{step}: {figure(objective)}" for step, objective in past.after) or "nothing yet"
     state = f" ({past.closed})" if past.closed else ""
+    if past.taken_back:
+        state = " (it did harm and was taken back)"
+    own = "probation" if past.decision.startswith("probation") else "unknown"
     return (
-        f"step {past.step}, {past.diagnosis or 'unknown'}: {'; '.join(what)}{expected}; "
+        f"step {past.step}, {past.diagnosis or own}: {'; '.join(what)}{expected}; "
         f"before {figure(past.before)}, after {after}{state}"
     )
 

@@ -1,19 +1,21 @@
 """What `trainmgr audit` proves of a run, from its files alone.
 
 The chain is whole; telemetry is what the supervisor read and has no gaps; every change in effect was decided, passed
-the guard (which judges again), was inside the bounds and is acknowledged; no parameter moved by itself; run.json says
-what the log says; nothing was written after the end.
+the guard (which judges again), was inside the bounds and is acknowledged; what did harm was taken back and no more;
+no parameter moved by itself; run.json says what the log says; nothing was written after the end.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainmgr import audit, events, files, protocol, replay
+from trainmgr import audit, decision, events, files, protocol, replay
 from trainmgr.errors import RecordError
 from trainmgr.history import History, Moment
+from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths
 from trainmgr.run_state import Drift, figures
 from trainmgr.telemetry import Item
@@ -49,6 +51,8 @@ class Change:
     expected: str | None
     before: float | None = None
     after: list[tuple[int, float]] = field(default_factory=list)
+    taken_back: str | None = None
+    """Why probation took it back, where it did."""
 
 
 @dataclass
@@ -78,7 +82,8 @@ class Prover:
     def __init__(self, paths: RunPaths) -> None:
         self.paths = paths
         self.proof = Proof(paths.id)
-        self._history = History(paths)
+        self._history = History(paths, self._folded)
+        self._owed: str | None = None  # what probation found in telemetry that is not on record yet
         self._overrides: dict[int, events.OverrideIssued] = {}
         self._single: dict[int, protocol.Override] = {}
         self._controls: list[protocol.Control] = []
@@ -88,6 +93,7 @@ class Prover:
         self._answered: set[int] = set()
         self._changes: dict[int, Change] = {}
         self._torn: int | None = None
+        self._beyond = False  # whether these are records that no supervisor has spoken of yet
         self._anchor = (0, 0)  # bytes and lines of telemetry that are known to be good
         self._drifts = 0
         self._manifest: dict[str, Any] | None = None  # as the log has them
@@ -129,6 +135,7 @@ class Prover:
     def _moment(self, moment: Moment) -> None:
         event, number = moment.event, moment.event.seq + 1
         place = f"audit.jsonl line {number}"
+        self._probation(moment, place)
         digest = getattr(event.data, "telemetry_sha256", None)
         if digest is not None:
             self._telemetry_digest(moment, digest, number)
@@ -152,6 +159,8 @@ class Prover:
                 self._unwritten.add(self._controls[-1].revision)
             case events.Acknowledged():
                 self._acknowledged(event.data, place)
+            case events.Reverted():
+                self._taken_back(event.data)
             case events.Outcome():
                 change = self._changes.get(event.data.revision)
                 if change:
@@ -163,10 +172,47 @@ class Prover:
         self.proof.checks += 1
 
     def _figures(self, closing: events.Closing, place: str) -> None:
-        found, wanted = plain(closing), plain(closing.model_copy(update=figures(self._history.state)))
-        for name in wanted:
-            if found[name] != wanted[name]:
-                self._find(place, f"closing: `{name}` is {found[name]!r}; telemetry says {wanted[name]!r}")
+        known = {**figures(self._history.state), **self._history.ledger.losses()}
+        found, wanted = plain(closing), plain(closing.model_copy(update=known))
+        for name in {**found, **wanted}:
+            if found.get(name) != wanted.get(name):
+                self._find(place, f"closing: `{name}` is {found.get(name)!r}; the run says {wanted.get(name)!r}")
+
+    def _folded(self, item: Item) -> None:
+        """After each record: whether probation had something to say of it, which must be on record right behind it."""
+        if isinstance(item, protocol.Eval) and not self._beyond:
+            if self._owed is not None:
+                self._find("audit.jsonl", f"there is no {self._owed}")
+            self._owed = self._due(self._history.ledger)
+
+    def _due(self, ledger: Ledger) -> str | None:
+        if ledger.started is None:
+            return None
+        found = decision.watched(self._history.state, ledger, ledger.started.manifest.policy, decision.Mark(0, ""))
+        return None if found is None else f'"{found.kind}" for step {found.step}'
+
+    def _probation(self, moment: Moment, place: str) -> None:
+        """What probation found is on record at once, and what is on record is done at once."""
+        data, ledger = moment.event.data, moment.ledger
+        if isinstance(data, events.Outcome | events.Failure):  # these may come in between
+            return
+        if isinstance(data, events.Reverted | events.Kept | events.Ending):
+            after = copy.deepcopy(ledger)
+            after.fold(data)
+            self._owed = self._due(after)
+        elif self._owed is not None:
+            self._find(place, f"before it there is no {self._owed}")
+            self._owed = None
+        own = isinstance(data, events.OverrideIssued) and data.origin == "probation"
+        if ledger.due is not None and not own:
+            self._find(place, f"{ledger.due.decision} is on record, and was not issued")
+
+    def _taken_back(self, event: events.Reverted) -> None:
+        expected = "nothing" if event.forecast is None else f"{event.forecast:.4g}"
+        text = f"{event.measured:.4g} at step {event.step}, forecast {expected} (± {event.tolerance:.4g})"
+        for revision in event.revisions:
+            if revision in self._changes:
+                self._changes[revision].taken_back = text
 
     def _telemetry_digest(self, moment: Moment, digest: str, number: int) -> None:
         self.proof.checks += 1
@@ -193,6 +239,10 @@ class Prover:
             self._single[override.revision] = override
         if event.origin != "manager":
             return
+        if moment.ledger.demoted:
+            self._find(place, "an override of a manager that had lost too much")
+        elif moment.ledger.overtaken:
+            self._find(place, "an override on what was seen before changes were taken back")
         ruling = self._verdicts.get(event.decision)
         mode = moment.ledger.started.manifest.mode if moment.ledger.started else "auto"
         if ruling is None or ruling.result == "rejected":
@@ -278,6 +328,7 @@ class Prover:
                     "not what stood at the end of the run: written or cut after it",
                 )
             return
+        self._beyond = True
         self._telemetry(self._history.rest())
         self.proof.notes.append("The run has not ended, or its supervisor died: what came since is not anchored.")
 

@@ -58,6 +58,11 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
 
 def difference(data: events.Payload, expected: events.Payload | None) -> str | None:
     """How an event differs from what is ``derived`` of its moment; None where it does not, or nothing is."""
+    if expected is None and (
+        isinstance(data, events.Reverted | events.Kept | events.Ending)
+        or (isinstance(data, events.OverrideIssued) and data.origin == "probation")
+    ):
+        return f"{data.kind}: decided again, nothing of the kind was due"
     if expected is None or (found := to_json(data)) == (wanted := to_json(expected)):
         return None
     a, b = json.loads(found), json.loads(wanted)
@@ -103,9 +108,13 @@ def derived(moment: Moment) -> events.Payload | None:
                 based_on_step=ledger.last_step or 0,
                 total_steps=state.total_steps,
             )
+        case events.OverrideIssued(origin="probation"):
+            return decision.own(ledger, run=ledger.started.manifest.id, issued=data.control.issued)
         case events.Acknowledged():
             record = moment.answer
-            return decision.acknowledgment(record, ledger, moment.offset) if record is not None else None
+            return decision.acknowledgment(record, state, ledger, moment.offset) if record is not None else None
+        case events.Reverted() | events.Kept() | events.Ending():
+            return decision.watched(state, ledger, policy, mark)
         case events.Outcome():
             if data.closed == "end" and state.end is None:
                 state.finish()

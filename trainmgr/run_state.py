@@ -22,6 +22,7 @@ NAMES = 64  # distinct metric names followed; more, and longer ones, are counted
 INTERVENTIONS = 16
 OUTCOME_EVALS = 5  # evaluations after which a change counts as measured
 SPIKE = 10.0  # a gradient norm above this many times the running median is an outlier
+COURSE = 12  # evaluations that a forecast rests on
 NORMS = 64  # gradient norms in the running median
 TEXTS = 8
 TEXT = 200  # characters
@@ -141,7 +142,13 @@ class RunState:
     first_counterpart: float | None = None
     best: tuple[int, float] | None = None
     """(step, objective) of the best evaluation."""
+    best_recipe: dict[str, Value] | None = None
+    """The recipe that was in effect there; None where it is not known any more, after a restart."""
     evals_since_best: int = 0
+    course: list[tuple[int, float]] = field(default_factory=list)
+    """(step, objective) of the last evaluations that led to the weights of now, without what a rollback undid."""
+    course_before: list[tuple[int, float]] = field(default_factory=list)
+    """The same right before the last change."""
     split: dict[str, dict[str, float]] = field(default_factory=dict)
     initial: Saved | None = None
     best_saved: Saved | None = None
@@ -180,6 +187,13 @@ class RunState:
     def latest(self) -> float | None:
         """The objective of the last evaluation; None before the first."""
         return self.objective_of(self.evaluations[-1]) if self.evaluations else None
+
+    @property
+    def nearly_over(self) -> bool:
+        """Whether this was the last evaluation before the end, by their average distance."""
+        if self.total_steps is None or not self.evals:
+            return False
+        return self.total_steps - self.step <= 1.5 * self.step / max(1, self.evals - 1)
 
     # -- the fold ----------------------------------------------------------------------------------------------------
 
@@ -245,8 +259,10 @@ class RunState:
         """The workload is back at ``step``: what was measured and saved beyond it is of weights that are no more."""
         self._close_last("end")
         self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step <= step]
+        self.course = [pair for pair in self.course if pair[0] <= step]
         values = [(e.step, v) for e in self.evaluations if (v := self.objective_of(e)) is not None and math.isfinite(v)]
-        self.best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
+        best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
+        self.best, self.best_recipe = best, self.best_recipe if best == self.best else None
         self.evals_since_best = sum(s > self.best[0] for s, _ in values) if self.best else 0
         self.windows = {}
         self.norm_count = self.spike_count = self.non_finite = 0
@@ -299,11 +315,12 @@ class RunState:
         value = self.latest
         if value is None:
             return
+        self.course = [*self.course, (record.step, value)][-COURSE:]
         counterpart = self._counterpart(self.evaluations[-1])
         if self.first_objective is None and math.isfinite(value):
             self.first_objective, self.first_counterpart = value, counterpart
         if math.isfinite(value) and (self.best is None or self.worse(value) < self.worse(self.best[1])):
-            self.best = (record.step, value)
+            self.best, self.best_recipe = (record.step, value), dict(self.recipe)
             self.evals_since_best = 0
         else:
             self.evals_since_best += 1
@@ -351,6 +368,10 @@ class RunState:
             self.changed_at[name] = self.evals
         if not changes and record.command is None:
             return
+        self.course_before = self.course
+        if record.command is not None and record.command.name == "rollback":
+            saved = {"best": self.best_saved, "initial": self.initial}.get(record.command.to or "best")
+            self.course = [(step, value) for step, value in self.course if saved is None or step <= saved.step]
         self._part(changes)
         self._close_last("next change")
         self.interventions = [

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from trainmgr import events, policy, proposal, protocol
 from trainmgr.errors import UserError
@@ -90,6 +90,37 @@ def documents() -> dict[str, str]:
             lines = [json.dumps(example) for example in EXAMPLES[name]]
             result[f"{name}.example.jsonl"] = "\n".join(lines) + "\n"
     return result
+
+
+def policy_file() -> str:
+    """A policy file with every key at its default and its explanation: what `trainmgr policy` prints."""
+    lines = ["# trainmgr policy. Every key is optional; these are the defaults. Unknown keys are errors.", ""]
+    for name, field in policy.Policy.model_fields.items():
+        section = field.annotation
+        if not (isinstance(section, type) and issubclass(section, policy.Section)):
+            continue
+        lines += [f"[{name}]  # {section.__doc__}"]
+        lines += _document_keys(section)
+        lines.append("")
+    for title, example in (('prices."gpt-5-mini"', policy.Price), ("parameters.lr", policy.ParameterLimits)):
+        lines += [f"# [{title}]  # {example.__doc__}"]
+        lines += ["# " + line.removeprefix("# ") for line in _document_keys(example)]
+        lines.append("")
+    del lines[-1]
+    return "\n".join(lines) + "\n"
+
+
+def _document_keys(section: type[BaseModel]) -> list[str]:
+    lines = []
+    for key, field in section.model_fields.items():
+        text = " ".join((field.description or "").split())
+        value = field.default
+        if value is None or field.is_required():
+            lines.append(f"# {key} =  # {text}")
+            continue
+        shown = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else value
+        lines.append(f"{key} = {shown}  # {text}")
+    return lines
 
 
 def write(folder: Path) -> list[Path]:

@@ -60,14 +60,18 @@ def _head(state: RunState, ledger: Ledger, manifest: events.Manifest) -> Rendera
         grid.add_row(bar, f"step {state.step:,} of {total:,}", speed, left)
     else:
         grid.add_row(f"step {state.step:,}", speed)
-    spent = display.spent_in_words(ledger)
-    return Group(line, grid, Text(spent, style="dim")) if spent else Group(line, grid)
+    more = [Text(text, style="dim") for text in (display.spent_in_words(ledger),) if text]
+    if watched := display.watched_in_words(state, ledger):
+        more.append(Text(display.clean(watched), style="yellow" if ledger.reversals else "dim"))
+    return Group(line, grid, *more)
 
 
 def _status(state: RunState, ledger: Ledger) -> Text:
     if ledger.ended is not None:
         status = ledger.ended.closing.status
         return Text(status, style="green" if status in ("completed", "stopped") else "red")
+    if ledger.carrying is not None:
+        return Text("taking changes back" if isinstance(ledger.carrying, events.Reverted) else "ending", style="yellow")
     if ledger.waiting is not None:
         return Text("deciding", style="cyan")
     if ledger.outstanding is not None:
@@ -202,8 +206,11 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
         since = display.number(item.after[-1][1]) if item.after else "…"
         table.add_row(
             f"{item.step:,}",
-            Text((decision.diagnosis or "") if decision else "operator", style="yellow"),
-            quoted(todo),
+            Text(
+                (decision.diagnosis or "") if decision else display.origin_in_words(ledger, item.revision),
+                style="yellow",
+            ),
+            quoted(todo) + ("  [red](taken back)[/]" if item.revision in ledger.taken_back else ""),
             f"{display.number(item.before)} → {since}",
         )
     hidden = state.intervention_count - min(SHOWN, len(state.interventions))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from statistics import median
 from typing import overload
 
+from trainmgr import forecast
 from trainmgr.run_state import RunState
 from trainmgr.wire import Number, Wire
 
@@ -100,19 +100,13 @@ def _diverging(state: RunState, latest: float | None, train: list[float], turn: 
 
 
 def _noise(values: list[float], scale: float | None) -> float | None:
-    if len(values) < 4 or not scale:
-        return None
-    second = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
-    return 1.4826 * median(second) / math.sqrt(6) / scale
+    found = forecast.noise(values)
+    return found / scale if found is not None and scale else None
 
 
 def _slope(values: list[float], scale: float | None, turn: float) -> float | None:
-    n = len(values)
-    if n < 3 or not scale:
-        return None
-    middle, mean = (n - 1) / 2, sum(values) / n  # fmean raises where a sum overflows
-    spread = sum((i - middle) ** 2 for i in range(n))
-    return turn * sum((i - middle) * (v - mean) for i, v in enumerate(values)) / spread / scale
+    found = forecast.slope(values)
+    return turn * found / scale if found is not None and scale else None
 
 
 @overload

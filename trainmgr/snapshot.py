@@ -74,6 +74,8 @@ class Past(Wire):
     before: Number | None
     after: list[tuple[int, Number]]
     closed: str | None
+    taken_back: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether it did harm and was taken back."""
 
 
 class Table(Wire):
@@ -140,7 +142,7 @@ def take(state: RunState, ledger: Ledger, policy: Policy, trigger: str) -> Snaps
             evaluations=state.evals,
             steps_per_second=_speed(state),
         ),
-        recipe=_recipe(state, policy),
+        recipe=_recipe(state, ledger, policy),
         evaluations=_table(state),
         meanings=_meanings(state),
         split={_short(k): {_short(n): rounded(v) for n, v in list(row.items())[:8]} for k, row in state.split.items()},
@@ -168,7 +170,7 @@ def available(state: RunState, ledger: Ledger, policy: Policy) -> tuple[list[Act
         actions.append("adjust")
     else:
         no["adjust"] = "there is no parameter that may be changed"
-    reason = _no_rollback(state, policy, "rollback" in commands)
+    reason = _no_rollback(state, ledger, policy, "rollback" in commands)
     if reason:
         no["rollback"] = reason
     else:
@@ -190,21 +192,29 @@ def available(state: RunState, ledger: Ledger, policy: Policy) -> tuple[list[Act
 def _no_stop(state: RunState, policy: Policy) -> str:
     name, least, evals = policy.actions.stop_metric, policy.actions.stop_least, policy.actions.stop_evals
     if name is None:
-        return ""
+        return _unsettled(state, policy)
     found = [e.metrics.get(name, math.nan) for e in state.evaluations[-evals:]]
     if len(found) == evals and all(value >= least for value in found):
         return ""
     return f"{_short(name)} must be at least {least:g} for {_times(evals)}; it was {_listed(found)}"
 
 
-def _no_rollback(state: RunState, policy: Policy, offered: bool) -> str:
+def _unsettled(state: RunState, policy: Policy) -> str:
+    least, changed = policy.actions.stop_settled_evals, measure(state).evals_since_change
+    settled = state.evals_since_best if changed is None else min(state.evals_since_best, changed)
+    if settled >= least or state.nearly_over:
+        return ""
+    return f"the last new best or change was {_times(settled)} ago; {least} are required"
+
+
+def _no_rollback(state: RunState, ledger: Ledger, policy: Policy, offered: bool) -> str:
     if not policy.actions.rollback:
         return "the policy forbids it"
     if not offered:
         return "the workload offers none"
     if state.best_saved is None:
         return "there is no best checkpoint yet"
-    gap = policy.actions.rollback_gap_evals
+    gap = max(policy.actions.rollback_gap_evals, _rest(ledger.trust.get("rollback", 1.0), policy))
     if state.rollback_at is not None and state.evals - state.rollback_at < gap:
         return f"the last rollback was {state.evals - state.rollback_at} evaluations ago; {gap} are required"
     rise = measure(state).rise
@@ -229,17 +239,23 @@ def _listed(values: list[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values) or "not measured"
 
 
-def resting(state: RunState, policy: Policy, name: str) -> bool:
+def resting(state: RunState, ledger: Ledger, policy: Policy, parameter: Parameter) -> bool:
     """Whether the parameter was changed too recently to be changed again."""
-    at = state.changed_at.get(name)
-    return at is not None and state.evals - at < policy.limits.cooldown_evals
+    at, trust = state.changed_at.get(parameter.name), ledger.trust.get(parameter.name, 1.0)
+    least = max(policy.limits.cooldown_evals, 0 if parameter.sized else _rest(trust, policy))
+    return at is not None and state.evals - at < least
 
 
-def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
+def _rest(trust: float, policy: Policy) -> int:
+    """Evaluations between two changes of something that did harm and has no size that could be narrowed."""
+    return math.ceil(policy.probation.window_evals / trust) if trust < 1 else 0
+
+
+def _recipe(state: RunState, ledger: Ledger, policy: Policy) -> list[RecipeRow]:
     assert state.start is not None
     rows = []
     held = policy.joint.no_raise_when_diverging and measure(state).diverging
-    for name, parameter in policy.narrow(state.space).parameters.items():
+    for name, parameter in policy.narrow(state.space, ledger.trust).parameters.items():
         reach = _shown_reach(parameter)
         if held and reach and is_rate(parameter) and not isinstance(parameter.value, str):
             reach = min(reach[0], float(parameter.value)), min(reach[1], float(parameter.value))
@@ -259,7 +275,7 @@ def _recipe(state: RunState, policy: Policy) -> list[RecipeRow]:
                 group=_short(parameter.group),
                 description=_short(parameter.description, 120),
                 start_value=state.begun[name],
-                resting=resting(state, policy, name),
+                resting=resting(state, ledger, policy, parameter),
             )
         )
     return rows
@@ -345,6 +361,7 @@ def _past(state: RunState, ledger: Ledger) -> list[Past]:
                 before=rounded(item.before),
                 after=[(step, rounded(value)) for step, value in item.after],
                 closed=item.closed,
+                taken_back=item.revision in ledger.taken_back,
             )
         )
     return past

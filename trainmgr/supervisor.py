@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from trainmgr import audit, control, decision, events, files, protocol, telemetry
+from trainmgr import audit, control, decision, events, files, history, protocol, telemetry
 from trainmgr.errors import ManagerError, PolicyError, UserError, WorkloadError
 from trainmgr.ledger import Ledger
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
@@ -160,16 +160,19 @@ class Supervisor:
 
     def attach(self, pid: int) -> events.Closing:
         """Take over a run whose supervisor died: fold everything again, then go on."""
-        head, seq = audit.GENESIS, 0
+        head, seq, seen = audit.GENESIS, 0, 0
         for event in audit.read(self.paths.audit):
             self.ledger.fold(event.data)
-            head, seq = event.line_hash, event.seq + 1
+            head, seq, seen = event.line_hash, event.seq + 1, history.offset_of(event.data) or seen
         self._log = audit.Log(self.paths.audit, seq, head)
         known = self.ledger.acknowledged
+        self._own()  # what the supervisor that died had on record only
         for record in self._feed.records():
             self.state.fold(record)
             if isinstance(record, protocol.Applied | protocol.Refused) and record.revision > known:
-                self._append(decision.acknowledgment(record, self.ledger, self._feed.offset))
+                self._acknowledge(record)
+            elif isinstance(record, protocol.Eval) and self._feed.offset >= seen:
+                self._watch()
         self._append(events.Attached(telemetry_offset=self._feed.offset, telemetry_sha256=self._feed.digest()))
         if self.state.start is not None:
             self._check_policy()
@@ -244,7 +247,7 @@ class Supervisor:
             self.state.fold(record)
             self._show(partial(self._listener.record, record, self.state))
             if isinstance(record, protocol.Applied | protocol.Refused):
-                self._append(decision.acknowledgment(record, self.ledger, self._feed.offset))
+                self._acknowledge(record)
             elif isinstance(record, protocol.Start):
                 self._check_policy()
                 if record.resumed is None and self._resume is not None:
@@ -257,9 +260,28 @@ class Supervisor:
                 )
             for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
                 self._append(outcome)
+            if isinstance(record, protocol.Eval):
+                self._watch()
         if self._feed.tail.truncated and not self._truncated:
             self._truncated = True
             self._fail("telemetry", "telemetry.jsonl became shorter or was replaced; nothing more is read from it")
+
+    def _acknowledge(self, record: protocol.Applied | protocol.Refused) -> None:
+        self._append(decision.acknowledgment(record, self.state, self.ledger, self._feed.offset))
+        self._own()
+
+    def _watch(self) -> None:
+        """Probation: put on record what follows from an evaluation, and do it at once."""
+        while (event := decision.watched(self.state, self.ledger, self.policy, self._mark())) is not None:
+            if not self._append(event):
+                return
+            self._own()
+
+    def _own(self) -> None:
+        """Issue what is on record as due."""
+        event = decision.own(self.ledger, run=self.paths.id, issued=self._issued())
+        if event is not None:
+            self._write(event)
 
     def _objective(self) -> str:
         return self.state.start.objective.metric if self.state.start else "objective"
@@ -353,6 +375,8 @@ class Supervisor:
             return
         answer = {True: "yes", False: "no", None: "none"}[message.answer]
         if self._append(events.Approval.model_validate({"decision": pending.id, "answer": answer})) and message.answer:
+            if self.ledger.overtaken:
+                self._fail("probation", "earlier changes were taken back since this was asked: not applied", pending.id)
             self._issue(pending.ruling, pending.step)
         self._decided()
 
@@ -476,7 +500,9 @@ class Supervisor:
             resume = self.state.last_saved.path if self.state.last_saved else None
             self._append(events.Restarted(attempt=self.ledger.restarts + 1, exit=end.words, resume=resume))
             self._status = self._ending = None
-            if self.ledger.outstanding is not None:
+            if self.ledger.due is not None:
+                self._own()
+            elif self.ledger.outstanding is not None:
                 self._instead("restart", None)
             self._resume = resume
             self._start(resume)
@@ -503,6 +529,7 @@ class Supervisor:
             exit_code=end.code,
             exit=end.words,
             **figures(state),
+            **self.ledger.losses(),
         )
         content = events.render_run_file(plain(self.manifest), plain(closing))
         with contextlib.suppress(OSError):

@@ -56,10 +56,14 @@ def print_closing(
             + (f" (the last {LISTED}; `audit` lists all)" if hidden > 0 else ""))  # fmt: skip
         for item in state.interventions[-LISTED:]:
             decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
-            repeated = f"as in {manifest.replay_of}" if manifest.replay_of else "asked for by you"
+            by = "asked for by you"
+            if ledger.origins.get(item.revision) == "probation":
+                by = "probation"
+            repeated = f"as in {manifest.replay_of}" if manifest.replay_of else by
+            mark = "  (taken back)" if item.revision in ledger.taken_back else ""
             why = f"{decision.diagnosis} ({decision.evidence})" if decision else repeated
             parts = (display.command_in_words(item.command), display.changes_in_words(item.changes))
-            out(f"  step {item.step:>6,}  {quoted(why)}: [bold]{quoted('; '.join(p for p in parts if p))}[/]")
+            out(f"  step {item.step:>6,}  {quoted(why)}: [bold]{quoted('; '.join(p for p in parts if p))}[/]{mark}")
     else:
         out(f"No interventions (manager {quoted(manifest.manager)}, mode {manifest.mode}).")
     if manifest.mode == "shadow" and ledger.accepted:
@@ -67,6 +71,9 @@ def print_closing(
     if ledger.rejections:
         answers = counted(ledger.rejected + ledger.refused, "answer")
         out(f"Not applied: {answers}; the last: {quoted(ledger.rejections[-1])}.")
+    if ledger.reversals:
+        out(f"Probation: changes were taken back {counted(ledger.reversals, 'time')}, {ledger.lost:,} steps lost"
+            + ("; then nothing more of the manager was applied." if ledger.demoted else "."))  # fmt: skip
     if spent := display.spent_in_words(ledger):
         out(f"The model was asked: {spent}.")
     final = closing.final if closing is not None else state.latest
@@ -103,7 +110,8 @@ def print_proof(console: Console, result: proof.Proof) -> None:
             quoted(f"{change.diagnosis or ''}: {change.evidence}"),
             quoted(what),
             quoted(change.expected or "–"),
-            f"{display.number(change.before)} → {since}",
+            f"{display.number(change.before)} → {since}"
+            + (f"; taken back by probation: {change.taken_back}" if change.taken_back else ""),
         )
     if result.changes:
         console.print(table)
@@ -258,6 +266,10 @@ def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledge
         "total_steps": state.total_steps,
         **figures(state),
         "recipe": state.recipe,
+        "reversals": ledger.reversals,
+        "demoted": ledger.demoted,
+        "steps_lost": ledger.lost,
+        "trust": ledger.trust,
         "closing": plain(ledger.ended.closing) if ledger.ended else None,
     }
     return pretty(values)

@@ -18,7 +18,7 @@ from trainmgr import events, launch, protocol
 from trainmgr.ledger import Ledger
 from trainmgr.managers.base import Manager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Limits, Policy
+from trainmgr.policy import Actions, Limits, Policy, Probation
 from trainmgr.proposal import keep
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import Snapshot
@@ -106,6 +106,11 @@ def settled(count):
     manifest = events[0]["manifest"]
     if manifest["manager"] == "none":
         return True
+    watch = manifest["policy"]["probation"]
+    if watch["enabled"]:
+        count -= max(0, watch["first_evals"] - 1)  # at which nobody is asked
+    if count <= 0:
+        return True
     done = [e for e in events if e["kind"] == "verdict" or (e["kind"] == "error" and e["decision"])]
     if len(done) < count:
         return False
@@ -164,8 +169,11 @@ with Workload("line", objective="val_loss", total_steps=STEPS, metrics={"loss": 
 """
 """The body of a small deterministic workload: a line fitted by gradient descent, which waits for each decision."""
 
-EXACT = Policy(limits=Limits(lead_steps=1))
-"""Each change takes effect exactly one step after the evaluation that it was decided on."""
+EXACT = Policy(
+    limits=Limits(lead_steps=1), probation=Probation(enabled=False), actions=Actions(stop_settled_evals=0)
+)  # fmt: skip
+"""Each change takes effect exactly one step after the evaluation that it was decided on. Nothing is taken back, and a
+stop is always offered: a script is followed to the letter."""
 
 
 class FakeClock:
