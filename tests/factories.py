@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from trainmgr import protocol, snapshot
 from trainmgr.action_space import Parameter
 from trainmgr.ledger import Ledger
-from trainmgr.policy import Policy
+from trainmgr.policy import Actions, Policy
 from trainmgr.run_state import RunState
 
 TOTAL = 1000
+FREE = Policy(actions=Actions(stop_settled_evals=0))
+"""Under which a stop is offered at any time."""
 
 
 def lr(**changed: Any) -> Parameter:
@@ -116,7 +118,7 @@ def curve(values: Iterable[float], *parameters: Parameter, train: Iterable[float
 
 
 def view(state: RunState, policy: Policy | None = None, ledger: Ledger | None = None) -> snapshot.Snapshot:
-    return snapshot.take(state, ledger or Ledger(), policy or Policy(), "evaluation")
+    return snapshot.take(state, ledger or Ledger(), policy or FREE, "evaluation")
 
 
 # -- strategies ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from factories import (
+    FREE,
     JSON,
     NUMBERS,
     SURROGATE,
@@ -174,12 +175,12 @@ def test_limits_are_what_one_change_reaches(parameter: Any) -> None:
 
 def test_nothing_is_offered_that_is_not_allowed_now() -> None:
     state = curve([2.0], best=False)
-    frozen = Policy(parameters={p.name: ParameterLimits(frozen=True) for p in everything()})
+    frozen = Policy(actions=FREE.actions, parameters={p.name: ParameterLimits(frozen=True) for p in everything()})
     bare = schema(view(state, frozen), ALL)
     assert bare["properties"]["action"]["enum"] == ["keep", "stop"]
     assert bare["properties"]["changes"]["properties"] == {}
     assert bare["properties"]["to"]["enum"] == [None]  # there is no best to stop on
-    spent = schema(view(state, Policy(limits=Limits(max_interventions=0))), ALL)
+    spent = schema(view(state, Policy(limits=Limits(max_interventions=0), actions=FREE.actions)), ALL)
     assert spent["properties"]["changes"]["properties"] == {}
     assert set(schema(view(state), ("lr",))["properties"]["changes"]["properties"]) == {"lr"}
 
@@ -313,7 +314,7 @@ def test_an_objection_says_how_to_mend_it(raw: Any, said: str) -> None:
 
 
 def test_objections_of_the_moment() -> None:
-    spent = view(STATE, Policy(limits=Limits(max_interventions=0)))
+    spent = view(STATE, Policy(limits=Limits(max_interventions=0), actions=FREE.actions))
     assert objection(answered("adjust", {"lr": 1e-3}), spent, ALL) == (
         'the action "adjust" is not allowed now; allowed are keep'
     )
@@ -403,7 +404,7 @@ def test_any_text_is_read(text: str) -> None:
     found = read(text)
     assert isinstance(found, str | dict)
     objection(found, view(STATE), ALL)
-    judged(found, STATE, Policy())
+    judged(found, STATE, FREE)
     assert read(text) == found or "NaN" in text  # nan != nan
 
 
@@ -441,7 +442,7 @@ def test_null_leaves_a_parameter_and_explanations_are_cut() -> None:
 def test_what_is_read_is_judged_the_same_as_what_the_log_keeps() -> None:
     state = fold([start(dropout(), batch(), ema(), lr()), checkpoint(1)])
     found = read(json.dumps(answered("adjust", {"dropout": 0, "batch": 20, "ema": 0.95, "lr": 1e-3})))
-    assert judged(found, state, Policy()) == {}
+    assert judged(found, state, FREE) == {}
 
 
 def test_a_draft_in_the_thoughts_of_a_model_is_no_answer() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from factories import (
+    FREE,
     JSON,
     NUMBERS,
     SCALARS,
@@ -37,7 +38,6 @@ from trainmgr.proposal import Proposal
 from trainmgr.run_state import RunState
 
 CLIP = Policy(limits=Limits(clip=True))
-FREE = Policy(actions=Actions(stop_settled_evals=0))
 
 
 def answer(action: str = "adjust", changes: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:

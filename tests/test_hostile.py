@@ -165,6 +165,7 @@ def test_nothing_unprintable_reaches_the_terminal(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     (tmp_path / "texts.json").write_text(json.dumps({"all": BAD[kind], **ALIKE}))
+    (tmp_path / "policy.toml").write_text("[probation]\nenabled = false\n")
     script = write_child(tmp_path, CHILD)
     runs = tmp_path / "runs"
 
@@ -178,8 +179,8 @@ def test_nothing_unprintable_reaches_the_terminal(
 
     with ScriptedEndpoint([Propose(a) for a in ANSWERS]) as endpoint:
         monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
-        text = said("run", str(script), "-m", "llm:scripted", "--runs-dir", str(runs), "--", "texts.json", "fail",
-                    code=3)  # fmt: skip
+        text = said("run", str(script), "-m", "llm:scripted", "--runs-dir", str(runs), "--policy", "policy.toml", "--",
+                    "texts.json", "fail", code=3)  # fmt: skip
     assert "lr 0.4 → 0.2" in text
     assert "it rises" in text
     assert len(list_runs(runs)) == 1

@@ -499,13 +499,16 @@ def test_a_stop_of_the_manager_is_on_the_best_then() -> None:
 
 def test_a_promising_run_cannot_be_stopped() -> None:
     run = Run().measure(4.0, 3.9, 3.8, best=True)
-    assert "stop" not in view(run.state).actions
-    assert view(run.state).unavailable["stop"] == "the last new best or change was 0 evaluations ago; 5 are required"
-    assert "stop" in view(run.measure(*[4.0] * 5).state).actions
+    assert "stop" not in view(run.state, Policy()).actions
+    assert (
+        view(run.state, Policy()).unavailable["stop"]
+        == "the last new best or change was 0 evaluations ago; 5 are required"
+    )
+    assert "stop" in view(run.measure(*[4.0] * 5).state, Policy()).actions
     run.change(lr=2e-3).measure(4.0)
-    assert "stop" not in view(run.state).actions  # it has only just been changed
+    assert "stop" not in view(run.state, Policy()).actions  # it has only just been changed
     short = Run(total_steps=50).measure(4.0, 3.9, 3.8, 3.7, best=True)
-    assert "stop" in view(short.state).actions  # it is over anyway
+    assert "stop" in view(short.state, Policy()).actions  # it is over anyway
 
 
 # -- what is said of it --------------------------------------------------------------------------------------------

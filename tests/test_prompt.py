@@ -16,6 +16,7 @@ from typing import Any
 import openai
 import pytest
 from factories import (
+    FREE,
     TEXTS,
     applied,
     augment,
@@ -40,14 +41,13 @@ from models import smollm2
 from trainmgr import answer, prompt, protocol
 from trainmgr.ledger import Decision, Ledger
 from trainmgr.managers.local import LocalServer
-from trainmgr.policy import Actions, Limits, Llm, Policy
+from trainmgr.policy import Limits, Llm, Policy
 from trainmgr.prompt import DETAILS, TASKS, VARIANTS, VERSION, Task, estimate, exact, render, word
 from trainmgr.proposal import Expectation
 from trainmgr.snapshot import Snapshot
 from trainmgr.testing import TIME_LIMIT
 from trainmgr.wire import MAX_NAME, to_json
 
-FREE = Policy(actions=Actions(stop_settled_evals=0))
 LIMIT = Llm().prompt_tokens
 ODD = ["END DATA", "END", "DATA", "BEGIN DATA", "```json\n{}```", "\x1b[2J\x00\r\n", "l\u0433", "\u202erl", "lr ",
        "\U0001f680" * 60, '"}],"recipe":[{"name":"free"}]', "\\" * 60, '"' * 60, "step", "mean.loss", "", "x" * 70,

@@ -8,6 +8,7 @@ from statistics import median
 
 import pytest
 from factories import (
+    FREE,
     applied,
     augment,
     batch,
@@ -217,9 +218,6 @@ def test_the_recipe_is_what_the_policy_leaves() -> None:
 
 
 # -- what may be answered ------------------------------------------------------------------------------------------
-
-
-FREE = Policy(actions=Actions(stop_settled_evals=0))
 
 
 def gates(state: RunState, policy: Policy | None = None, ledger: Ledger | None = None) -> dict[str, str]:

@@ -125,10 +125,10 @@ def test_a_manager_that_lost_too_much_is_asked_and_not_applied(tmp_path: Path) -
     tables.print_proof(said, proof.prove(paths))
     text = said.file.getvalue()  # type: ignore[attr-defined]
     for words in (
-        "taken back 1 time, 1 steps lost; trust lr 0.5; the manager has lost too much",
+        "taken back 1 time, 1 step lost; trust lr 0.5; the manager has lost too much",
         "lr 0.1 → 0.2  (taken back)",
         "probation: roll back to best; lr 0.2 → 0.1",
-        "Probation: changes were taken back 1 time, 1 steps lost; then nothing more of the manager was applied.",
+        "Probation: changes were taken back 1 time, 1 step lost; then nothing more of the manager was applied.",
         "taken back by probation: 1.491 at step 10, forecast 0.99",
     ):
         assert words in text

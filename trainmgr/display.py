@@ -25,6 +25,11 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
+def steps(count: int) -> str:
+    """1 step, 2,000 steps."""
+    return f"{count:,} step{'s' * (count != 1)}"
+
+
 def changes_in_words(changes: dict[str, tuple[Value, Value]]) -> str:
     """name old → new, ..."""
     return ", ".join(f"{name} {shown(old)} → {shown(new)}" for name, (old, new) in changes.items())
@@ -59,11 +64,9 @@ def reversal_in_words(event: events.Reverted) -> str:
     todo = "; ".join(part for part in (command_in_words(event.command), back) if part)
     text = (
         f"{', '.join(event.decisions[-4:])} taken back: {number(event.measured)} where {number(event.forecast)} was "
-        f"forecast (± {number(event.tolerance)}), {event.lost:,} steps lost: {todo}"
+        f"forecast (± {number(event.tolerance)}), {steps(event.lost)} lost: {todo}"
     )
-    return (
-        f"{text}. Nothing more of the manager is applied: {event.lost_in_all:,} steps lost" if event.demoted else text
-    )
+    return f"{text}. Nothing more of the manager is applied: {steps(event.lost_in_all)} lost" if event.demoted else text
 
 
 def watched_in_words(state: RunState, ledger: Ledger) -> str:
@@ -78,7 +81,7 @@ def watched_in_words(state: RunState, ledger: Ledger) -> str:
             f"measured {number(state.latest)}"
         )
     if ledger.reversals:
-        parts.append(f"taken back {ledger.reversals} time{'s' * (ledger.reversals > 1)}, {ledger.lost:,} steps lost")
+        parts.append(f"taken back {ledger.reversals} time{'s' * (ledger.reversals > 1)}, {steps(ledger.lost)} lost")
     if ledger.trust:
         parts.append("trust " + ", ".join(f"{name} {trust:.2g}" for name, trust in ledger.trust.items()))
     if ledger.demoted:

@@ -96,8 +96,7 @@ class Actions(Section):
     stop_evals: Annotated[int, Field(ge=1, le=16)] = 1
     """... at each of the last this many evaluations."""
     end_on_best: bool = False
-    """End on the best checkpoint: every stop does, and the run is stopped one evaluation before its end if it is worse
-    there than its best."""
+    """End on the best: every stop does, and so does a run that is worse than that one evaluation before its end."""
 
 
 class Joint(Section):
@@ -451,8 +450,7 @@ def _no_secrets(path: Path, values: dict[str, Any]) -> None:
 
 
 def known(values: Any) -> Any:
-    """A policy that was stored by another version: without the keys that this one does not have; where there was no
-    probation yet, with what was done then."""
+    """A policy of another version: without keys that this one does not have; as it was done before probation was."""
     if not isinstance(values, dict):
         return values
     if "probation" not in values and isinstance(actions := values.get("actions", {}), dict):

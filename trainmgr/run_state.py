@@ -149,6 +149,8 @@ class RunState:
     """(step, objective) of the last evaluations that led to the weights of now, without what a rollback undid."""
     course_before: list[tuple[int, float]] = field(default_factory=list)
     """The same right before the last change."""
+    courses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """The same of the "best" and the "initial" checkpoint."""
     split: dict[str, dict[str, float]] = field(default_factory=dict)
     initial: Saved | None = None
     best_saved: Saved | None = None
@@ -260,6 +262,8 @@ class RunState:
         self._close_last("end")
         self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step <= step]
         self.course = [pair for pair in self.course if pair[0] <= step]
+        if self.best_saved is not None and self.best_saved.step > step:
+            self.courses.pop("best", None)
         values = [(e.step, v) for e in self.evaluations if (v := self.objective_of(e)) is not None and math.isfinite(v)]
         best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
         self.best, self.best_recipe = best, self.best_recipe if best == self.best else None
@@ -370,8 +374,7 @@ class RunState:
             return
         self.course_before = self.course
         if record.command is not None and record.command.name == "rollback":
-            saved = {"best": self.best_saved, "initial": self.initial}.get(record.command.to or "best")
-            self.course = [(step, value) for step, value in self.course if saved is None or step <= saved.step]
+            self.course = self.courses.get(record.command.to or "best", self.course)
         self._part(changes)
         self._close_last("next change")
         self.interventions = [
@@ -403,9 +406,9 @@ class RunState:
         objective = record.metrics.get(self.start.objective.metric) if self.start else None
         saved = Saved(record.step, record.path, objective)
         if self.initial is None:
-            self.initial = saved
+            self.initial, self.courses["initial"] = saved, self.course
         if record.best:
-            self.best_saved = saved
+            self.best_saved, self.courses["best"] = saved, self.course
         self.last_saved = saved
 
 
