@@ -107,7 +107,8 @@ def settled(count):
     if manifest["manager"] == "none":
         return True
     watch = manifest["policy"]["probation"]
-    if watch["enabled"]:
+    known = manifest["manager"].partition(":")[0] in ("rules", "schedule", "replay")
+    if not known if watch["enabled"] is None else watch["enabled"]:
         count -= max(0, watch["first_evals"] - 1)  # at which nobody is asked
     if count <= 0:
         return True
