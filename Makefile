@@ -4,7 +4,7 @@
 # make check  only the checks: format, lint, types
 # make bench  what reporting costs a training loop, how long prompts get, and whether training waits (minutes)
 # make table  the README's table of TinyStories again (about 100 minutes on two cores; goes on where it stopped)
-# make table-reacher  its tables of safe reaching (about an hour each, likewise)
+# make table-reacher, make table-pinn  those of safe reaching (an hour) and of losses out of balance (20 minutes)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,9 @@ table-reacher: .venv/workloads
 	$(BIN)/trainmgr compare workloads/experiments/reacher.toml --jobs 2 --show-seeds --out runs/reacher
 	$(BIN)/trainmgr compare workloads/experiments/reacher-paper.toml --jobs 2 --show-seeds --out runs/reacher-paper
 
+table-pinn: .venv/workloads
+	$(BIN)/trainmgr compare workloads/experiments/pinn.toml --jobs 2 --show-seeds --out runs/pinn
+
 schemas: .venv/workloads
 	$(BIN)/trainmgr schema schemas
 
@@ -52,4 +55,4 @@ schemas: .venv/workloads
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workloads,test]"
 	touch $@
 
-.PHONY: demo reach test check bench table table-reacher schemas
+.PHONY: demo reach test check bench table table-reacher table-pinn schemas
