@@ -131,7 +131,7 @@ def test_what_a_reader_must_know_stands_under_the_table() -> None:
     assert "in 2 settings of machine and threads" in text
     assert "With 3 seeds such an interval holds the true mean in about 75%" in text
     assert "Wilcoxon" in text
-    assert "6 runs took 0:01:12 together, 0:00:01 by the clock on the wall" in text
+    assert "6 runs took 1:12 together, 0:01 by the clock on the wall" in text
     assert text.endswith("The thresholds were chosen on seed 11.")
 
 

@@ -54,12 +54,12 @@ ALLOWED: dict[str, str] = {
     "managers.__init__": "",
     "managers.base": "budget events snapshot",
     "managers.none": "proposal snapshot wire",
-    "managers.reading": "proposal snapshot wire",
+    "managers.reading": "proposal signals snapshot wire",
     "managers.exploration": "managers.reading policy proposal snapshot",
     "managers.imbalance": "managers.reading policy snapshot",
     "managers.rules": "managers.exploration managers.imbalance managers.reading policy proposal snapshot wire",
-    "managers.schedules": "errors proposal snapshot wire",
-    "managers.adversaries": "budget errors managers.base policy proposal snapshot wire",
+    "managers.schedules": "errors managers.reading proposal snapshot wire",
+    "managers.adversaries": "budget errors managers.base managers.reading policy proposal snapshot wire",
     "managers.local": "errors process",
     "managers.replay": "audit errors events paths proposal snapshot wire",
     "managers.llm": "answer budget endpoint errors events managers.base managers.rules policy prompt proposal snapshot "
@@ -83,14 +83,14 @@ ALLOWED: dict[str, str] = {
     "comparison.measured": "events files paths protocol",
     "comparison.results": "errors protocol wire",
     "comparison.analysis": "protocol comparison.results comparison.statistics",
-    "comparison.report": "comparison.analysis comparison.results comparison.statistics",
+    "comparison.report": "comparison.analysis comparison.results comparison.statistics display",
     "comparison.plots": "wire",
     "comparison.page": "comparison.analysis errors files comparison.plots comparison.report comparison.results "
     "comparison.statistics",
     "comparison.trials": "audit display errors events comparison.experiment history launch managers.catalog manifest "
-    "comparison.measured paths policy process protocol comparison.results run_state supervisor telemetry wire",
+    "comparison.measured paths policy process protocol comparison.results run_state signals supervisor telemetry wire",
     "screen": "action_space display events ledger run_state telemetry",
-    "comparison.progress": "comparison.trials screen",
+    "comparison.progress": "comparison.trials display",
     "tables": "audit check display events ledger opinions paths process proof replay run_state screen wire",
 }
 ENTRY = {"cli", "__main__", "testing.__init__"}  # may import everything; nothing but __main__ imports them

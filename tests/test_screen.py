@@ -69,7 +69,7 @@ def test_a_logarithmic_gauge() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3725, "1:02:05"), (-3, "0:00")])
 def test_the_clock(seconds: float, text: str) -> None:
-    assert screen.clock(seconds) == text
+    assert display.clock(seconds) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.23456, "1.235"), (math.nan, "nan"), (1e-5, "1e-05")])

@@ -190,6 +190,8 @@ def test_only_what_is_missing_is_trained(folder: Path) -> None:
         ("[limits]\nclip = true", {"rules", "schedule:plateau"}),
         ("[rules]\nrise = 0.5", {"rules", "schedule:plateau"}),  # the threshold of an alarm
         ("[rules]\nlr_factor = 0.5", {"rules"}),
+        ("[exploration]\nrate = 0.5", {"rules"}),
+        ("[actions]\nend_on_best = true", {"none", "rules", "schedule:plateau"}),
         ("[llm]\ntimeout = 5", set()),
     ],
 )

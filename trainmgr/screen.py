@@ -86,13 +86,7 @@ def pace(state: RunState) -> tuple[str, str]:
     speed = state.step / (state.last_time - state.first_time)
     if not state.total_steps or state.end is not None:
         return f"{speed:.3g} steps/s", ""
-    return f"{speed:.3g} steps/s", f"{clock((state.total_steps - state.step) / speed)} left"
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{speed:.3g} steps/s", f"{display.clock((state.total_steps - state.step) / speed)} left"
 
 
 def _curves(state: RunState, height: int, width: int) -> RenderableType:

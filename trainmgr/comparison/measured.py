@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -86,7 +87,7 @@ def revision(file: events.RunFile) -> str | None:
 
 def revisions(files: Iterable[events.RunFile]) -> dict[str, int]:
     """Each revision with the number of runs."""
-    return _counted(revision(file) or "unknown" for file in files)
+    return dict(Counter(revision(file) or "unknown" for file in files))
 
 
 def versions(files: Iterable[events.RunFile]) -> dict[str, list[str]]:
@@ -120,10 +121,3 @@ def wall_seconds(files: Iterable[events.RunFile]) -> float:
 
 def _spans(files: Iterable[events.RunFile]) -> Iterator[tuple[float, float]]:
     return ((file.manifest.created, file.closing.ended) for file in files if file.closing)
-
-
-def _counted(values: Iterable[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for value in values:
-        found[value] = found.get(value, 0) + 1
-    return found

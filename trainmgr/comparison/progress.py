@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from trainmgr.comparison.trials import Cell, Outcome
-from trainmgr.screen import clock
+from trainmgr.display import clock
 
 
 class Bar:

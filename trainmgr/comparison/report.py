@@ -12,6 +12,7 @@ from trainmgr.comparison import statistics
 from trainmgr.comparison.analysis import Arm, Difference, Entry, Section, mean_of, notes
 from trainmgr.comparison.results import Results, Run
 from trainmgr.comparison.statistics import Summary, Test
+from trainmgr.display import clock
 
 NOTHING = "–"
 HELD_OUT = "Test metrics, which no manager saw"
@@ -204,17 +205,12 @@ def took(results: Results) -> str:
     runs = [run for case in results.cases for run in case.runs]
     together = sum({run.run: run.seconds for run in runs}.values())
     text = f"{len({run.run for run in runs})} runs took {clock(together)} together, {clock(results.wall_seconds)} by "
-    text += "the clock on the wall (h:mm:ss)"
+    text += "the clock on the wall"
     for machine in results.machines:
         threads = machine.get("threads") or "as many as it likes"
         text += f"; {machine.get('processor') or 'unknown processor'}, {machine.get('cores', '?')} cores, threads of a "
         text += f"run: {threads}"
     return f"{text}."
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:

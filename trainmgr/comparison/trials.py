@@ -25,9 +25,10 @@ from trainmgr.errors import TrainmgrError
 from trainmgr.launch import Request, launch
 from trainmgr.managers import catalog
 from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
-from trainmgr.policy import Budget, Llm, Policy, Rules
+from trainmgr.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Rules
 from trainmgr.process import belongs
 from trainmgr.run_state import RunState
+from trainmgr.signals import rounded
 from trainmgr.supervisor import Supervisor
 from trainmgr.telemetry import Item
 from trainmgr.wire import to_json
@@ -135,13 +136,14 @@ def _key(script: Path, arguments: list[str], manager: str, seed: int | None, rul
 def _relevant(rules: Policy, manager: str) -> Policy:
     """The policy without what this manager does not read."""
     kind = manager.partition(":")[0]
-    if kind == "none":
-        return Policy(process=rules.process)
+    if kind == "none":  # the end on the best is the supervisor's own doing
+        return Policy(process=rules.process, actions=Actions(end_on_best=rules.actions.end_on_best))
     unread: dict[str, Any] = {}
     if kind in ("rules", "schedule"):
         unread |= {"llm": Llm(), "budget": Budget(), "prices": {}}
     if kind == "schedule":  # which is asked at alarms, too: these have the thresholds of the rules
-        unread["rules"] = Rules(rise=rules.rules.rise, noise_factor=rules.rules.noise_factor)
+        thresholds = Rules(rise=rules.rules.rise, noise_factor=rules.rules.noise_factor)
+        unread |= {"rules": thresholds, "exploration": Exploration(), "imbalance": Imbalance()}
     return rules.model_copy(update=unread)
 
 
@@ -339,7 +341,7 @@ def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results
         tokens=found.tokens,
         money=found.money,
         metrics=measured.final_metrics(closing) if closing and not outcome.failure else {},
-        curve=[(step, _rounded(value)) for step, value in found.curve if step in steps],
+        curve=[(step, rounded(value)) for step, value in found.curve if step in steps],
     )
 
 
@@ -348,8 +350,3 @@ def _thinned(curves: list[list[tuple[int, float]]]) -> set[int]:
     steps = sorted({step for curve in curves for step, _ in curve})
     every = max(1, math.ceil(len(steps) / POINTS))
     return {*steps[::every], *steps[-1:], *(curve[-1][0] for curve in curves if curve)}
-
-
-def _rounded(value: float) -> float:
-    """For a plot: six digits are enough."""
-    return float(f"{value:.6g}")

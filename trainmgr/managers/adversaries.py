@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 from trainmgr.budget import Spent
 from trainmgr.errors import ManagerError, UserError
 from trainmgr.managers.base import Exchange
+from trainmgr.managers.reading import Changes
 from trainmgr.policy import Policy
 from trainmgr.proposal import Action, Expectation, Proposal, keep
 from trainmgr.snapshot import Past, RecipeRow, Snapshot
 from trainmgr.wire import Value, plain
 
-Changes = dict[str, Value]
 Item = TypeVar("Item")
 
 UPWARDS = {  # whether more is worse, by group; of all other groups: whatever is further from the start

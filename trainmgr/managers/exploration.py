@@ -95,7 +95,7 @@ def diagnose(snapshot: Snapshot, now: Episodes, limits: Exploration) -> Finding 
 
 
 def _found(diagnosis: Diagnosis, evidence: str, changes: Changes, back: str | None = None) -> Finding | None:
-    return Finding(diagnosis, evidence[:1000], changes, back) if changes else None
+    return Finding(diagnosis, evidence, changes, back) if changes else None
 
 
 def _lost(snapshot: Snapshot, limits: Exploration) -> bool:

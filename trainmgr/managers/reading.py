@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from trainmgr.proposal import Expectation
+from trainmgr.signals import rounded
 from trainmgr.snapshot import RecipeRow, Snapshot
 from trainmgr.wire import Value
 
@@ -72,15 +73,7 @@ def free(snapshot: Snapshot, group: str) -> list[RecipeRow]:
 
 def numbers(snapshot: Snapshot, group: str) -> list[RecipeRow]:
     """The numbers of a group, whole ones too, that may be changed now."""
-    return [
-        row
-        for row in snapshot.recipe
-        if row.group == group
-        and row.type in ("float", "int")
-        and not row.resting
-        and number(row.value)
-        and number(row.start_value)
-    ]
+    return [row for row in real(snapshot, group, ("float", "int")) if not row.resting]
 
 
 def at(row: RecipeRow, place: float) -> float:
@@ -101,12 +94,12 @@ def column(snapshot: Snapshot, name: str) -> list[float]:
     return [value for row in table.rows if (value := row[place]) is not None]
 
 
-def real(snapshot: Snapshot, group: str) -> list[RecipeRow]:
+def real(snapshot: Snapshot, group: str, types: tuple[str, ...] = ("float",)) -> list[RecipeRow]:
     """The real-valued parameters of a group. One that drifted to something else than a number is left alone."""
     return [
         row
         for row in snapshot.recipe
-        if row.group == group and row.type == "float" and number(row.value) and number(row.start_value)
+        if row.group == group and row.type in types and number(row.value) and number(row.start_value)
     ]
 
 
@@ -128,14 +121,10 @@ def move(row: RecipeRow, wanted: float, *, up: bool) -> Changes:
     assert row.reach_low is not None
     assert row.reach_high is not None
     low, high = max(row.low, row.reach_low), min(row.high, row.reach_high)  # a reach is shown in six digits
-    value = float(min(max(tidy(wanted), low), high))
+    value = float(min(max(rounded(wanted), low), high))
     if row.type == "int":
         value = math.floor(value) if up else math.ceil(value)  # not further than wanted
     return {row.name: value} if (value > float(row.value) if up else value < float(row.value)) else {}
-
-
-def tidy(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def better(snapshot: Snapshot) -> Expectation:

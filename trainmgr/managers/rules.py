@@ -19,6 +19,8 @@ from trainmgr.proposal import Diagnosis, Expectation, Proposal, keep
 from trainmgr.snapshot import Snapshot
 from trainmgr.wire import plain
 
+EVIDENCE = 1000  # characters that a proposal may have of it
+
 
 class RulesManager:
     """Keeps unless a rule fits."""
@@ -99,7 +101,7 @@ class RulesManager:
         if now is None or self._late(snapshot) or not imbalance.unbalanced(snapshot, now, self._balance):
             return None
         changes = imbalance.raised(snapshot, now, self._balance)
-        return self._adjust(snapshot, "loss-imbalance", f"{now}; {reading.figures(snapshot)}"[:1000], changes)
+        return self._adjust(snapshot, "loss-imbalance", f"{now}; {reading.figures(snapshot)}", changes)
 
     def _instability(self, snapshot: Snapshot) -> Proposal | None:
         """Gradient norms far outside their habit, often: slower.
@@ -166,7 +168,9 @@ class RulesManager:
         return self._adjust(snapshot, "plateau", evidence, changes or slower)
 
     def _state(self, snapshot: Snapshot) -> Diagnosis:
-        """What is the matter although nothing is to be done."""
+        """What is the matter although nothing is to be done. Episodes do not overfit."""
+        if exploration.episodes(snapshot) is not None:
+            return "healthy"
         now = imbalance.terms(snapshot)
         if now is not None and imbalance.unbalanced(snapshot, now, self._balance):
             return "loss-imbalance"
@@ -249,7 +253,7 @@ class RulesManager:
             return self._adjust(snapshot, diagnosis, evidence, changes)
         return Proposal(
             diagnosis=diagnosis,
-            evidence=evidence,
+            evidence=evidence[:EVIDENCE],
             action="rollback",
             to=to,
             changes=changes,
@@ -262,7 +266,7 @@ class RulesManager:
             return None
         return Proposal(
             diagnosis=diagnosis,
-            evidence=evidence,
+            evidence=evidence[:EVIDENCE],
             action="adjust",
             changes=changes,
             expected=reading.better(snapshot),

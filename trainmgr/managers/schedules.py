@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainmgr.errors import UserError
+from trainmgr.managers import reading
 from trainmgr.proposal import Proposal, keep
 from trainmgr.snapshot import RecipeRow, Snapshot
 from trainmgr.wire import Value, plain
@@ -43,11 +44,8 @@ def _fraction(snapshot: Snapshot) -> float:
 
 
 def _rates(snapshot: Snapshot) -> list[RecipeRow]:
-    """The learning rates that may be changed now and whose value is known."""
-    if "adjust" not in snapshot.actions:
-        return []
-    rates = [row for row in snapshot.recipe if row.group == "optimizer" and row.scale == "log" and row.type == "float"]
-    return [row for row in rates if not row.resting and not isinstance(row.value, str)]
+    """The learning rates that may be changed now."""
+    return reading.rates(snapshot) if "adjust" in snapshot.actions else []
 
 
 def _scaled(snapshot: Snapshot, factor: float, why: str) -> Proposal:

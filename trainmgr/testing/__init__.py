@@ -107,8 +107,7 @@ def settled(count):
     if manifest["manager"] == "none":
         return True
     watch = manifest["policy"]["probation"]
-    known = manifest["manager"].partition(":")[0] in ("rules", "schedule", "replay")
-    if not known if watch["enabled"] is None else watch["enabled"]:
+    if watch["enabled"] is not False:  # by default too: a scripted manager is watched
         count -= max(0, watch["first_evals"] - 1)  # at which nobody is asked
     if count <= 0:
         return True

@@ -21,7 +21,6 @@ that) and the control file looked at with one ``stat``.
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import sys
 import time
@@ -32,7 +31,7 @@ from typing import Any
 from trainmgr.workload.checkpoints import Checkpoints
 from trainmgr.workload.overrides import BOUNDARIES, Inbox, torch_broadcast
 from trainmgr.workload.parameters import Declarations, Switch, Whole
-from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, counted
+from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, counted, goal
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
 
@@ -91,18 +90,14 @@ class Workload(Declarations):
         sync_every: Whole = 10,
     ) -> None:
         super().__init__()
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode is {mode!r}; allowed are 'min' and 'max'")
         self.name = name
-        self.total_steps, self.stopping = total_steps, False  # stopping: a stop was accepted
+        self.total_steps = total_steps
+        self.stopping = False  # True once a stop was accepted
         self.seed = default_seed() if seed is None else seed
-        if scale is not None and not 0 < scale < math.inf:
-            raise ValueError(f"scale is {scale!r}; it must be greater than 0 and finite")
-        self.objective, self.mode, self.resumed_step = objective, mode, resumed_step
+        self.objective, self.mode = objective, mode
         self.resumed_from = Path(resumed_from) if resumed_from else None
-        self._objective: dict[str, Any] = {"metric": objective, "mode": mode, "counterpart": counterpart}
-        if scale is not None:
-            self._objective["scale"] = scale
+        self.resumed_step = resumed_step
+        self._objective = goal(objective, mode, counterpart, scale)
         self._metrics = {name: Metric.of(metric) for name, metric in (metrics or {}).items()}
         if objective in self._metrics and self._metrics[objective].depends:
             raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")

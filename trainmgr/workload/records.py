@@ -21,6 +21,16 @@ _PLAIN = frozenset((float, int))
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=float).encode
 
 
+def goal(metric: str, mode: str, counterpart: str | None, scale: float | None) -> dict[str, Any]:
+    """The objective as the ``start`` record has it; raises ValueError for what cannot be one."""
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode is {mode!r}; allowed are 'min' and 'max'")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale!r}; it must be greater than 0 and finite")
+    found = {"metric": metric, "mode": mode, "counterpart": counterpart}
+    return found if scale is None else {**found, "scale": scale}
+
+
 class Metric(NamedTuple):
     """What a metric means, so that a manager need not guess it from its name.
 
