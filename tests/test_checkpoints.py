@@ -94,6 +94,20 @@ def test_a_rollback_brings_back_what_is_asked_for_and_survives_a_crash(tmp_path:
     assert saved(tmp_path)[-3:] == [(3, "last.pt", False)] * 3
 
 
+def test_a_checkpoint_may_be_kept_under_a_name(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    script.train(3.0, 1.0, 2.0)
+    keep = script.w._commands["checkpoint"]
+    keep("trial")
+    script.train(5.0, first=4)
+    assert saved(tmp_path)[-2:] == [(4, "last.pt", False), (4, "trial.pt", False)]
+    script.keep.rollback("checkpoints/trial.pt")
+    assert script.state == 2.0
+    for name in ("best", "initial", "../trial", "/tmp/trial", "a/b"):
+        with pytest.raises(ValueError, match=r"cannot be kept as|Invalid name"):
+            keep(name)
+
+
 @pytest.mark.parametrize("to", ["other.pt", "../best.pt", "/etc/passwd", "checkpoints/../../x"])
 def test_nothing_else_is_loaded(tmp_path: Path, to: str) -> None:
     script = Script(tmp_path)
@@ -141,7 +155,7 @@ def test_a_best_from_beyond_the_resumed_step_is_forgotten(tmp_path: Path) -> Non
     first.train(3.0, 1.0)
     again = Script(tmp_path, resumed_from=str(first.keep.last), resumed_step=1)
     assert math.isnan(again.keep.best_value)
-    (tmp_path / "checkpoints/best.json").write_text("[]")
+    (tmp_path / "checkpoints/best-value.json").write_text("[]")
     assert math.isnan(Script(tmp_path, resumed_from=str(first.keep.last), resumed_step=2).keep.best_value)
 
 

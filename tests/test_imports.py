@@ -34,7 +34,8 @@ ALLOWED: dict[str, str] = {
     "budget": "policy",
     "process": "errors paths",
     "telemetry": "files protocol",
-    "run_state": "action_space protocol wire",
+    "lineage": "protocol",
+    "run_state": "action_space lineage protocol wire",
     "events": "action_space forecast policy proposal protocol wire",
     "schemas": "errors events policy proposal protocol",
     "ledger": "budget events forecast proposal protocol wire",
@@ -46,8 +47,8 @@ ALLOWED: dict[str, str] = {
     "endpoint": "errors policy process wire",
     "guard": "action_space events ledger policy proposal protocol run_state signals snapshot wire",
     "control": "files ledger paths protocol wire",
-    "probation": "events forecast ledger policy protocol run_state wire",
-    "decision": "control events guard ledger policy probation protocol run_state signals snapshot wire",
+    "probation": "events forecast ledger lineage policy protocol run_state wire",
+    "decision": "control events guard ledger lineage policy probation protocol run_state signals snapshot wire",
     "audit": "errors events files protocol wire",
     "manifest": "errors events",
     "history": "audit errors events ledger paths protocol run_state telemetry",
@@ -88,7 +89,8 @@ ALLOWED: dict[str, str] = {
     "comparison.page": "comparison.analysis errors files comparison.plots comparison.report comparison.results "
     "comparison.statistics",
     "comparison.trials": "audit display errors events comparison.experiment history launch managers.catalog manifest "
-    "comparison.measured paths policy process protocol comparison.results run_state signals supervisor telemetry wire",
+    "comparison.measured paths policy process protocol comparison.results run_state signals snapshot supervisor "
+    "telemetry wire",
     "screen": "action_space display events ledger run_state telemetry",
     "comparison.progress": "comparison.trials display",
     "tables": "audit check display events ledger opinions paths process proof replay run_state screen wire",

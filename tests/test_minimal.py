@@ -13,7 +13,7 @@ MINIMAL = Path(__file__).parents[1] / "workloads" / "minimal.py"
 WORK = "time.sleep(0.002)  # stands for the work of a real step"
 
 
-def test_it_resumes_from_its_best_after_a_crash(tmp_path: Path) -> None:
+def test_it_resumes_from_its_last_checkpoint_after_a_crash(tmp_path: Path) -> None:
     text = MINIMAL.read_text()
     assert WORK in text
     script = tmp_path / "minimal.py"
@@ -25,9 +25,9 @@ def test_it_resumes_from_its_best_after_a_crash(tmp_path: Path) -> None:
     assert first.resumed is None
     before = [item.step for item in heard.of(protocol.Checkpoint) if item.seq < second.seq]
     assert second.resumed is not None
-    assert (second.resumed.step, second.resumed.path) == (before[-1], str(paths.checkpoints / "best.json"))
+    assert (second.resumed.step, second.resumed.path) == (before[-1], str(paths.checkpoints / "last.json"))
     saved = {item.path for item in heard.of(protocol.Checkpoint)}
-    assert saved == {"checkpoints/best.json"}
-    step, lowest, _ = json.loads((paths.checkpoints / "best.json").read_text())
-    assert (step, lowest) == (closing.best_step, closing.best)
+    assert saved == {f"checkpoints/{name}.json" for name in ("initial", "best", "last")}
+    step, _ = json.loads((paths.checkpoints / "best.json").read_text())
+    assert step == closing.best_step
     assert proof.prove(paths).holds

@@ -1,4 +1,4 @@
-"""What harmed is taken back, what did not stays, and no manager may lose more than was declared."""
+"""What harmed is taken back, and what did not help; no manager may lose more than was declared."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ TOTAL = factories.TOTAL
 FLAT = [4.0, 4.02, 3.98, 4.0, 4.01, 4.0]
 RATE = lr(value=1e-3)
 NO_ROLLBACK = ["stop"]
+KEEPS = ["checkpoint", "rollback", "stop"]
 
 
 class Run:
@@ -76,6 +77,9 @@ class Run:
             return
         changes = {n: (self.state.recipe[n], v) for n, v in control.params.items() if self.state.recipe[n] != v}
         self.fold(applied(self.state.step, control.revision, changes).model_copy(update={"command": control.command}))
+        if control.keep and self.state.start is not None and "checkpoint" in self.state.start.commands:
+            saved = checkpoint(self.state.step, best=False)
+            self.fold(saved.model_copy(update={"path": f"checkpoints/{control.keep}.pt"}))
 
     def measure(self, *values: float | None, best: bool = False) -> Run:
         """Evaluations, ten steps apart; with ``best`` each new best is saved."""
@@ -132,14 +136,14 @@ def test_a_change_that_harms_is_taken_back_with_the_checkpoint() -> None:
     assert 0.03 * 4.0 <= back.tolerance < 0.2
     assert back.parameters == {"lr": 1e-3, "dropout": 0.1}
     assert back.command == protocol.Command(id="probation2", name="rollback", to="best")
-    assert (back.lost, back.lost_in_all, back.demoted) == (20, 20, False)
+    assert (back.why, back.lost, back.lost_in_all, back.demoted) == ("harm", 50, 50, False)  # the best is of step 30
     assert back.trust == run.ledger.trust == {"lr": 0.5, "dropout": 0.5}
     assert run.state.recipe == {"lr": 1e-3, "dropout": 0.1}
     (override,) = [o for o in run.of(events.OverrideIssued) if o.origin == "probation"]
     assert (override.decision, override.control.command) == ("probation2", back.command)
     assert override.control.params == {"lr": 1e-3, "dropout": 0.1}
     assert (run.ledger.trials, run.ledger.due, run.ledger.carrying) == ([], None, None)
-    assert run.ledger.taken_back == {1: "probation2"}
+    assert run.ledger.taken_back == {1: "harm"}
     run.measure(4.0, 4.5, 4.6, 5.0)  # what was taken back is not watched, and what takes back is neither
     assert len(run.reversals) == 1
 
@@ -160,10 +164,10 @@ def test_a_catastrophe_does_not_wait(value: float, taken_back: bool) -> None:
 
 
 def test_a_change_that_does_not_stop_what_went_wrong_before_is_not_its_cause() -> None:
-    run = Run().measure(4.0, 4.1, 4.2, 4.3, 4.4, best=True).change(lr=9e-4).measure(4.5, 4.6, 4.7, 4.8, 4.9)
+    run = Run().measure(4.0, 4.1, 4.2, 4.3, 4.4, best=True).change(lr=9e-4).measure(4.5, 4.6, 4.7, 4.8)
     assert run.reversals == []
-    (kept,) = run.of(events.Kept)
-    assert kept.forecast == pytest.approx(4.9)
+    (back,) = run.measure(4.9).reversals
+    assert (back.why, back.forecast, back.lost, back.idle) == ("no proof", pytest.approx(4.9), 0, 50)
 
 
 def test_what_stops_a_run_from_learning_is_harm_too() -> None:
@@ -175,7 +179,7 @@ def test_what_stops_a_run_from_learning_is_harm_too() -> None:
 def test_more_may_be_better() -> None:
     run = Run(mode="max").measure(*(10 - value for value in FLAT), best=True).change(lr=2e-3)
     assert run.measure(6.5, 6.6, 6.4, 6.5, 6.7).reversals == []
-    assert [kept.helped for kept in run.of(events.Kept)] == [True]
+    assert len(run.of(events.Kept)) == 1
     run = Run(mode="max").measure(*(10 - value for value in FLAT), best=True).change(lr=2e-3)
     assert run.measure(5.7, 5.7).reversals[0].measured == 5.7
 
@@ -189,7 +193,7 @@ def test_a_declared_scale_is_what_counts() -> None:
 
 
 def test_nothing_but_a_lasting_catastrophe_stands_out_before_the_noise_is_known() -> None:
-    assert Run().measure(4.0, 4.0, best=True).change(lr=2e-3).measure(4.2, 4.2, 4.2, 4.2, 4.2).reversals == []
+    assert Run().measure(4.0, 4.0, best=True).change(lr=2e-3).measure(4.2, 4.2, 4.2, 4.2).reversals == []
     run = Run().measure(4.0, best=True).change(lr=2e-3)
     assert run.measure(4.6).reversals == []
     assert run.measure(4.6).reversals
@@ -201,11 +205,106 @@ def test_without_a_forecast_nothing_is_blamed(before: list[float | None]) -> Non
     run = Run().measure(*before)
     run.change(lr=9e-4)
     assert run.measure(9.0, math.nan, 9.0, 9.0, 9.0).reversals == []
-    assert [(kept.forecast, kept.helped) for kept in run.of(events.Kept)] == [(None, False)]
+    assert [kept.forecast for kept in run.of(events.Kept)] == [None]
 
 
 def test_evaluations_without_the_objective_are_no_measurement() -> None:
     assert learned().change(lr=2e-3).measure(4.2, None, None, 4.2).reversals[0].step == 100
+
+
+# -- proof ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_best_is_proof() -> None:
+    run = learned().change(lr=9e-4).measure(4.0, 3.9, 4.0, 4.0, 4.0)
+    assert (run.reversals, len(run.of(events.Kept))) == ([], 1)
+
+
+def test_a_new_best_within_the_noise_is_none() -> None:
+    run = learned().change(lr=9e-4).measure(4.0, 3.975, 4.0, 4.0, 4.0)
+    assert [back.why for back in run.reversals] == ["no proof"]
+
+
+def test_to_stop_a_rise_near_the_best_is_proof() -> None:
+    run = Run().measure(4.0, 4.02, 4.04, 4.06, 4.08, best=True).change(lr=9e-4).measure(*[4.08] * 5)
+    assert (run.reversals, len(run.of(events.Kept))) == ([], 1)
+
+
+def test_to_stop_a_rise_far_from_the_best_is_promising_until_it_has_cost_too_much() -> None:
+    """Standing still may be what keeps a run from getting through to where it is good."""
+    run = Run().measure(4.0, 4.5, 5.0, 5.5, 6.0, best=True).change(lr=1e-4).measure(*[6.0] * 10)
+    assert (run.reversals, run.of(events.Kept), len(run.ledger.trials)) == ([], [], 1)
+    (back,) = run.measure(6.0).reversals  # 110 of 1,000 steps since
+    assert (back.why, back.lost, back.idle, back.demoted, back.command) == ("no proof", 110, 0, True, None)
+    assert run.state.recipe["lr"] == 1e-3
+    run = Run(total_steps=None).measure(4.0, 4.5, 5.0, 5.5, 6.0, best=True).change(lr=1e-4).measure(*[6.0] * 9)
+    assert run.reversals == []
+    assert run.measure(6.0).reversals
+
+
+def test_what_was_promising_may_become_good() -> None:
+    run = Run().measure(4.0, 4.5, 5.0, 5.5, 6.0, best=True).change(lr=1e-4).measure(5.5, 5.0, 4.9, 4.8, 4.7, 4.4, 3.9)
+    assert (run.reversals, len(run.of(events.Kept))) == ([], 1)
+
+
+def test_trials_that_bring_nothing_have_a_budget_of_their_own() -> None:
+    run = learned(RATE, total_steps=500)
+    for idle in (50, 100):
+        (*_, back) = run.change(lr=9e-4).measure(*[4.0] * 5).reversals
+        assert (back.lost_in_all, back.idle_in_all, back.demoted) == (0, idle, idle > 125)
+        run.measure(*[4.0] * 20)
+    policy = Policy(probation=Probation(idle_budget=0.05))
+    assert learned(policy=policy).change(lr=9e-4).measure(*[4.0] * 5).reversals[0].demoted is False
+    assert learned(policy=policy, total_steps=900).change(lr=9e-4).measure(*[4.0] * 5).reversals[0].demoted
+
+
+# -- the weights of before -----------------------------------------------------------------------------------------
+
+
+def test_the_weights_of_before_are_kept_and_come_back() -> None:
+    run = learned(commands=KEEPS).change(lr=2e-3).measure(4.1).change(dropout=0.2)
+    assert [o.control.keep for o in run.of(events.OverrideIssued)] == ["trial", None]  # the oldest's are what counts
+    (back,) = run.measure(9.0).reversals
+    assert back.command == protocol.Command(id="probation3", name="rollback", to="checkpoints/trial.pt")
+    assert (back.lost, run.ledger.lost) == (20, 20)
+    assert (run.state.lineage.undone, run.state.lineage.set_back) == (20, 20)
+    assert [value for _, value in run.state.lineage.course] == FLAT
+
+
+def test_a_later_best_is_better_than_the_weights_of_before() -> None:
+    run = learned(commands=KEEPS).change(lr=2e-3).measure(3.5, best=True).measure(9.0)
+    (back,) = run.reversals
+    assert (back.command and back.command.to, back.lost) == ("best", 10)
+
+
+def test_a_rollback_that_brought_nothing_is_undone() -> None:
+    run = learned(commands=KEEPS).change("rollback", to="initial")
+    (change,) = run.of(events.Acknowledged)
+    assert change.undone == 50  # the first checkpoint is of step 10
+    (back,) = run.measure(4.0, 4.0, 4.0, 4.0, 4.0).reversals
+    assert (back.why, back.command and back.command.to) == ("no proof", "checkpoints/trial.pt")
+    assert (back.lost, run.state.lineage.set_back, run.ledger.trust) == (50, 50, {"rollback": 0.5})
+
+
+def test_without_them_what_a_rollback_undid_is_lost() -> None:
+    run = learned().change("rollback", to="best")
+    (back,) = run.measure(4.0, 4.0, 4.0, 4.0, 4.0).reversals
+    assert (back.why, back.command, back.lost) == ("no proof", None, 80)
+
+
+@pytest.mark.parametrize("how", ["not on probation", "not wanted", "of an earlier trial"])
+def test_when_nothing_is_kept(how: str) -> None:
+    watch = Probation(enabled=how != "not on probation", checkpoint=how != "not wanted")
+    run = learned(commands=KEEPS, policy=Policy(probation=watch))
+    if how == "of an earlier trial":
+        run.change(lr=9e-4).measure(3.9, 3.9, 3.9, 3.9).change(dropout=0.2).measure(3.9)
+        assert len(run.of(events.Kept)) == len(run.ledger.trials) == 1
+        (back,) = run.measure(9.0).reversals
+        assert back.command is not None
+        assert back.command.to == "best"
+        return
+    assert run.change(lr=2e-3).of(events.OverrideIssued)[0].control.keep is None
+    assert b"keep" not in run.of(events.OverrideIssued)[0].model_dump_json().encode()
 
 
 # -- several changes -----------------------------------------------------------------------------------------------
@@ -214,18 +313,18 @@ def test_evaluations_without_the_objective_are_no_measurement() -> None:
 def test_what_overlaps_is_taken_back_together_to_the_values_before_the_oldest() -> None:
     run = learned().change(lr=2e-3).measure(4.0).change(lr=4e-3, dropout=0.3).measure(4.01).change(dropout=0.2)
     (back,) = run.measure(4.9).reversals
-    assert (back.decisions, back.since, back.lost) == (["d1", "d2", "d3"], 60, 30)
+    assert (back.decisions, back.since, back.lost) == (["d1", "d2", "d3"], 60, 60)
     assert back.parameters == {"lr": 1e-3, "dropout": 0.1}
     assert run.state.recipe == {"lr": 1e-3, "dropout": 0.1}
     assert back.trust == {"lr": 0.5, "dropout": 0.5}
 
 
 def test_a_trial_ends_with_its_window() -> None:
-    run = learned().change(lr=2e-3).measure(4.0, 4.0, 4.0, 4.0)
+    run = learned().change(lr=2e-3).measure(3.9, 3.9, 3.9, 3.9)
     assert run.of(events.Kept) == []
-    run.change(dropout=0.3).measure(4.0)
+    run.change(dropout=0.3).measure(3.9)
     (kept,) = run.of(events.Kept)
-    assert (kept.decisions, kept.step, kept.measured) == (["d1"], 110, 4.0)
+    assert (kept.decisions, kept.step, kept.measured) == (["d1"], 110, 3.9)
     (back,) = run.measure(9.0).reversals
     assert (back.decisions, back.parameters) == (["d2"], {"dropout": 0.1})
     assert run.state.recipe["lr"] == 2e-3
@@ -378,11 +477,11 @@ def test_without_probation_nothing_is_watched() -> None:
 
 
 def test_trust_shrinks_to_a_floor_and_narrows_what_may_be_asked_for() -> None:
-    run = learned(RATE, policy=Policy(probation=Probation(loss_budget=1.0)))
+    run = learned(RATE, policy=Policy(probation=Probation(loss_budget=1.0)), commands=KEEPS, total_steps=9999)
     for expected in (0.5, 0.25, 0.125, 0.0625, 0.0625):
         high = view(run.state, run.policy, run.ledger).recipe[0].reach_high
         assert high is not None
-        run.change(lr=high).measure(9.0, 4.0, 4.0)
+        run.change(lr=high).measure(9.0, *[4.0] * 80)
         assert run.ledger.trust == {"lr": expected}
     row = view(run.state, run.policy, run.ledger).recipe[0]
     assert row.reach_high == pytest.approx(1e-3 * 2**0.0625, rel=1e-5)
@@ -392,24 +491,23 @@ def test_trust_shrinks_to_a_floor_and_narrows_what_may_be_asked_for() -> None:
     assert [check.name for check in judged.checks if not check.ok] == ["step size"]
 
 
-def test_trust_grows_again_with_what_helped() -> None:
+def test_trust_grows_again_with_what_proved_itself() -> None:
     run = learned(RATE).change(lr=2e-3).measure(9.0, 4.0)
-    run.measure(*FLAT).change(lr=9e-4).measure(3.9, 3.8, 3.7, 3.6, 3.5)
+    run.measure(*[4.0] * 10).change(lr=9e-4).measure(3.9, 3.8, 3.7, 3.6, 3.5)
     (kept,) = run.of(events.Kept)
-    assert (kept.helped, kept.trust) == (True, {"lr": 0.75})
+    assert kept.trust == {"lr": 0.75}
     run.measure(*[3.5] * 12).change(lr=8e-4).measure(3.4, 3.3, 3.2, 3.1, 3.0)
     assert run.of(events.Kept)[-1].trust == {"lr": 1.0}
     assert run.ledger.trust == {}
 
 
-def test_trust_does_not_grow_with_what_did_not_help() -> None:
-    run = learned(RATE).change(lr=2e-3).measure(9.0, 4.0, 4.0, 4.0).change(lr=9e-4)
-    run.measure(4.03, 4.03, 4.03, 4.03, 4.03)
-    (kept,) = run.of(events.Kept)
-    assert (kept.helped, kept.trust, run.ledger.trust) == (False, {}, {"lr": 0.5})
+def test_what_did_not_help_is_trusted_less_too() -> None:
+    run = learned(RATE).change(lr=9e-4).measure(4.0, 4.0, 4.0, 4.0, 4.0)
+    (back,) = run.reversals
+    assert (back.why, back.trust, run.ledger.trust) == ("no proof", {"lr": 0.5}, {"lr": 0.5})
 
 
-def test_what_has_no_size_rests_longer_instead() -> None:
+def test_what_was_taken_back_rests_the_longer_the_less_it_is_trusted() -> None:
     run = learned(RATE, augment(), ema()).change(augment=True, ema=0.99).measure(9.0)
     assert run.state.recipe == {"lr": 1e-3, "augment": False, "ema": 0.0}
     run.measure(*[4.0] * 9)
@@ -424,23 +522,20 @@ def test_what_has_no_size_rests_longer_instead() -> None:
 
 def ruin(run: Run, times: int) -> Run:
     for _ in range(times):
-        run.change("rollback", to="initial").measure(9.0).measure(*[4.0] * 10)
+        run.change("rollback", to="initial").measure(9.0).measure(*[4.0] * 20)
     return run
 
 
 def test_a_manager_that_lost_too_much_is_only_listened_to() -> None:
     policy = Policy(probation=Probation(loss_budget=0.015))
-    run = Run(policy=policy).measure(*FLAT, best=True).change(lr=1.1e-3).measure(3.9, best=True)
-    best = dict(run.state.recipe)
-    run.change(dropout=0.2).measure(4.0, 4.0, 4.0, 4.0, 4.0)
-    run.change(lr=2e-3).measure(9.0)
+    run = Run(policy=policy, commands=KEEPS).measure(*FLAT, best=True).change(lr=2e-3).measure(9.0)
     assert (run.ledger.lost, run.ledger.demoted) == (10, False)
-    run.measure(4.0, 4.0).change("rollback", to="initial").measure(9.0)
+    run.measure(4.0, 4.0, 4.0).change(dropout=0.2).measure(9.0)
     back = run.reversals[-1]
     assert (back.lost_in_all, back.demoted, run.ledger.demoted) == (20, True, True)
-    assert run.state.recipe == best  # not only what was on trial
+    assert run.state.recipe == {"lr": 1e-3, "dropout": 0.1}
     issued = len(run.of(events.OverrideIssued))
-    run.measure(4.0, 4.0).change(lr=9e-4)
+    run.measure(*[4.0] * 8).change(lr=9e-4)
     assert len(run.of(events.OverrideIssued)) == issued
     assert decision.trigger(run.measure(4.0).state, run.ledger, run.policy) == "evaluation"
     assert run.ledger.losses() == {"reversals": 2, "demoted": True}
@@ -505,6 +600,9 @@ def test_a_promising_run_cannot_be_stopped() -> None:
         == "the last new best or change was 0 evaluations ago; 5 are required"
     )
     assert "stop" in view(run.measure(*[4.0] * 5).state, Policy()).actions
+    reason = "920 steps are left; a manager on probation may forgo 100"
+    assert view(run.state, Policy(), run.ledger).unavailable["stop"] == reason
+    assert "stop" in view(run.state, Policy(actions=Actions(stop_settled_evals=5)), run.ledger).actions
     run.change(lr=2e-3).measure(4.0)
     assert "stop" not in view(run.state, Policy()).actions  # it has only just been changed
     short = Run(total_steps=50).measure(4.0, 3.9, 3.8, 3.7, best=True)
@@ -521,11 +619,17 @@ def test_in_words() -> None:
     (text,) = [display.event_in_words(back, run.state) for back in run.reversals]
     assert text is not None
     assert text.startswith("d1 taken back: 9 where 4")
-    assert text.endswith("10 steps lost: roll back to best; lr = 0.001")
-    assert display.watched_in_words(run.state, run.ledger) == "taken back 1 time, 10 steps lost; trust lr 0.5"
+    assert text.endswith("40 steps lost: roll back to best; lr = 0.001")
+    assert display.watched_in_words(run.state, run.ledger) == "taken back 1 time, 40 steps lost; trust lr 0.5"
     assert [display.origin_in_words(run.ledger, revision) for revision in (1, 2)] == ["operator", "probation"]
     assert "(it did harm and was taken back)" in prompt.render(view(run.state, ledger=run.ledger), 5000).user
-    assert [past.taken_back for past in view(run.state, ledger=run.ledger).interventions] == [True, False]
+    assert [past.taken_back for past in view(run.state, ledger=run.ledger).interventions] == ["harm", ""]
+    run.measure(*[4.0] * 10).change(dropout=0.2).measure(*[4.0] * 5)
+    text = display.event_in_words(run.reversals[-1], run.state)
+    assert text is not None
+    assert "d2 taken back: it did not help, 4 where 4 was forecast" in text
+    assert text.endswith("50 steps in vain: dropout = 0.1")
+    assert "(no help; it was taken back)" in prompt.render(view(run.state, ledger=run.ledger), 5000).user
 
 
 # -- whatever happens ----------------------------------------------------------------------------------------------
@@ -584,9 +688,10 @@ def test_no_manager_escapes(
             back, kept = run.reversals[-1], run.of(events.Kept)
             if kept and kept[-1].step == back.step:  # the trial of the oldest ended well, at this very evaluation
                 assert kept[-1].revisions == list(trials.pop(0).revisions)
-            assert is_harm(run, trials[0], watch)
+            assert is_harm(run, trials[0], watch) == (back.why == "harm")
+            assert (back.lost > 0) != (back.idle > 0)
             assert back.revisions == [revision for trial in trials for revision in trial.revisions]
-            if not back.demoted:
+            if not run.ledger.demoted:
                 assert {n: run.state.recipe[n] for n in run.state.recipe} == recipes[trials[0].forecast.evals]
         elif trials and trials[0].forecast.evals + watch.window_evals > run.state.evals:
             assert not is_harm(run, trials[0], watch) or (planned and run.at >= TOTAL)
@@ -604,7 +709,8 @@ def test_no_manager_escapes(
                 again.fold(payload)
             assert again == run.ledger
             run.ledger = copy.deepcopy(run.ledger)
-    assert len(run.reversals) <= (watch.loss_budget * TOTAL + 1 if planned else watch.max_reversals + 1)
+    spare = (watch.loss_budget + watch.idle_budget) * TOTAL
+    assert len(run.reversals) <= (spare + 2 if planned else watch.max_reversals + 1)
     assert [back.demoted for back in run.reversals[:-1]] == [False] * (len(run.reversals) - 1)
 
 

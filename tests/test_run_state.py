@@ -213,7 +213,7 @@ def test_a_restart_forgets_what_was_measured_beyond_it(resumed: int | None, best
     for seq, record in enumerate(records):
         state.fold(parse_telemetry(json.dumps({**record, "seq": seq}).encode()))
     assert state.best == best
-    assert state.best_saved is None
+    assert state.lineage.best is None
     assert [e.step for e in state.evaluations] == ([20, 40] if resumed else [])
 
 
@@ -223,20 +223,29 @@ def test_a_restart_forgets_what_was_measured_beyond_it(resumed: int | None, best
 def test_the_course_leads_to_the_weights_of_now() -> None:
     state = curve([4.0, 3.0, 2.0])
     fold([checkpoint(30), evaluation(40, 2.5), applied(40, 1, command="rollback")], state)
-    assert [value for _, value in state.course_before] == [4.0, 3.0, 2.0, 2.5]
-    assert state.course == [(10, 4.0), (20, 3.0), (30, 2.0)]
+    assert [value for _, value in state.lineage.course_before] == [4.0, 3.0, 2.0, 2.5]
+    assert state.lineage.course == [(10, 4.0), (20, 3.0), (30, 2.0)]
     initial = applied(50, 2).model_copy(update={"command": protocol.Command(id="d2", name="rollback", to="initial")})
     fold([evaluation(50, 1.9), initial, evaluation(60, 3.9)], state)
-    assert state.course == [(10, 4.0), (60, 3.9)]
+    assert state.lineage.course == [(10, 4.0), (60, 3.9)]
     fold([applied(60, 3, command="rollback")], state)
-    assert [step for step, _ in state.course] == [10, 20, 30]
+    assert [step for step, _ in state.lineage.course] == [10, 20, 30]
     fold([evaluation(70 + i, 2.0) for i in range(50)], state)
-    assert len(state.course) == 12
+    assert len(state.lineage.course) == 12
 
 
-def test_the_recipe_of_the_best_evaluation_is_kept() -> None:
-    state = fold([start(lr()), evaluation(10, 2.0), applied(10, 1, {"lr": (3e-3, 1e-3)}), evaluation(20, 1.9)])
-    fold([applied(20, 2, {"lr": (1e-3, 2e-3)}), evaluation(30, 2.5)], state)
-    assert (state.best, state.best_recipe) == ((20, 1.9), {"lr": 1e-3})
-    fold([start(lr(), resumed=protocol.Resumed(path="x", step=15))], state)
-    assert (state.best, state.best_recipe) == ((10, 2.0), None)
+def test_what_rollbacks_undid_is_counted() -> None:
+    def to(where: str, at: int) -> protocol.Applied:
+        command = protocol.Command(id=f"d{at}", name="rollback", to=where)
+        return applied(at, at).model_copy(update={"command": command})
+
+    kept = checkpoint(50, best=False).model_copy(update={"path": "checkpoints/trial.pt"})
+    state = fold([start(lr()), step(0), checkpoint(0, best=False), step(30), checkpoint(30), step(50)])
+    fold([to("best", 50), kept], state)
+    assert (state.lineage.undone, state.lineage.set_back) == (20, 20)
+    fold([step(60), to("initial", 60)], state)
+    assert (state.lineage.undone, state.lineage.set_back) == (40, 60)
+    fold([step(70), to("checkpoints/trial.pt", 70)], state)  # those of step 50 were trained for longer
+    assert (state.lineage.undone, state.lineage.set_back) == (0, 20)
+    fold([step(80), to("best", 80), step(90), to("best", 90), to("elsewhere", 91)], state)
+    assert (state.lineage.undone, state.lineage.set_back) == (0, 60)

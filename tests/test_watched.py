@@ -90,7 +90,7 @@ def test_a_change_that_harms_is_taken_back_and_the_run_can_be_trained_again(tmp_
     script = write_child(tmp_path, BODY)
     paths, closing, heard = supervise(tmp_path, script, ScriptedManager([HARM]), policy=EXACTLY)
     (back,) = of(paths, events.Reverted)
-    assert (back.since, back.step, back.parameters, back.lost) == (9, 10, {"lr": 0.1}, 1)
+    assert (back.since, back.step, back.parameters, back.lost) == (9, 10, {"lr": 0.1}, 4)
     assert back.command is not None
     manager, taken = heard.of(protocol.Applied)
     assert (manager.step, manager.changes) == (9, {"lr": (0.1, 0.2)})
@@ -109,7 +109,7 @@ def test_a_change_that_harms_is_taken_back_and_the_run_can_be_trained_again(tmp_
 
 def test_a_manager_that_lost_too_much_is_asked_and_not_applied(tmp_path: Path) -> None:
     policy = EXACTLY.model_copy(update={"probation": Probation(loss_budget=0.0)})
-    again = answer("adjust", {"lr": 0.09})
+    again = answer("adjust", {"kind": "b"})
     manager = ScriptedManager([HARM, again, again, again, again, again])
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, BODY), manager, policy=policy)
     assert (closing.demoted, closing.interventions) == (True, 2)
@@ -125,11 +125,11 @@ def test_a_manager_that_lost_too_much_is_asked_and_not_applied(tmp_path: Path) -
     tables.print_proof(said, proof.prove(paths))
     text = said.file.getvalue()  # type: ignore[attr-defined]
     for words in (
-        "taken back 1 time, 1 step lost; trust lr 0.5; the manager has lost too much",
+        "taken back 1 time, 4 steps lost; trust lr 0.5; the manager has lost too much",
         "lr 0.1 → 0.2  (taken back)",
         "probation: roll back to best; lr 0.2 → 0.1",
-        "Probation: changes were taken back 1 time, 1 step lost; then nothing more of the manager was applied.",
-        "taken back by probation: 1.491 at step 10, forecast 0.99",
+        "Probation: changes were taken back 1 time, 4 steps lost; then nothing more of the manager was applied.",
+        "taken back by probation: harm: 1.491 at step 10, forecast 0.99",
     ):
         assert words in text
 

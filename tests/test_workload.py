@@ -53,7 +53,7 @@ class Script:
         self.w.bool("flip", get=self.get("flip"), set=self.put("flip"))
         self.w.choice("kind", get=self.get("kind"), set=self.put("kind"), choices=["a", "b"])
         self.w.command("rollback", self.rollback)
-        self.w.command("checkpoint", lambda to: self.done.append("checkpoint"))
+        self.w.command("checkpoint", lambda to: self.done.append(f"checkpoint {to} lr {self.recipe['lr']}"))
         self.w.command("stop", lambda to: self.done.append(f"stop {to}"))
 
     def get(self, name: str) -> Callable[[], Any]:
@@ -350,6 +350,8 @@ IGNORED = {
     "command name a list": json.dumps({**GOOD, "command": {"id": "c", "name": ["stop"], "to": None}}),
     "command to a number": json.dumps({**GOOD, "command": {"id": "c", "name": "stop", "to": 3}}),
     "schedule a number": json.dumps({**GOOD, "schedule": 3}),
+    "keep a path": json.dumps({**GOOD, "keep": "../x"}),
+    "keep true": json.dumps({**GOOD, "keep": True}),
     "schedule of numbers": json.dumps({**GOOD, "schedule": [3]}),
     "schedule with unknown key": json.dumps({**GOOD, "schedule": [{"revision": 1, "params": {}, "v": 1}]}),
 }
@@ -588,6 +590,31 @@ def test_the_recipe_in_force_survives_a_rollback_that_overwrites_it(run: Path) -
         assert script.recipe["lr"] == 0.4
     assert [r["changes"] for r in records(run, "applied")[1:]] == [{}, {"lr": [0.2, 0.4]}]
     assert script.done == ["rollback best", "rollback initial"]
+
+
+def test_a_checkpoint_is_kept_first_where_that_is_wanted(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"lr": 0.2}, keep="trial")
+        script.w.step(1, {"loss": 1.0})
+        control(run, 2, {"lr": 0.3}, command=command("rollback", "best"), keep="trial")
+        script.w.step(2, {"loss": 1.0})
+    assert script.done == ["checkpoint trial lr 0.1", "checkpoint trial lr 0.2", "rollback best"]
+
+
+def test_what_cannot_be_kept_is_not_changed_and_who_keeps_nothing_is_not_asked(run: Path) -> None:
+    def full(to: str) -> None:
+        raise OSError("no space left")
+
+    w, recipe = Workload("test", objective="loss"), {"lr": 0.1}
+    w.float("lr", get=lambda: recipe["lr"], set=lambda value: recipe.update(lr=value), low=0.01, high=1.0)
+    control(run, 1, {"lr": 0.2}, keep="trial")
+    w.step(1, {"loss": 1.0})
+    assert recipe["lr"] == 0.2
+    w._commands["checkpoint"] = full
+    control(run, 2, {"lr": 0.3}, keep="trial")
+    w.step(2, {"loss": 1.0})
+    assert recipe["lr"] == 0.2
+    assert [r["reason"] for r in records(run, "refused")] == ["OSError: no space left"]
 
 
 def test_a_command_that_refuses_is_refused_and_one_that_is_not_offered_too(run: Path) -> None:

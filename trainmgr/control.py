@@ -20,6 +20,7 @@ def next_control(
     based_on_step: int,
     valid_until_step: int | None,
     at_step: int | None,
+    keep: str | None = None,
 ) -> Control:
     """The desired state after ``changes``: everything in force, and the next revision. Pure."""
     return Control(
@@ -31,6 +32,7 @@ def next_control(
         valid_until_step=valid_until_step,
         at_step=at_step,
         command=command,
+        keep=keep,
         decision=decision,
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainmgr import control, events, guard, probation, protocol, signals, snapshot
 from trainmgr.ledger import Ledger
+from trainmgr.lineage import TRIAL
 from trainmgr.policy import Policy
 from trainmgr.run_state import RunState
 from trainmgr.wire import plain, short, to_json
@@ -164,8 +165,14 @@ def override(
             based_on_step=based_on_step,
             valid_until_step=None if age is None else max(based_on_step + age, due or 0),
             at_step=due,
+            keep=_keep(ledger, policy),
         ),
     )
+
+
+def _keep(ledger: Ledger, policy: Policy) -> str | None:
+    """The name under which the workload keeps its weights first; None where nothing is on trial from scratch."""
+    return TRIAL if ledger.on_probation and policy.probation.checkpoint and not ledger.trials else None
 
 
 def watched(
@@ -193,6 +200,7 @@ def acknowledgment(
 ) -> events.Acknowledged:
     """The workload's answer to a revision, as our own record; of a manager's change with the forecast without it."""
     applied = isinstance(record, protocol.Applied)
+    on_trial = _on_trial(record, state, ledger)
     return events.Acknowledged(
         decision=ledger.revisions.get(record.revision, "unknown"),
         revision=record.revision,
@@ -202,17 +210,19 @@ def acknowledgment(
         boundary=record.boundary if isinstance(record, protocol.Applied) else None,
         changes=record.changes if isinstance(record, protocol.Applied) else {},
         reason=record.reason if isinstance(record, protocol.Refused) else "",
-        forecast=probation.expect(state) if _on_trial(record, state, ledger) else None,
+        forecast=probation.expect(state) if on_trial else None,
+        undone=state.lineage.undone if on_trial and isinstance(record, protocol.Applied) and _rolled(record) else 0,
     )
 
 
 def _on_trial(record: protocol.Applied | protocol.Refused, state: RunState, ledger: Ledger) -> bool:
     if not isinstance(record, protocol.Applied) or ledger.origins.get(record.revision) != "manager":
         return False
-    manifest = ledger.started.manifest if ledger.started else None
-    watched = manifest is not None and manifest.policy.watches(manifest.manager)
-    rolled = record.command is not None and record.command.name == "rollback"
-    return watched and state.start is not None and bool(record.changes or rolled)
+    return ledger.on_probation and state.start is not None and bool(record.changes or _rolled(record))
+
+
+def _rolled(record: protocol.Applied) -> bool:
+    return record.command is not None and record.command.name == "rollback"
 
 
 def outcomes(state: RunState, ledger: Ledger, offset: int) -> Iterator[events.Outcome]:

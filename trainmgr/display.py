@@ -66,14 +66,24 @@ def proposal_in_words(ruling: events.Verdict) -> str:
 
 
 def reversal_in_words(event: events.Reverted) -> str:
-    """What harmed, by how much, and what is done about it."""
+    """What was taken back, why, and how."""
     back = ", ".join(f"{name} = {shown(value)}" for name, value in event.parameters.items())
     todo = "; ".join(part for part in (command_in_words(event.command), back) if part)
+    why = "" if event.why == "harm" else "it did not help, "
+    cost = losses_in_words(event.lost, event.idle)
     text = (
-        f"{', '.join(event.decisions[-4:])} taken back: {number(event.measured)} where {number(event.forecast)} was "
-        f"forecast (± {number(event.tolerance)}), {steps(event.lost)} lost: {todo}"
+        f"{', '.join(event.decisions[-4:])} taken back: {why}{number(event.measured)} where {number(event.forecast)} "
+        f"was forecast (± {number(event.tolerance)}), {cost}: {todo or 'nothing is changed'}"
     )
-    return f"{text}. Nothing more of the manager is applied: {steps(event.lost_in_all)} lost" if event.demoted else text
+    if not event.demoted:
+        return text
+    return f"{text}. Nothing more of the manager is applied: {losses_in_words(event.lost_in_all, event.idle_in_all)}"
+
+
+def losses_in_words(lost: int, idle: int) -> str:
+    """What changes that were taken back have cost."""
+    parts = [f"{steps(lost)} lost"] * bool(lost) + [f"{steps(idle)} in vain"] * bool(idle)
+    return ", ".join(parts) or "nothing lost"
 
 
 def watched_in_words(state: RunState, ledger: Ledger) -> str:
@@ -88,7 +98,8 @@ def watched_in_words(state: RunState, ledger: Ledger) -> str:
             f"measured {number(state.latest)}"
         )
     if ledger.reversals:
-        parts.append(f"taken back {ledger.reversals} time{'s' * (ledger.reversals > 1)}, {steps(ledger.lost)} lost")
+        times = f"taken back {ledger.reversals} time{'s' * (ledger.reversals > 1)}"
+        parts.append(f"{times}, {losses_in_words(ledger.lost, ledger.idle)}")
     if ledger.trust:
         parts.append("trust " + ", ".join(f"{name} {trust:.2g}" for name, trust in ledger.trust.items()))
     if ledger.demoted:

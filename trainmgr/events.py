@@ -244,12 +244,16 @@ class Acknowledged(Wire):
     reason: str
     forecast: Annotated[Forecast | None, Field(exclude_if=operator.not_)] = None
     """Of a manager's change, which is on trial from now on: what the objective was to be without it."""
+    undone: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """With a rollback on trial: the steps of training that it undid."""
 
 
 class Reverted(Wire):
-    """Harm was seen: all changes on trial are taken back. The override that does it comes next."""
+    """All changes on trial are taken back. The override that does it comes next."""
 
     kind: Literal["reverted"] = "reverted"
+    why: Literal["harm", "no proof"]
+    """What the evaluations showed: harm, or until the end of the trial nothing that would prove the changes good."""
     decision: str
     """Our own, under which it is issued."""
     telemetry_offset: int
@@ -261,7 +265,7 @@ class Reverted(Wire):
     since: int
     """The step at which the oldest of them took effect."""
     step: int
-    """The step of the evaluation that showed the harm."""
+    """The step of the last evaluation."""
     forecast: Number | None
     """What the objective was to be there."""
     tolerance: Number
@@ -270,18 +274,21 @@ class Reverted(Wire):
     parameters: dict[str, Value]
     """What goes back into force."""
     command: Command | None
-    """A rollback, where the harm is in the weights and there is a way back."""
+    """A rollback, where there is a way back."""
     trust: dict[str, float]
     """What was changed to the share of its declared reach that its next change has; "rollback" for that command."""
     lost: int
     """Steps of training that are lost with it."""
     lost_in_all: int
+    idle: int
+    """Instead: steps of a trial that did no harm, and brought nothing."""
+    idle_in_all: int
     demoted: bool
     """Whether that was too much: from now on the manager is asked, and nothing of it is applied."""
 
 
 class Kept(Wire):
-    """A trial ended without harm."""
+    """The oldest changes on trial have proven themselves, and stay."""
 
     kind: Literal["kept"] = "kept"
     decisions: list[str]
@@ -292,8 +299,6 @@ class Kept(Wire):
     step: int
     forecast: Number | None
     measured: Number | None
-    helped: bool
-    """Whether the objective is better than its forecast, by more than its noise."""
     trust: dict[str, float]
     """What grew, as in "reverted"."""
 

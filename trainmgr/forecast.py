@@ -31,6 +31,8 @@ class Forecast(Wire):
     """Standard deviation of one evaluation around its neighbours; null before there are four."""
     scale: Number
     """The difference that counts as 100%: declared, else the larger of the absolute best and level."""
+    best: Number | None
+    """The best objective until then; null before there was any."""
 
     def at(self, evals: int) -> float | None:
         """The objective to be expected that many evaluations after the change."""
@@ -67,7 +69,7 @@ def predict(values: Sequence[float], *, evals: int, mode: str, best: float | Non
         agreed = min(0.0, max(*lines, last))
         damping = min(DAMPING, last / before) if last < 0 and before < 0 else 0.0
     if level is None or not math.isfinite(level + agreed):
-        return Forecast(evals=evals, level=None, slope=0.0, damping=1.0, noise=None, scale=0.0)
+        return Forecast(evals=evals, level=None, slope=0.0, damping=1.0, noise=None, scale=0.0, best=best)
     return Forecast(
         evals=evals,
         level=turn * level,
@@ -75,6 +77,7 @@ def predict(values: Sequence[float], *, evals: int, mode: str, best: float | Non
         damping=damping,
         noise=_noise(finite),
         scale=scale or max(abs(best or 0.0), abs(level)),
+        best=best,
     )
 
 

@@ -89,7 +89,7 @@ def judge(
     actions, unavailable = snapshot.available(state, ledger, policy)
     if proposal.action not in actions:
         judgment.note("available", f"{proposal.action}: {unavailable.get(proposal.action, 'not available now')}")
-    elif proposal.action == "stop" and proposal.to == "best" and state.best_saved is None:
+    elif proposal.action == "stop" and proposal.to == "best" and state.lineage.best is None:
         judgment.note("available", "stop to best: there is no best checkpoint yet")
     else:
         judgment.note("available", None)
@@ -102,7 +102,7 @@ def judge(
     if proposal.action == "rollback":
         judgment.command = Command(id=decision, name="rollback", to=proposal.to or "best")
     elif proposal.action == "stop":
-        best = "best" if policy.actions.end_on_best and state.best_saved is not None else None
+        best = "best" if policy.actions.end_on_best and state.lineage.best is not None else None
         judgment.command = Command(id=decision, name="stop", to=proposal.to or best)
     return judgment
 

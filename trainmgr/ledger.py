@@ -37,6 +37,8 @@ class Trial:
     before: dict[str, Value]
     """The values that they replaced."""
     rollback: bool
+    undone: int = 0
+    """Steps of training that rollbacks among them undid."""
 
     def joined(self, other: Trial) -> Trial:
         """With later changes of the same moment."""
@@ -46,6 +48,7 @@ class Trial:
             decisions=(*self.decisions, *other.decisions)[-KEPT:],
             before={**other.before, **self.before},
             rollback=self.rollback or other.rollback,
+            undone=self.undone + other.undone,
         )
 
 
@@ -98,10 +101,12 @@ class Ledger:
     trust: dict[str, float] = field(default_factory=dict)
     """Of the parameters, and of "rollback", whose changes were taken back: what is left of the declared reach."""
     taken_back: dict[int, str] = field(default_factory=dict)
-    """Revision to the decision that took it back."""
+    """Revision to why it was taken back."""
     reversals: int = 0
     lost: int = 0
     """Steps lost to changes that were taken back."""
+    idle: int = 0
+    """Steps in trials that brought nothing."""
     demoted: bool = False
     """Whether nothing of the manager is applied any more."""
     overtaken: bool = False
@@ -116,6 +121,11 @@ class Ledger:
     failures: int = 0
     failure: events.Failure | None = None
     """The last one."""
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether the changes of this run's manager are watched."""
+        return self.started is not None and self.started.manifest.policy.watches(self.started.manifest.manager)
 
     def losses(self) -> dict[str, Any]:
         """What a run's closing says of probation."""
@@ -228,6 +238,7 @@ class Ledger:
             decisions=(payload.decision,),
             before={name: old for name, (old, _) in payload.changes.items()},
             rollback=command is not None and command.name == "rollback",
+            undone=payload.undone,
         )
         if self.trials and self.trials[-1].forecast.evals == forecast.evals:
             self.trials = [*self.trials[:-1], self.trials[-1].joined(trial)]
@@ -236,10 +247,10 @@ class Ledger:
 
     def _reverted(self, payload: events.Reverted) -> None:
         self.reversals += 1
-        self.lost = payload.lost_in_all
+        self.lost, self.idle = payload.lost_in_all, payload.idle_in_all
         self.demoted |= payload.demoted
         self.due, self.overtaken, self.trials = payload, True, []
-        pairs = [(revision, payload.decision) for revision in payload.revisions]
+        pairs = [(revision, payload.why) for revision in payload.revisions]
         self.taken_back = dict([*self.taken_back.items(), *pairs][-KEPT:])
         self._trust(payload.trust)
 

@@ -86,9 +86,10 @@ class Actions(Section):
     """Allow ending the run early."""
     stop_after: Share = 0.0
     """Offer a stop only after this fraction of the total steps."""
-    stop_settled_evals: Count = 5
+    stop_settled_evals: Count | None = None
     """Offer a stop only when the last new best and the last change are this many evaluations ago, or when at most one
-    and a half evaluations are left."""
+    and a half evaluations are left. Default: 5, and a manager on probation may in any case stop only when what is left
+    of the run fits into its loss budget."""
     stop_metric: str | None = None
     """Instead: offer a stop only when this metric of the evaluations is at least ..."""
     stop_least: float = 1.0
@@ -107,14 +108,17 @@ class Joint(Section):
 
 
 class Probation(Section):
-    """The watch over what a manager changed: what harms is taken back."""
+    """The watch over what a manager changed: what harms is taken back, and what does not help."""
 
     enabled: bool | None = None
     """Whether there is one. Default: for every manager but `rules`, schedules, `replay` and `none`, which are known."""
     first_evals: Count = 4
     """Nobody is asked before this many evaluations, but in an alarm: nothing could be compared yet."""
     window_evals: Annotated[int, Field(ge=1, le=12)] = 5
-    """A change is on trial for this many evaluations, measured against a forecast from before it."""
+    """A change is on trial for this many evaluations, measured against a forecast from before it. Then it has brought
+    a new best, or something better than forecast that is near the best: else it is taken back."""
+    checkpoint: bool = True
+    """Have the workload save a checkpoint before the first change on trial, to go back to; else that is the best."""
     tolerance: Positive = 0.03
     """Harm: the objective is worse than its forecast by more than this fraction of its scale ..."""
     noise_factor: Positive = 3.0
@@ -122,17 +126,21 @@ class Probation(Section):
     patience: Annotated[int, Field(ge=1, le=12)] = 2
     """... at this many evaluations in a row, ..."""
     catastrophe: Annotated[float, Field(ge=1)] = 4.0
-    """... or at one by this many times as much, or is not finite. Then everything on trial is taken back."""
+    """... or at one by this many times as much, or is not finite. Then everything on trial is taken back, the weights
+    too."""
     shrink: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The largest step of a parameter whose change was taken back is multiplied by this; ..."""
     grow: Annotated[float, Field(ge=1)] = 1.5
-    """... that of one whose change did better than forecast by this, up to what was declared; ..."""
+    """... that of one whose change proved itself by this, up to what was declared; ..."""
     least_trust: Annotated[float, Field(gt=0, le=1)] = 0.0625
     """... and it never gets smaller than this share of what was declared."""
     loss_budget: Share = 0.1
-    """Share of the run's steps that may be lost to changes taken back; then nothing of the manager is applied."""
+    """Share of the run's steps that may be lost to harm, to rollbacks that brought nothing, and to changes that
+    looked better than forecast and never became good; then nothing of the manager is applied any more."""
+    idle_budget: Share = 0.2
+    """The same of steps in trials of other changes that brought nothing."""
     max_reversals: Count = 5
-    """The same where no number of steps is planned: how often changes may be taken back."""
+    """Instead, where no number of steps is planned: how often changes may be taken back."""
 
 
 class Rules(Section):

@@ -1,7 +1,9 @@
-"""The watch over what a manager changed: whether it harmed, and what is done then. Pure.
+"""The watch over what a manager changed: whether it harmed, whether it helped, and what is done then. Pure.
 
 A change is on trial from the moment when it took effect until ``window_evals`` evaluations have come. What was measured
-is compared with the forecast that was made from before the oldest change on trial. Effects that overlap are not told
+is compared with the forecast that was made from before the oldest change on trial, and with the best until then. What
+harms is taken back at once, and so is, at the end of its trial, what has not proven itself: a forecast cannot see a
+harm that looks like what went before, and a change that did nothing is no loss. Effects that overlap are not told
 apart: all changes on trial are taken back together.
 """
 
@@ -11,11 +13,13 @@ import math
 
 from trainmgr import events, forecast
 from trainmgr.ledger import Ledger, Trial
+from trainmgr.lineage import Saved
 from trainmgr.policy import Policy
 from trainmgr.protocol import Command
 from trainmgr.run_state import RunState
 from trainmgr.wire import Value
 
+ROUNDING = 1e-9  # of the scale
 ROLLBACK = "rollback"  # the name under which trust in that command is kept
 
 
@@ -23,7 +27,7 @@ def expect(state: RunState) -> forecast.Forecast:
     """What the objective would be without the change that was applied just now."""
     assert state.start is not None
     goal = state.start.objective
-    values = [value for _, value in state.course_before]
+    values = [value for _, value in state.lineage.course_before]
     best = state.best[1] if state.best else None
     return forecast.predict(values, evals=state.evals, mode=goal.mode, best=best, scale=goal.scale)
 
@@ -41,12 +45,15 @@ def assess(
     over = state.end is not None or (total is not None and state.step >= total)
     if over or state.start is None or manifest.replay_of is not None:
         return None
-    if policy.watches(manifest.manager) and ledger.trials:
+    if ledger.trials:
         oldest = ledger.trials[0]
         if harmed(state, oldest, policy):
-            return _reverted(state, ledger, policy, offset, sha256)
-        if state.evals - oldest.forecast.evals >= policy.probation.window_evals:
-            return _kept(state, ledger, policy, offset, sha256)
+            return _reverted(state, ledger, policy, offset, sha256, harm=True)
+        if _measured(state, oldest) >= policy.probation.window_evals:
+            if proven(state, oldest, policy):
+                return _kept(state, ledger, policy, offset, sha256)
+            if not _promising(state, ledger, policy):
+                return _reverted(state, ledger, policy, offset, sha256, harm=False)
     if policy.actions.end_on_best and manifest.mode != "shadow":
         return _ending(state, ledger, offset, sha256)
     return None
@@ -77,19 +84,103 @@ def excesses(state: RunState, trial: Trial) -> list[float]:
     return found
 
 
-def _reverted(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str) -> events.Reverted:
+def _measured(state: RunState, trial: Trial) -> int:
+    """Evaluations that say something of a trial."""
+    return state.evals - trial.forecast.evals if trial.forecast.level is None else len(excesses(state, trial))
+
+
+def proven(state: RunState, trial: Trial, policy: Policy) -> bool:
+    """Whether the objective says that a trial did good: a new best, or better than forecast and not far from the best.
+
+    Better than forecast alone proves nothing: a run that goes through bad values on its way to good ones is helped
+    least by what keeps it where it is.
+    """
+    before, value = trial.forecast, state.latest
+    if value is None or not math.isfinite(value) or state.best is None:
+        return False
+    if before.level is None or before.best is None:  # there was no number before
+        return True
+    if _gained(state, trial):
+        return True
+    scale = (state.start.objective.scale if state.start else None) or abs(before.best)
+    near = max(policy.probation.tolerance * scale, _chance(trial))
+    return _beats(state, trial) and state.worse(value) - state.worse(before.best) <= near
+
+
+def _gained(state: RunState, trial: Trial) -> bool:
+    """Whether there was a new best since, by more than the noise."""
+    before = trial.forecast.best
+    return before is None or (
+        state.best is not None and state.worse(before) - state.worse(state.best[1]) > _chance(trial)
+    )
+
+
+def _beats(state: RunState, trial: Trial) -> bool:
+    """Whether the last evaluation is better than forecast, by more than the noise."""
+    found = excesses(state, trial)
+    return bool(found) and found[-1] < -_chance(trial)
+
+
+def _chance(trial: Trial) -> float:
+    """A difference that says nothing: the noise, or the rounding where there is none."""
+    return max(trial.forecast.noise or 0.0, ROUNDING * trial.forecast.scale)
+
+
+def _promising(state: RunState, ledger: Ledger, policy: Policy) -> bool:
+    """Whether an unproven trial may go on: better than forecast, and within what the manager may still lose."""
+    oldest, watch = ledger.trials[0], policy.probation
+    if not _beats(state, oldest):
+        return False
+    if state.total_steps is None:
+        return _measured(state, oldest) < 2 * watch.window_evals
+    return _lost(state, ledger, None) + ledger.lost <= watch.loss_budget * state.total_steps
+
+
+def _way_back(state: RunState, ledger: Ledger, policy: Policy, *, harm: bool) -> Saved | None:
+    """The checkpoint to go back to: of before the oldest change on trial, or of a real best since; else of the best.
+
+    Without harm, too: an optimizer remembers the gradients that it saw for longer than a trial lasts, and where nothing
+    got better nothing is lost. None where there is no way, or without harm no way but a long one.
+    """
     assert state.start is not None
+    if not policy.actions.rollback or "rollback" not in state.start.commands:
+        return None
+    kept, best, oldest = state.lineage.trial, state.lineage.best, ledger.trials[0]
+    if kept is not None and kept.step >= oldest.step:  # not of an earlier trial
+        return best if best is not None and best.step > kept.step and _gained(state, oldest) else kept
+    further = best is not None and best.trained > state.lineage.trained(
+        state.step
+    )  # after a rollback to the initial one
+    return best if harm or further else None
+
+
+def _lost(state: RunState, ledger: Ledger, back: Saved | None) -> int:
+    """Steps of training that are lost if the weights go back there, or if they stay and what came of it is no good."""
+    since = state.step - ledger.trials[0].step
+    if back is not None:
+        since = state.lineage.trained(state.step) - back.trained
+    since += sum(trial.undone for trial in ledger.trials)
+    return max(1, since)
+
+
+def _reverted(
+    state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str, *, harm: bool
+) -> events.Reverted:
     watch, oldest = policy.probation, ledger.trials[0]
-    saved = state.best_saved
-    back = saved is not None and policy.actions.rollback and "rollback" in state.start.commands
-    begun = max(oldest.step, saved.step) if back and saved is not None else oldest.step
-    lost = max(1, state.step - begun)
-    in_all, total = ledger.lost + lost, state.total_steps
-    demoted = ledger.reversals >= watch.max_reversals if total is None else in_all > watch.loss_budget * total
+    back = _way_back(state, ledger, policy, harm=harm)
+    no_harm = not harm and not any(trial.rollback for trial in ledger.trials) and not _beats(state, oldest)
+    steps, total = _lost(state, ledger, back), state.total_steps
+    lost, idle = (0, steps) if no_harm else (steps, 0)
+    in_all, idle_in_all = ledger.lost + lost, ledger.idle + idle
+    if total is None:
+        demoted = ledger.reversals >= watch.max_reversals
+    else:
+        demoted = in_all > watch.loss_budget * total or idle_in_all > watch.idle_budget * total
     name = f"probation{ledger.revision + 1}"
     tried = [name for trial in ledger.trials for name in (*trial.before, *([ROLLBACK] if trial.rollback else []))]
     measured = state.latest
     return events.Reverted(
+        why="harm" if harm else "no proof",
         decision=name,
         telemetry_offset=offset,
         telemetry_sha256=sha256,
@@ -100,17 +191,25 @@ def _reverted(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha2
         forecast=oldest.forecast.at(state.evals - oldest.forecast.evals),
         tolerance=oldest.forecast.margin(watch.tolerance, watch.noise_factor),
         measured=math.nan if measured is None else measured,
-        parameters=_restored(state, ledger, demoted=demoted),
-        command=Command(id=name, name="rollback", to="best") if back else None,
+        parameters=_restored(state, ledger),
+        command=_rollback(state, name, back),
         trust={name: max(watch.least_trust, ledger.trust.get(name, 1.0) * watch.shrink) for name in tried},
         lost=lost,
         lost_in_all=in_all,
+        idle=idle,
+        idle_in_all=idle_in_all,
         demoted=demoted,
     )
 
 
-def _restored(state: RunState, ledger: Ledger, *, demoted: bool) -> dict[str, Value]:
-    """The values from before the oldest change on trial; at a demotion the whole recipe of the best evaluation.
+def _rollback(state: RunState, name: str, back: Saved | None) -> Command | None:
+    if back is None:
+        return None
+    return Command(id=name, name="rollback", to="best" if back == state.lineage.best else back.path)
+
+
+def _restored(state: RunState, ledger: Ledger) -> dict[str, Value]:
+    """The values from before the oldest change on trial: of the last recipe that had proven itself.
 
     A change that is on its way may take effect before it is superseded: what it would move is named too.
     """
@@ -118,9 +217,6 @@ def _restored(state: RunState, ledger: Ledger, *, demoted: bool) -> dict[str, Va
     space, values, moved = state.space.parameters, dict[str, Value](), dict[str, Value]()
     for trial in reversed(ledger.trials):
         values.update(trial.before)
-    if demoted and state.best_recipe is not None:
-        best = {name: value for name, value in state.best_recipe.items() if name in space}
-        values.update({name: value for name, value in best.items() if not space[name].scheduled})
     if ledger.outstanding is not None:
         wanted, held = ledger.outstanding.params, ledger.held
         moved = {name: state.recipe[name] for name in wanted if wanted[name] != held.get(name) and name in space}
@@ -135,9 +231,6 @@ def _restored(state: RunState, ledger: Ledger, *, demoted: bool) -> dict[str, Va
 
 def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str) -> events.Kept:
     trial, watch = ledger.trials[0], policy.probation
-    found = excesses(state, trial)
-    since = state.evals - trial.forecast.evals
-    helped = bool(found) and found[-1] < -(trial.forecast.noise or 0.0)
     doubted = [name for name in (*trial.before, *([ROLLBACK] if trial.rollback else [])) if name in ledger.trust]
     return events.Kept(
         decisions=list(trial.decisions),
@@ -145,17 +238,16 @@ def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: 
         telemetry_offset=offset,
         telemetry_sha256=sha256,
         step=state.evaluations[-1].step,
-        forecast=trial.forecast.at(since),
+        forecast=trial.forecast.at(state.evals - trial.forecast.evals),
         measured=state.latest,
-        helped=helped,
-        trust={name: min(1.0, ledger.trust[name] * watch.grow) for name in doubted} if helped else {},
+        trust={name: min(1.0, ledger.trust[name] * watch.grow) for name in doubted},
     )
 
 
 def _ending(state: RunState, ledger: Ledger, offset: int, sha256: str) -> events.Ending | None:
     """The last evaluation before the end is worse than the best, and the workload can end on that."""
     assert state.start is not None
-    if "stop" not in state.start.commands or state.best_saved is None or state.best is None:
+    if "stop" not in state.start.commands or state.lineage.best is None or state.best is None:
         return None
     value = state.latest
     if not state.nearly_over or value is None or state.worse(value) <= state.worse(state.best[1]):

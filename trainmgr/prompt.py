@@ -284,7 +284,7 @@ def _change(past: Past, detail: Detail) -> str:
     after = ", ".join(f"{step}: {figure(objective)}" for step, objective in past.after) or "nothing yet"
     state = f" ({past.closed})" if past.closed else ""
     if past.taken_back:
-        state = " (it did harm and was taken back)"
+        state = " (it did harm and was taken back)" if past.taken_back == "harm" else " (no help; it was taken back)"
     own = "probation" if past.decision.startswith("probation") else "unknown"
     return (
         f"step {past.step}, {past.diagnosis or own}: {'; '.join(what)}{expected}; "

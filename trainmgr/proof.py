@@ -209,7 +209,7 @@ class Prover:
 
     def _taken_back(self, event: events.Reverted) -> None:
         expected = "nothing" if event.forecast is None else f"{event.forecast:.4g}"
-        text = f"{event.measured:.4g} at step {event.step}, forecast {expected} (± {event.tolerance:.4g})"
+        text = f"{event.why}: {event.measured:.4g} at step {event.step}, forecast {expected} (± {event.tolerance:.4g})"
         for revision in event.revisions:
             if revision in self._changes:
                 self._changes[revision].taken_back = text

@@ -7,6 +7,7 @@ Read leniently (a newer workload may know more), written strictly. ``trainmgr sc
 from __future__ import annotations
 
 import json
+import operator
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -31,7 +32,8 @@ class Command(Wire):
     """Unique within the run."""
     name: CommandName
     to: str | None = None
-    """rollback: "best", "initial" or a checkpoint's path; stop: "best" to end on the best weights, or null."""
+    """rollback: "best", "initial" or a checkpoint's path; stop: "best" to end on the best weights, or null; checkpoint:
+    the name to keep it under, or null."""
 
 
 class Record(Lenient):
@@ -243,6 +245,8 @@ class Override(Wire):
     """With at_step, for replay: at exactly this boundary of it."""
     command: Command | None = None
     """Something to be done once, before the parameters are set."""
+    keep: Annotated[Annotated[str, Field(pattern=r"^[a-z]{1,32}$")] | None, Field(exclude_if=operator.not_)] = None
+    """A name under which a workload that offers "checkpoint" saves one first, before anything is changed."""
     decision: str
     """The decision's id in the audit log."""
 

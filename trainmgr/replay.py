@@ -202,6 +202,7 @@ def schedule_of(paths: RunPaths) -> list[protocol.Override]:
                     at_step=data.step,
                     at_boundary=data.boundary,
                     command=override.command,
+                    keep=override.keep,
                     decision=override.decision,
                 )
             )

@@ -14,6 +14,7 @@ from typing import Any
 
 from trainmgr import protocol
 from trainmgr.action_space import ActionSpace
+from trainmgr.lineage import Lineage
 from trainmgr.wire import MAX_NAME, Value
 
 ROWS = 48  # evaluations kept; past that the older ones are thinned by half
@@ -22,7 +23,6 @@ NAMES = 64  # distinct metric names followed; more, and longer ones, are counted
 INTERVENTIONS = 16
 OUTCOME_EVALS = 5  # evaluations after which a change counts as measured
 SPIKE = 10.0  # a gradient norm above this many times the running median is an outlier
-COURSE = 12  # evaluations that a forecast rests on
 NORMS = 64  # gradient norms in the running median
 TEXTS = 8
 TEXT = 200  # characters
@@ -85,15 +85,6 @@ class Intervention:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint that was reported."""
-
-    step: int
-    path: str
-    objective: float | None
-
-
-@dataclass(frozen=True)
 class Drift:
     """A parameter that was found at a value which no override gave it."""
 
@@ -142,19 +133,10 @@ class RunState:
     first_counterpart: float | None = None
     best: tuple[int, float] | None = None
     """(step, objective) of the best evaluation."""
-    best_recipe: dict[str, Value] | None = None
-    """The recipe that was in effect there; None where it is not known any more, after a restart."""
     evals_since_best: int = 0
-    course: list[tuple[int, float]] = field(default_factory=list)
-    """(step, objective) of the last evaluations that led to the weights of now, without what a rollback undid."""
-    course_before: list[tuple[int, float]] = field(default_factory=list)
-    """The same right before the last change."""
-    courses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """The same of the "best" and the "initial" checkpoint."""
+    lineage: Lineage = field(default_factory=Lineage)
+    """Of the weights of now, with the checkpoints."""
     split: dict[str, dict[str, float]] = field(default_factory=dict)
-    initial: Saved | None = None
-    best_saved: Saved | None = None
-    last_saved: Saved | None = None
     interventions: list[Intervention] = field(default_factory=list)
     intervention_count: int = 0
     rollback_at: int | None = None
@@ -261,19 +243,12 @@ class RunState:
         """The workload is back at ``step``: what was measured and saved beyond it is of weights that are no more."""
         self._close_last("end")
         self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step <= step]
-        self.course = [pair for pair in self.course if pair[0] <= step]
-        if self.best_saved is not None and self.best_saved.step > step:
-            self.courses.pop("best", None)
+        self.lineage.forget(step)
         values = [(e.step, v) for e in self.evaluations if (v := self.objective_of(e)) is not None and math.isfinite(v)]
-        best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
-        self.best, self.best_recipe = best, self.best_recipe if best == self.best else None
+        self.best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
         self.evals_since_best = sum(s > self.best[0] for s, _ in values) if self.best else 0
         self.windows = {}
         self.norm_count = self.spike_count = self.non_finite = 0
-        if self.best_saved is not None and self.best_saved.step > step:
-            self.best_saved = None
-        if self.last_saved is not None and self.last_saved.step > step:
-            self.last_saved = None
 
     def _step(self, record: protocol.Step) -> None:
         self.step = record.step
@@ -319,12 +294,12 @@ class RunState:
         value = self.latest
         if value is None:
             return
-        self.course = [*self.course, (record.step, value)][-COURSE:]
+        self.lineage.measured(record.step, value)
         counterpart = self._counterpart(self.evaluations[-1])
         if self.first_objective is None and math.isfinite(value):
             self.first_objective, self.first_counterpart = value, counterpart
         if math.isfinite(value) and (self.best is None or self.worse(value) < self.worse(self.best[1])):
-            self.best, self.best_recipe = (record.step, value), dict(self.recipe)
+            self.best = (record.step, value)
             self.evals_since_best = 0
         else:
             self.evals_since_best += 1
@@ -372,9 +347,7 @@ class RunState:
             self.changed_at[name] = self.evals
         if not changes and record.command is None:
             return
-        self.course_before = self.course
-        if record.command is not None and record.command.name == "rollback":
-            self.course = self.courses.get(record.command.to or "best", self.course)
+        self.lineage.changed(record.step, record.command)
         self._part(changes)
         self._close_last("next change")
         self.interventions = [
@@ -404,12 +377,7 @@ class RunState:
 
     def _checkpoint(self, record: protocol.Checkpoint) -> None:
         objective = record.metrics.get(self.start.objective.metric) if self.start else None
-        saved = Saved(record.step, record.path, objective)
-        if self.initial is None:
-            self.initial, self.courses["initial"] = saved, self.course
-        if record.best:
-            self.best_saved, self.courses["best"] = saved, self.course
-        self.last_saved = saved
+        self.lineage.saved(record.step, record.path, objective, best=record.best)
 
 
 def _without(metrics: dict[str, float], gone: set[str]) -> dict[str, float]:

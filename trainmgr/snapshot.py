@@ -26,6 +26,7 @@ COLUMNS = 24
 PAST = 6  # interventions shown
 NAME = 48  # characters of a name or a short text
 TEXT = 200  # characters of a log line or a reason
+SETTLED = 5  # evaluations without a best or a change after which a stop is offered, where the policy does not say
 TINY = 1e-9  # 0.94 - 0.84 is a little less than 0.1
 
 
@@ -74,8 +75,8 @@ class Past(Wire):
     before: Number | None
     after: list[tuple[int, Number]]
     closed: str | None
-    taken_back: Annotated[bool, Field(exclude_if=operator.not_)] = False
-    """Whether it did harm and was taken back."""
+    taken_back: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """Why it was taken back: "harm" or "no proof"; empty where it was not."""
 
 
 class Table(Wire):
@@ -147,7 +148,7 @@ def take(state: RunState, ledger: Ledger, policy: Policy, trigger: str) -> Snaps
         meanings=_meanings(state),
         split={_short(k): {_short(n): rounded(v) for n, v in list(row.items())[:8]} for k, row in state.split.items()},
         signals=measure(state),
-        best_checkpoint=state.best_saved.step if state.best_saved else None,
+        best_checkpoint=state.lineage.best.step if state.lineage.best else None,
         interventions=_past(state, ledger),
         rejections=[_short(reason, TEXT) for reason in ledger.rejections],
         actions=actions,
@@ -182,17 +183,17 @@ def available(state: RunState, ledger: Ledger, policy: Policy) -> tuple[list[Act
         no["stop"] = "the workload offers none"
     elif state.step < after:
         no["stop"] = f"the policy allows it from step {math.ceil(after)} on"
-    elif reason := _no_stop(state, policy):
+    elif reason := _no_stop(state, ledger, policy):
         no["stop"] = reason
     else:
         actions.append("stop")
     return actions, no
 
 
-def _no_stop(state: RunState, policy: Policy) -> str:
+def _no_stop(state: RunState, ledger: Ledger, policy: Policy) -> str:
     name, least, evals = policy.actions.stop_metric, policy.actions.stop_least, policy.actions.stop_evals
     if name is None:
-        return _unsettled(state, policy)
+        return _unsettled(state, policy) or _too_early(state, ledger, policy)
     found = [e.metrics.get(name, math.nan) for e in state.evaluations[-evals:]]
     if len(found) == evals and all(value >= least for value in found):
         return ""
@@ -201,10 +202,22 @@ def _no_stop(state: RunState, policy: Policy) -> str:
 
 def _unsettled(state: RunState, policy: Policy) -> str:
     least, changed = policy.actions.stop_settled_evals, measure(state).evals_since_change
+    least = SETTLED if least is None else least
     settled = state.evals_since_best if changed is None else min(state.evals_since_best, changed)
     if settled >= least or state.nearly_over:
         return ""
     return f"the last new best or change was {_times(settled)} ago; {least} are required"
+
+
+def _too_early(state: RunState, ledger: Ledger, policy: Policy) -> str:
+    """Why a manager on probation may not stop yet: the steps that it would forgo are lost, too."""
+    total = state.total_steps
+    if policy.actions.stop_settled_evals is not None or total is None or not ledger.on_probation:
+        return ""
+    left, allowed = total - state.step, math.floor(policy.probation.loss_budget * total) - ledger.lost
+    if left <= allowed or state.nearly_over:
+        return ""
+    return f"{left} steps are left; a manager on probation may forgo {max(0, allowed)}"
 
 
 def _no_rollback(state: RunState, ledger: Ledger, policy: Policy, offered: bool) -> str:
@@ -212,7 +225,7 @@ def _no_rollback(state: RunState, ledger: Ledger, policy: Policy, offered: bool)
         return "the policy forbids it"
     if not offered:
         return "the workload offers none"
-    if state.best_saved is None:
+    if state.lineage.best is None:
         return "there is no best checkpoint yet"
     gap = max(policy.actions.rollback_gap_evals, _rest(ledger.trust.get("rollback", 1.0), policy))
     if state.rollback_at is not None and state.evals - state.rollback_at < gap:
@@ -242,12 +255,12 @@ def _listed(values: list[float]) -> str:
 def resting(state: RunState, ledger: Ledger, policy: Policy, parameter: Parameter) -> bool:
     """Whether the parameter was changed too recently to be changed again."""
     at, trust = state.changed_at.get(parameter.name), ledger.trust.get(parameter.name, 1.0)
-    least = max(policy.limits.cooldown_evals, 0 if parameter.sized else _rest(trust, policy))
+    least = max(policy.limits.cooldown_evals, _rest(trust, policy))
     return at is not None and state.evals - at < least
 
 
 def _rest(trust: float, policy: Policy) -> int:
-    """Evaluations between two changes of something that did harm and has no size that could be narrowed."""
+    """Evaluations between two changes of something that was taken back: twice as many each time."""
     return math.ceil(policy.probation.window_evals / trust) if trust < 1 else 0
 
 
@@ -361,7 +374,7 @@ def _past(state: RunState, ledger: Ledger) -> list[Past]:
                 before=rounded(item.before),
                 after=[(step, rounded(value)) for step, value in item.after],
                 closed=item.closed,
-                taken_back=item.revision in ledger.taken_back,
+                taken_back=ledger.taken_back.get(item.revision, ""),
             )
         )
     return past

@@ -407,7 +407,7 @@ class Supervisor:
     def _issue_schedule(self, schedule: list[protocol.Override]) -> None:
         last = schedule[-1]
         content = protocol.Control(
-            **{**dict(last), "command": None, "at_step": None, "at_boundary": None},
+            **{**dict(last), "command": None, "keep": None, "at_step": None, "at_boundary": None},
             run=self.paths.id,
             issued=self._issued(),
             schedule=schedule,
@@ -497,7 +497,7 @@ class Supervisor:
         if self._child is not None and (not well or self._ending is not None):
             self._child.signal(signal.SIGKILL)  # what it started and left behind
         if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
-            resume = self.state.last_saved.path if self.state.last_saved else None
+            resume = self.state.lineage.last.path if self.state.lineage.last else None
             self._append(events.Restarted(attempt=self.ledger.restarts + 1, exit=end.words, resume=resume))
             self._status = self._ending = None
             if self.ledger.due is not None:

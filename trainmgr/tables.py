@@ -72,7 +72,8 @@ def print_closing(
         answers = counted(ledger.rejected + ledger.refused, "answer")
         out(f"Not applied: {answers}; the last: {quoted(ledger.rejections[-1])}.")
     if ledger.reversals:
-        out(f"Probation: changes were taken back {counted(ledger.reversals, 'time')}, {display.steps(ledger.lost)} lost"
+        lost = display.losses_in_words(ledger.lost, ledger.idle)
+        out(f"Probation: changes were taken back {counted(ledger.reversals, 'time')}, {lost}"
             + ("; then nothing more of the manager was applied." if ledger.demoted else "."))  # fmt: skip
     if spent := display.spent_in_words(ledger):
         out(f"The model was asked: {spent}.")

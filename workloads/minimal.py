@@ -9,12 +9,10 @@ import random
 import time
 from pathlib import Path
 
-from trainmgr.workload import Workload, default_seed, resume_path
+from trainmgr.workload import Checkpoints, Workload, default_seed, resume_path
 
 SEED, STEPS, EVERY = default_seed(1), 1000, 25
-saved = resume_path()  # the last checkpoint, after a crash
-begun, lowest, best = json.loads(Path(saved).read_text()) if saved else (0, float("inf"), [0.0, 0.0])
-weights = list(best)
+weights = [0.0, 0.0]
 recipe = {"lr": 0.4}  # too fast on purpose: there is something to manage
 
 
@@ -23,18 +21,25 @@ def sample(rng: random.Random) -> tuple[float, float]:
     return x, 3.0 * x - 1.0 + rng.gauss(0.0, 0.3)
 
 
-def rollback(to: str) -> None:
-    weights[:] = best if to == "best" else [0.0, 0.0]
+def save(path: Path) -> None:
+    path.write_text(json.dumps([step, weights]))
 
 
+def load(path: Path) -> int:
+    done, weights[:] = json.loads(path.read_text())
+    return int(done)
+
+
+saved = resume_path()  # the last checkpoint, after a crash
+step = load(Path(saved)) if saved else 0
 valid = [sample(random.Random(i)) for i in range(200)]
 with Workload("minimal", objective="val_loss", mode="min", total_steps=STEPS, seed=SEED,
-              resumed_from=saved, resumed_step=begun,
+              resumed_from=saved, resumed_step=step,
               metrics={"loss": "squared error of one sample", "val_loss": "mean squared error"}) as w:  # fmt: skip
     w.float("lr", get=lambda: recipe["lr"], set=lambda value: recipe.update(lr=value), low=1e-4, high=1.0,
             scale="log", max_ratio=2.0, min_ratio=0.1, group="optimizer", description="step size")  # fmt: skip
-    w.command("rollback", rollback)
-    w.command("stop", lambda to: rollback(to) if to else None)
+    keep = Checkpoints(w, save, load, suffix=".json")
+    keep.begin()
     for step in w.steps():
         x, y = sample(random.Random(f"{SEED} {step}"))  # randomness is a function of seed and step
         error = weights[0] * x + weights[1] - y
@@ -42,10 +47,6 @@ with Workload("minimal", objective="val_loss", mode="min", total_steps=STEPS, se
         time.sleep(0.002)  # stands for the work of a real step
         w.step(step, {"loss": error**2})
         if step % EVERY == 0:
-            loss = sum((weights[0] * x + weights[1] - y) ** 2 for x, y in valid) / len(valid)
-            w.eval(step, {"val_loss": loss})
-            if loss < lowest:
-                lowest, best = loss, list(weights)
-                new = w.checkpoints / "best.new"
-                new.write_text(json.dumps([step, lowest, best]))
-                w.checkpoint(step, new.replace(w.checkpoints / "best.json"), {"val_loss": loss}, best=True)
+            keep.eval(step, {"val_loss": sum((weights[0] * x + weights[1] - y) ** 2 for x, y in valid) / len(valid)})
+        keep.report(step)
+    keep.end(step)

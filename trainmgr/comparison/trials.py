@@ -25,10 +25,11 @@ from trainmgr.errors import TrainmgrError
 from trainmgr.launch import Request, launch
 from trainmgr.managers import catalog
 from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
-from trainmgr.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Rules
+from trainmgr.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules
 from trainmgr.process import belongs
 from trainmgr.run_state import RunState
 from trainmgr.signals import rounded
+from trainmgr.snapshot import SETTLED
 from trainmgr.supervisor import Supervisor
 from trainmgr.telemetry import Item
 from trainmgr.wire import to_json
@@ -144,6 +145,10 @@ def _relevant(rules: Policy, manager: str) -> Policy:
     if kind == "schedule":  # which is asked at alarms, too: these have the thresholds of the rules
         thresholds = Rules(rise=rules.rules.rise, noise_factor=rules.rules.noise_factor)
         unread |= {"rules": thresholds, "exploration": Exploration(), "imbalance": Imbalance()}
+    if not rules.watches(manager):
+        settled = rules.actions.stop_settled_evals
+        actions = rules.actions.model_copy(update={"stop_settled_evals": SETTLED if settled is None else settled})
+        unread |= {"probation": Probation(enabled=False), "actions": actions}
     return rules.model_copy(update=unread)
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints that a manager may go back to, kept for a script: the initial, the best and the last one."""
+"""The checkpoints that a run may go back to, kept for a script: the initial, the best, the last and named ones."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Checkpoints:
         self.best_value = math.nan
         """Of the objective; NaN before the first that is a number."""
         self.best_step = 0
-        self._note = folder / "best.json"  # what the best one is worth, for whoever resumes
+        self._note = folder / "best-value.json"  # what the best one is worth, for whoever resumes
         self._evals = 0
         self._unreported: list[Path] = []  # written on command, inside of a report, where no other can be made
         if workload.resumed_from is not None:
@@ -131,9 +131,12 @@ class Checkpoints:
         self._load(path)
         self._checkpoint("")  # a crash must not undo this
 
-    def _checkpoint(self, _: str) -> None:
-        self._write(self.last)
-        self._unreported.append(self.last)
+    def _checkpoint(self, name: str) -> None:
+        path = self.last.with_stem(name) if name else self.last
+        if path in (self.initial, self.best) or path.parent != self.last.parent:
+            raise ValueError(f"a checkpoint cannot be kept as {name!r}")
+        self._write(path)
+        self._unreported.append(path)
 
     def _stop(self, to: str) -> None:
         if to not in ("", "best"):

@@ -14,7 +14,7 @@ from trainmgr.workload.records import PROTOCOL_VERSION
 BOUNDARIES = ("step", "eval", "checkpoint")  # from fine to coarse
 COMMANDS = ("checkpoint", "rollback", "stop")
 _ENTRY_KEYS = frozenset(
-    ("revision", "params", "based_on_step", "valid_until_step", "at_step", "at_boundary", "command", "decision")
+    ("revision", "params", "based_on_step", "valid_until_step", "at_step", "at_boundary", "command", "keep", "decision")
 )
 _CONTROL_KEYS = _ENTRY_KEYS | {"v", "run", "issued", "schedule"}
 
@@ -78,6 +78,9 @@ def _check_entry(entry: Any, keys: frozenset[str]) -> dict[str, Any]:
             raise ValueError(f"{key} is neither a whole number nor null")
     if entry.setdefault("at_boundary", None) not in (None, *BOUNDARIES):
         raise ValueError(f"at_boundary is {entry['at_boundary']!r}; allowed are {', '.join(BOUNDARIES)}")
+    keep = entry.setdefault("keep", None)
+    if keep is not None and not (isinstance(keep, str) and keep.isascii() and keep.isalpha() and keep.islower()):
+        raise ValueError(f"keep is {keep!r}, which is neither null nor a name of lower case letters")
     command = entry.setdefault("command", None)
     if command is not None:
         if not isinstance(command, dict) or set(command) != {"id", "name", "to"} or command["name"] not in COMMANDS:
