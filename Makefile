@@ -3,11 +3,12 @@
 # make test   set everything up and run all checks and tests
 # make check  only the checks: format, lint, types
 # make bench  what reporting costs a training loop, how long prompts get, and whether training waits (minutes)
-# make table  the README's table of TinyStories again (about 100 minutes on two cores; goes on where it stopped)
-# make table-reacher, make table-pinn  those of safe reaching (an hour) and of losses out of balance (20 minutes)
+# make results       every table of the README again (many hours on two cores; goes on where it stopped), or one of them:
+# make table-NAME    that of workloads/experiments/NAME.toml; those of TinyStories need TRAINMGR_TINYSTORIES
 
 PYTHON ?= python3
 BIN := .venv/bin
+RESULTS := static-search tinystories tinystories-adversaries reacher reacher-adversaries reacher-paper pinn pinn-adversaries
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -31,17 +32,10 @@ bench: .venv/workloads
 	$(BIN)/python workloads/experiments/prompt_tokens.py
 	$(BIN)/python workloads/experiments/waiting.py --seconds 15
 
-table: .venv/workloads
-	$(BIN)/trainmgr compare workloads/tinystories.py --jobs 2 --seeds 1-3 \
-	    --managers none,schedule:cosine,schedule:plateau,schedule:early-stopping,rules \
-	    --metrics test_loss_last,test_loss_best --policy workloads/experiments/tinystories.toml -- --profile full
+results: $(RESULTS:%=table-%)
 
-table-reacher: .venv/workloads
-	$(BIN)/trainmgr compare workloads/experiments/reacher.toml --jobs 2 --show-seeds --out runs/reacher
-	$(BIN)/trainmgr compare workloads/experiments/reacher-paper.toml --jobs 2 --show-seeds --out runs/reacher-paper
-
-table-pinn: .venv/workloads
-	$(BIN)/trainmgr compare workloads/experiments/pinn.toml --jobs 2 --show-seeds --out runs/pinn
+table-%: .venv/workloads
+	$(BIN)/trainmgr compare workloads/experiments/$*.toml --jobs 2 --show-seeds --out runs/tables/$*
 
 schemas: .venv/workloads
 	$(BIN)/trainmgr schema schemas
@@ -55,4 +49,4 @@ schemas: .venv/workloads
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workloads,test]"
 	touch $@
 
-.PHONY: demo reach test check bench table table-reacher table-pinn schemas
+.PHONY: demo reach test check bench results schemas

@@ -51,6 +51,9 @@ def test_nobody_is_asked_before_anything_can_be_compared() -> None:
     assert first(curve([2.0, 1.9, 1.8]), enabled=False) == "evaluation"
     assert first(curve([2.0, 1.9, 1.8, 1.7])) == "evaluation"
     assert first(curve([2.0, math.nan])) == "alarm"
+    broken = fold([start(), step(1, loss=math.nan)])
+    assert (first(broken), first(broken, enabled=False), first(broken, first_evals=0)) == (None, "alarm", "alarm")
+    assert first(curve([2.0, math.nan])) == "alarm"
 
 
 def test_never_while_something_is_pending_or_over() -> None:

@@ -67,7 +67,7 @@ ALLOWED: dict[str, str] = {
     "wire",
     "managers.catalog": "errors managers.adversaries managers.base managers.llm managers.local managers.none "
     "managers.replay managers.rules managers.schedules paths policy",
-    "replay": "answer audit decision errors events history ledger managers.base paths prompt protocol snapshot "
+    "replay": "answer audit decision errors events history ledger lineage managers.base paths prompt protocol snapshot "
     "telemetry wire",
     "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
     "run_state snapshot telemetry",

@@ -33,11 +33,16 @@ class Run:
     """Both folds side by side, as a supervisor and a workload that does at once what it is told would drive them."""
 
     def __init__(
-        self, *parameters: Parameter, policy: Policy | None = None, shadow: bool = False, **begun: Any
+        self,
+        *parameters: Parameter,
+        policy: Policy | None = None,
+        shadow: bool = False,
+        manager: str = "adversary",
+        **begun: Any,
     ) -> None:
         self.policy, self.state, self.ledger = policy or Policy(), RunState(), Ledger()
         self.log: list[events.Payload] = []
-        self.obeys, self.manager, self.at = True, "adversary", 0
+        self.obeys, self.manager, self.at = True, manager, 0
         self.fold(start(*(parameters or (RATE, dropout(value=0.1))), **begun))
         manifest = events.Manifest(
             version="0", id="r", created=0.0, command=[], script="x", arguments=[], directory=".", seed=1, git=None,
@@ -106,7 +111,8 @@ class Run:
     def apply(self, ruling: events.Verdict) -> None:
         self.tell(ruling)
         issued = decision.override(ruling, self.ledger, self.policy, run="r", based_on_step=self.state.step,
-                                   issued=protocol.Issued(t=0.0, step=self.state.step), total_steps=TOTAL)  # fmt: skip
+                                   issued=protocol.Issued(t=0.0, step=self.state.step), total_steps=TOTAL,
+                                   commands=self.state.space.commands)  # fmt: skip
         if issued is not None:
             self.tell(issued)
             self.obey()
@@ -200,12 +206,25 @@ def test_nothing_but_a_lasting_catastrophe_stands_out_before_the_noise_is_known(
     assert Run().measure(4.0, best=True).change(lr=2e-3).measure(math.nan).reversals
 
 
-@pytest.mark.parametrize("before", [[], [math.nan], [4.0, 4.0, math.nan], [None]])
+@pytest.mark.parametrize("before", [[], [math.nan], [None]])
 def test_without_a_forecast_nothing_is_blamed(before: list[float | None]) -> None:
     run = Run().measure(*before)
     run.change(lr=9e-4)
     assert run.measure(9.0, math.nan, 9.0, 9.0, 9.0).reversals == []
     assert [kept.forecast for kept in run.of(events.Kept)] == [None]
+
+
+def test_after_a_value_that_was_not_finite_only_what_is_near_the_best_is_good() -> None:
+    def after(*values: float | None) -> list[events.Reverted]:
+        run = learned(commands=KEEPS).measure(math.nan).change("rollback", to="initial", lr=9e-4).measure(*values)
+        assert len(run.of(events.Kept)) + len(run.reversals) <= 1
+        return run.reversals
+
+    assert after(9.0, 6.0, 5.0, 4.2, 4.05) == []
+    for values in ([9.0] * 5, [4.0, 4.0, 4.0, 4.0, math.nan]):
+        (back,) = after(*values)
+        assert (back.why, back.command and back.command.to) == ("no proof", "best")  # not the broken weights of before
+    assert after(None, None, None, None, None) == []  # nothing was measured yet
 
 
 def test_evaluations_without_the_objective_are_no_measurement() -> None:
@@ -235,7 +254,7 @@ def test_to_stop_a_rise_far_from_the_best_is_promising_until_it_has_cost_too_muc
     run = Run().measure(4.0, 4.5, 5.0, 5.5, 6.0, best=True).change(lr=1e-4).measure(*[6.0] * 10)
     assert (run.reversals, run.of(events.Kept), len(run.ledger.trials)) == ([], [], 1)
     (back,) = run.measure(6.0).reversals  # 110 of 1,000 steps since
-    assert (back.why, back.lost, back.idle, back.demoted, back.command) == ("no proof", 110, 0, True, None)
+    assert (back.why, back.lost, back.idle, back.demoted, back.command) == ("no proof", 0, 110, False, None)
     assert run.state.recipe["lr"] == 1e-3
     run = Run(total_steps=None).measure(4.0, 4.5, 5.0, 5.5, 6.0, best=True).change(lr=1e-4).measure(*[6.0] * 9)
     assert run.reversals == []
@@ -247,15 +266,13 @@ def test_what_was_promising_may_become_good() -> None:
     assert (run.reversals, len(run.of(events.Kept))) == ([], 1)
 
 
-def test_trials_that_bring_nothing_have_a_budget_of_their_own() -> None:
-    run = learned(RATE, total_steps=500)
-    for idle in (50, 100):
-        (*_, back) = run.change(lr=9e-4).measure(*[4.0] * 5).reversals
-        assert (back.lost_in_all, back.idle_in_all, back.demoted) == (0, idle, idle > 125)
-        run.measure(*[4.0] * 20)
-    policy = Policy(probation=Probation(idle_budget=0.05))
-    assert learned(policy=policy).change(lr=9e-4).measure(*[4.0] * 5).reversals[0].demoted is False
-    assert learned(policy=policy, total_steps=900).change(lr=9e-4).measure(*[4.0] * 5).reversals[0].demoted
+def test_trials_that_bring_nothing_have_a_budget_of_their_own_from_the_third_on() -> None:
+    for budget in (0.0, 0.2):
+        run = learned(RATE, total_steps=900, policy=Policy(probation=Probation(idle_budget=budget)))
+        for idle, wait in ((50, 10), (100, 20), (150, 40)):
+            (*_, back) = run.change(lr=9e-4).measure(*[4.0] * 5).reversals
+            assert (back.lost_in_all, back.idle_in_all, back.demoted) == (0, idle, not budget and idle > 100)
+            run.measure(*[4.0] * wait)
 
 
 # -- the weights of before -----------------------------------------------------------------------------------------
@@ -419,6 +436,17 @@ def test_a_best_that_came_after_the_change_is_where_it_goes_back_to() -> None:
     assert run.reversals[0].lost == 10
 
 
+def test_where_the_weights_of_before_are_gone_the_best_are_tried() -> None:
+    run = learned(commands=KEEPS).change("rollback", to="initial")
+    run.obeys = False
+    run.measure(9.0)
+    run.fold(factories.refused(run.at, 2))
+    assert run.ledger.outstanding is not None
+    assert run.ledger.outstanding.command == protocol.Command(id="probation2", name="rollback", to="best")
+    run.fold(factories.refused(run.at, 3))
+    assert (run.ledger.outstanding, run.ledger.due) == (None, None)
+
+
 def test_a_rollback_that_fails_leaves_the_values_to_be_put_back() -> None:
     run = learned().change(lr=2e-3)
     run.obeys = False
@@ -439,11 +467,21 @@ def test_values_that_a_parameter_cannot_have_are_not_put_back() -> None:
     assert run.measure(9.0).reversals[0].parameters == {"lr": 1e-3}
 
 
-def test_after_a_restart_nothing_is_on_trial_and_what_was_on_its_way_still_comes() -> None:
-    run = learned().change(lr=2e-3)
+def test_what_was_on_trial_when_the_workload_crashed_goes_back_and_counts() -> None:
+    run = learned().change(lr=2e-3).measure(4.0)
+    back = decision.crashed(run.state, run.ledger, Mark(0, ""))
+    assert back is not None
+    assert (back.why, back.parameters, back.command, back.lost) == ("crash", {"lr": 1e-3}, None, 10)
+    run.tell(back)
     run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/x"))
     run.fold(start(lr(value=2e-3), dropout(value=0.1), resumed=protocol.Resumed(path="checkpoints/x", step=30)))
-    assert run.measure(9.0, 9.0).reversals == []
+    run.own()
+    assert (run.state.recipe["lr"], run.ledger.lost, run.ledger.trust) == (1e-3, 10, {"lr": 0.5})
+    assert run.measure(9.0, 9.0).of(events.Reverted) == [back]
+    assert decision.crashed(run.state, run.ledger, Mark(0, "")) is None
+
+
+def test_after_a_restart_nothing_is_on_trial_and_what_was_on_its_way_still_comes() -> None:
     run = learned().change(lr=2e-3)
     run.obeys = False
     run.measure(9.0)
@@ -463,8 +501,18 @@ def test_nothing_is_taken_back_of_a_run_that_is_being_ended(payload: events.Payl
 
 
 def test_at_the_end_it_is_too_late() -> None:
-    run = learned(total_steps=80).change(lr=2e-3).measure(4.1)
+    run = learned(total_steps=90).change(lr=2e-3).measure(4.1, 4.0)
     assert run.measure(9.0).reversals == []
+
+
+def test_near_the_end_nothing_is_changed_any_more() -> None:
+    run = learned(total_steps=89)
+    seen = view(run.state, run.policy, run.ledger)
+    assert seen.actions == ["keep"]
+    assert seen.unavailable["adjust"] == "fewer than 3 evaluations are left to judge it" == seen.unavailable["rollback"]
+    assert "adjust" in view(learned(total_steps=90).state, run.policy, run.ledger).actions
+    known = learned(total_steps=89, manager="rules")
+    assert "adjust" in view(known.state, known.policy, known.ledger).actions
 
 
 def test_without_probation_nothing_is_watched() -> None:
@@ -539,6 +587,14 @@ def test_a_manager_that_lost_too_much_is_only_listened_to() -> None:
     assert len(run.of(events.OverrideIssued)) == issued
     assert decision.trigger(run.measure(4.0).state, run.ledger, run.policy) == "evaluation"
     assert run.ledger.losses() == {"reversals": 2, "demoted": True}
+
+
+@pytest.mark.parametrize(("manager", "asked_again"), [("llm:m", False), ("local:m.gguf", False), ("random", True)])
+def test_a_language_model_that_lost_too_much_is_paid_nothing_more(manager: str, asked_again: bool) -> None:
+    run = learned(policy=Policy(probation=Probation(loss_budget=0.0)), manager=manager).change(lr=2e-3).measure(9.0)
+    assert run.ledger.demoted
+    state = run.measure(*[4.0] * 20).state
+    assert (decision.trigger(state, run.ledger, run.policy) is not None) is asked_again
 
 
 def test_without_a_plan_the_reversals_are_counted() -> None:

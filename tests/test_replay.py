@@ -389,7 +389,7 @@ def test_an_override_of_a_manager_that_lost_too_much_is_found(tmp_path: Path) ->
 
     def apply(payloads: list[Any]) -> list[Any]:
         issued = next(p for p in payloads if isinstance(p, events.OverrideIssued))
-        at = max(i for i, p in enumerate(payloads) if isinstance(p, events.Verdict) and p.changes)
+        at = max(i for i, p in enumerate(payloads) if isinstance(p, events.Verdict))
         forged = issued.model_copy(update={"decision": payloads[at].decision})
         return [*payloads[: at + 1], forged, *payloads[at + 1 :]]
 

@@ -601,7 +601,7 @@ def test_a_checkpoint_is_kept_first_where_that_is_wanted(run: Path) -> None:
     assert script.done == ["checkpoint trial lr 0.1", "checkpoint trial lr 0.2", "rollback best"]
 
 
-def test_what_cannot_be_kept_is_not_changed_and_who_keeps_nothing_is_not_asked(run: Path) -> None:
+def test_a_checkpoint_that_cannot_be_kept_and_a_script_that_keeps_none_change_all_the_same(run: Path) -> None:
     def full(to: str) -> None:
         raise OSError("no space left")
 
@@ -613,8 +613,8 @@ def test_what_cannot_be_kept_is_not_changed_and_who_keeps_nothing_is_not_asked(r
     w._commands["checkpoint"] = full
     control(run, 2, {"lr": 0.3}, keep="trial")
     w.step(2, {"loss": 1.0})
-    assert recipe["lr"] == 0.2
-    assert [r["reason"] for r in records(run, "refused")] == ["OSError: no space left"]
+    assert recipe["lr"] == 0.3
+    assert [r["message"] for r in records(run, "log")] == ["no checkpoint was kept as 'trial': OSError: no space left"]
 
 
 def test_a_command_that_refuses_is_refused_and_one_that_is_not_offered_too(run: Path) -> None:

@@ -6,14 +6,14 @@ The supervisor appends what they return; replay and audit call them again on the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from trainmgr import control, events, guard, probation, protocol, signals, snapshot
 from trainmgr.ledger import Ledger
 from trainmgr.lineage import TRIAL
-from trainmgr.policy import Policy
+from trainmgr.policy import Policy, asks_model
 from trainmgr.run_state import RunState
 from trainmgr.wire import plain, short, to_json
 
@@ -35,11 +35,14 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
     """
     if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
         return None
-    broken = state.non_finite or (state.latest is not None and not math.isfinite(state.latest))
-    if policy.cadence.on_alarm and broken and ledger.last_alarm != state.evals:
-        return "alarm"
     manager = ledger.started.manifest.manager if ledger.started else ""
-    if policy.watches(manager) and state.evals < policy.probation.first_evals:
+    if ledger.demoted and asks_model(manager):  # its answers cost, and would not be applied
+        return None
+    early = policy.watches(manager) and state.evals < policy.probation.first_evals
+    broken = state.non_finite or (state.latest is not None and not math.isfinite(state.latest))
+    if policy.cadence.on_alarm and broken and ledger.last_alarm != state.evals and (state.evals or not early):
+        return "alarm"
+    if early:
         return None
     new = state.evals - ledger.last_evals
     if policy.cadence.every_steps is not None:
@@ -143,9 +146,12 @@ def verdict(
 
 def override(
     ruling: events.Verdict, ledger: Ledger, policy: Policy, *, run: str, issued: protocol.Issued, based_on_step: int,
-    total_steps: int | None,
+    total_steps: int | None, commands: Sequence[str] = (),
 ) -> events.OverrideIssued | None:  # fmt: skip
-    """What an accepted verdict puts into the control file; None where there is nothing to apply, or nothing may be."""
+    """What an accepted verdict puts into the control file; None where there is nothing to apply, or nothing may be.
+
+    ``commands`` are those that the workload offers.
+    """
     if ruling.result == "rejected" or (not ruling.changes and ruling.command is None):
         return None
     if ledger.demoted or ledger.overtaken:
@@ -165,14 +171,15 @@ def override(
             based_on_step=based_on_step,
             valid_until_step=None if age is None else max(based_on_step + age, due or 0),
             at_step=due,
-            keep=_keep(ledger, policy),
+            keep=_keep(ledger, policy, commands),
         ),
     )
 
 
-def _keep(ledger: Ledger, policy: Policy) -> str | None:
-    """The name under which the workload keeps its weights first; None where nothing is on trial from scratch."""
-    return TRIAL if ledger.on_probation and policy.probation.checkpoint and not ledger.trials else None
+def _keep(ledger: Ledger, policy: Policy, commands: Sequence[str]) -> str | None:
+    """The name under which the workload keeps its weights first; None where it cannot, or something is on trial."""
+    wanted = ledger.on_probation and policy.probation.checkpoint and not ledger.trials
+    return TRIAL if wanted and "checkpoint" in commands else None
 
 
 def watched(
@@ -180,6 +187,11 @@ def watched(
 ) -> events.Reverted | events.Kept | events.Ending | None:
     """What probation says of the last evaluation; to be asked again until it is None."""
     return probation.assess(state, ledger, policy, mark.offset, mark.sha256)
+
+
+def crashed(state: RunState, ledger: Ledger, mark: Mark) -> events.Reverted | None:
+    """What probation says before a workload that crashed or hung is started again."""
+    return probation.crashed(state, ledger, mark.offset, mark.sha256)
 
 
 def own(ledger: Ledger, *, run: str, issued: protocol.Issued) -> events.OverrideIssued | None:

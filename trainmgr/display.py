@@ -69,7 +69,7 @@ def reversal_in_words(event: events.Reverted) -> str:
     """What was taken back, why, and how."""
     back = ", ".join(f"{name} = {shown(value)}" for name, value in event.parameters.items())
     todo = "; ".join(part for part in (command_in_words(event.command), back) if part)
-    why = "" if event.why == "harm" else "it did not help, "
+    why = {"harm": "", "no proof": "it did not help, ", "crash": "the workload crashed meanwhile, "}[event.why]
     cost = losses_in_words(event.lost, event.idle)
     text = (
         f"{', '.join(event.decisions[-4:])} taken back: {why}{number(event.measured)} where {number(event.forecast)} "

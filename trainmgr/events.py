@@ -252,8 +252,9 @@ class Reverted(Wire):
     """All changes on trial are taken back. The override that does it comes next."""
 
     kind: Literal["reverted"] = "reverted"
-    why: Literal["harm", "no proof"]
-    """What the evaluations showed: harm, or until the end of the trial nothing that would prove the changes good."""
+    why: Literal["harm", "no proof", "crash"]
+    """What the evaluations showed: harm, or until the end of the trial nothing that proves the changes good. Or the
+    workload is started again, and nobody will know."""
     decision: str
     """Our own, under which it is issued."""
     telemetry_offset: int

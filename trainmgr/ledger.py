@@ -258,14 +258,16 @@ class Ledger:
         self.trust = {name: trust for name, trust in {**self.trust, **changed}.items() if trust < 1}
 
     def _carried(self, payload: events.Acknowledged) -> None:
-        """The workload answered what we issued ourselves. Where a rollback fails, the values go back without it."""
+        """The workload answered what we issued ourselves. Where a rollback fails, that to the best is tried; where that
+        fails too, the values go back without it."""
         carried, self.carrying = self.carrying, None
         if carried is None:
             return
         if payload.result == "applied":
             self.trials = []  # what slipped in between was taken back too
-        elif isinstance(carried, events.Reverted) and carried.command is not None and carried.parameters:
-            self.due = carried.model_copy(update={"command": None})
+        elif isinstance(carried, events.Reverted) and carried.command is not None:
+            best = carried.command.model_copy(update={"to": "best"}) if carried.command.to != "best" else None
+            self.due = carried.model_copy(update={"command": best}) if best or carried.parameters else None
 
     def _rejection(self, reason: str) -> None:
         self.rejections = [*self.rejections, reason][-4:]

@@ -11,6 +11,11 @@ COURSE = 12  # evaluations that a forecast rests on
 TRIAL = "trial"  # the name under which the weights from before a change on trial are kept
 
 
+def is_trial(path: str) -> bool:
+    """Whether a checkpoint's path says that it was kept before a change on trial."""
+    return PurePosixPath(path).stem == TRIAL
+
+
 @dataclass(frozen=True)
 class Saved:
     """A checkpoint that was reported."""
@@ -68,20 +73,24 @@ class Lineage:
 
     def saved(self, step: int, path: str, objective: float | None, *, best: bool) -> None:
         saved = Saved(step, path, objective, self.trained(step))
-        if PurePosixPath(path).stem == TRIAL:
+        if is_trial(path):
             after = self.changed_at == step  # it is saved before the change; reported may be the change before it
             self.trial = replace(saved, trained=step - self.set_back_before) if after else saved
             self.courses[TRIAL] = self.course_before if after else self.course
             return
         if self.initial is None:
             self.initial, self.courses["initial"] = saved, self.course
-        if best:
-            self.best, self.courses["best"] = saved, self.course
+        if best:  # a rollback at the same step came after it: it is on disk before its evaluation is reported
+            after = self.changed_at == step
+            self.best = replace(saved, trained=step - self.set_back_before) if after else saved
+            self.courses["best"] = self.course_before if after else self.course
         self.last = saved
 
     def forget(self, step: int) -> None:
         """The workload is back at ``step``: what was measured and saved beyond it is of weights that are no more."""
         self.course = [pair for pair in self.course if pair[0] <= step]
+        if self.last is not None and self.last.step == step:
+            self.set_back = step - self.last.trained
         if self.best is not None and self.best.step > step:
             self.best = None
             self.courses.pop("best", None)

@@ -135,10 +135,10 @@ class Probation(Section):
     least_trust: Annotated[float, Field(gt=0, le=1)] = 0.0625
     """... and it never gets smaller than this share of what was declared."""
     loss_budget: Share = 0.1
-    """Share of the run's steps that may be lost to harm, to rollbacks that brought nothing, and to changes that
-    looked better than forecast and never became good; then nothing of the manager is applied any more."""
+    """Share of the run's steps that may be lost to harm and to rollbacks that brought nothing; then nothing of the
+    manager is applied any more. A change that is better than forecast, but far from the best, may take what is left."""
     idle_budget: Share = 0.2
-    """The same of steps in trials of other changes that brought nothing."""
+    """The same of steps in trials of other changes that brought nothing, from the third reversal on."""
     max_reversals: Count = 5
     """Instead, where no number of steps is planned: how often changes may be taken back."""
 

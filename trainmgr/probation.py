@@ -10,6 +10,7 @@ apart: all changes on trial are taken back together.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from trainmgr import events, forecast
 from trainmgr.ledger import Ledger, Trial
@@ -19,6 +20,7 @@ from trainmgr.protocol import Command
 from trainmgr.run_state import RunState
 from trainmgr.wire import Value
 
+Why = Literal["harm", "no proof", "crash"]
 ROUNDING = 1e-9  # of the scale
 ROLLBACK = "rollback"  # the name under which trust in that command is kept
 
@@ -73,20 +75,18 @@ def harmed(state: RunState, trial: Trial, policy: Policy) -> bool:
 
 
 def excesses(state: RunState, trial: Trial) -> list[float]:
-    """How much worse than forecast each evaluation since was; infinite where it was not finite."""
-    count = state.evals - trial.forecast.evals
+    """How much worse than forecast the evaluations since were, the last ones; infinite where one was not finite."""
     found = []
-    rows = state.evaluations[-count:] if count > 0 else []
-    for evals, row in enumerate(rows, start=count - len(rows) + 1):
-        value, expected = state.objective_of(row), trial.forecast.at(evals)
-        if value is not None and expected is not None:
+    for number, step, value in state.measured:
+        expected = trial.forecast.at(number - trial.forecast.evals)
+        if number > trial.forecast.evals and step >= trial.step and expected is not None:
             found.append(state.worse(value) - state.worse(expected) if math.isfinite(value) else math.inf)
     return found
 
 
 def _measured(state: RunState, trial: Trial) -> int:
     """Evaluations that say something of a trial."""
-    return state.evals - trial.forecast.evals if trial.forecast.level is None else len(excesses(state, trial))
+    return sum(number > trial.forecast.evals and step >= trial.step for number, step, _ in state.measured)
 
 
 def proven(state: RunState, trial: Trial, policy: Policy) -> bool:
@@ -95,16 +95,15 @@ def proven(state: RunState, trial: Trial, policy: Policy) -> bool:
     Better than forecast alone proves nothing: a run that goes through bad values on its way to good ones is helped
     least by what keeps it where it is.
     """
-    before, value = trial.forecast, state.latest
-    if value is None or not math.isfinite(value) or state.best is None:
+    before, value = trial.forecast, state.measured[-1][2]
+    if not math.isfinite(value):
         return False
-    if before.level is None or before.best is None:  # there was no number before
-        return True
-    if _gained(state, trial):
+    if before.best is None or _gained(state, trial):  # any number is better than none
         return True
     scale = (state.start.objective.scale if state.start else None) or abs(before.best)
     near = max(policy.probation.tolerance * scale, _chance(trial))
-    return _beats(state, trial) and state.worse(value) - state.worse(before.best) <= near
+    better = before.level is None or _beats(state, trial)
+    return better and state.worse(value) - state.worse(before.best) <= near
 
 
 def _gained(state: RunState, trial: Trial) -> bool:
@@ -127,13 +126,14 @@ def _chance(trial: Trial) -> float:
 
 
 def _promising(state: RunState, ledger: Ledger, policy: Policy) -> bool:
-    """Whether an unproven trial may go on: better than forecast, and within what the manager may still lose."""
+    """Whether an unproven trial may go on: better than forecast, and no longer than the loss budget would bear."""
     oldest, watch = ledger.trials[0], policy.probation
     if not _beats(state, oldest):
         return False
     if state.total_steps is None:
         return _measured(state, oldest) < 2 * watch.window_evals
-    return _lost(state, ledger, None) + ledger.lost <= watch.loss_budget * state.total_steps
+    spent = ledger.lost + ledger.idle + _lost(state, ledger, None)
+    return spent <= watch.loss_budget * state.total_steps
 
 
 def _way_back(state: RunState, ledger: Ledger, policy: Policy, *, harm: bool) -> Saved | None:
@@ -146,12 +146,11 @@ def _way_back(state: RunState, ledger: Ledger, policy: Policy, *, harm: bool) ->
     if not policy.actions.rollback or "rollback" not in state.start.commands:
         return None
     kept, best, oldest = state.lineage.trial, state.lineage.best, ledger.trials[0]
-    if kept is not None and kept.step >= oldest.step:  # not of an earlier trial
+    sane = oldest.forecast.level is not None
+    if sane and kept is not None and kept.step >= oldest.step:  # not of an earlier trial
         return best if best is not None and best.step > kept.step and _gained(state, oldest) else kept
-    further = best is not None and best.trained > state.lineage.trained(
-        state.step
-    )  # after a rollback to the initial one
-    return best if harm or further else None
+    further = best is not None and best.trained > state.lineage.trained(state.step)  # after a rollback to the start
+    return best if harm or further or not sane else None
 
 
 def _lost(state: RunState, ledger: Ledger, back: Saved | None) -> int:
@@ -163,31 +162,48 @@ def _lost(state: RunState, ledger: Ledger, back: Saved | None) -> int:
     return max(1, since)
 
 
+def crashed(state: RunState, ledger: Ledger, offset: int, sha256: str) -> events.Reverted | None:
+    """What is on trial when a workload crashed and is started again: it goes back, since it may have been the cause."""
+    if ledger.started is None or not ledger.trials or state.start is None:
+        return None
+    policy = ledger.started.manifest.policy
+    return _taken_back(state, ledger, policy, offset, sha256, why="crash", back=None, idle=False)
+
+
 def _reverted(
     state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str, *, harm: bool
 ) -> events.Reverted:
-    watch, oldest = policy.probation, ledger.trials[0]
     back = _way_back(state, ledger, policy, harm=harm)
-    no_harm = not harm and not any(trial.rollback for trial in ledger.trials) and not _beats(state, oldest)
+    idle = not harm and not any(trial.rollback for trial in ledger.trials)
+    why: Why = "harm" if harm else "no proof"
+    return _taken_back(state, ledger, policy, offset, sha256, why=why, back=back, idle=idle)
+
+
+def _taken_back(
+    state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str, *, why: Why, back: Saved | None,
+    idle: bool,
+) -> events.Reverted:  # fmt: skip
+    watch, oldest = policy.probation, ledger.trials[0]
     steps, total = _lost(state, ledger, back), state.total_steps
-    lost, idle = (0, steps) if no_harm else (steps, 0)
-    in_all, idle_in_all = ledger.lost + lost, ledger.idle + idle
+    lost, vain = (0, steps) if idle else (steps, 0)
+    lost_in_all, vain_in_all = ledger.lost + lost, ledger.idle + vain
     if total is None:
         demoted = ledger.reversals >= watch.max_reversals
     else:
-        demoted = in_all > watch.loss_budget * total or idle_in_all > watch.idle_budget * total
+        much = vain_in_all > watch.idle_budget * total and ledger.reversals >= 2
+        demoted = lost_in_all > watch.loss_budget * total or much
     name = f"probation{ledger.revision + 1}"
     tried = [name for trial in ledger.trials for name in (*trial.before, *([ROLLBACK] if trial.rollback else []))]
     measured = state.latest
     return events.Reverted(
-        why="harm" if harm else "no proof",
+        why=why,
         decision=name,
         telemetry_offset=offset,
         telemetry_sha256=sha256,
         decisions=[decision for trial in ledger.trials for decision in trial.decisions][-32:],
         revisions=[revision for trial in ledger.trials for revision in trial.revisions][-32:],
         since=oldest.step,
-        step=state.evaluations[-1].step,
+        step=state.evaluations[-1].step if state.evaluations else state.step,
         forecast=oldest.forecast.at(state.evals - oldest.forecast.evals),
         tolerance=oldest.forecast.margin(watch.tolerance, watch.noise_factor),
         measured=math.nan if measured is None else measured,
@@ -195,10 +211,10 @@ def _reverted(
         command=_rollback(state, name, back),
         trust={name: max(watch.least_trust, ledger.trust.get(name, 1.0) * watch.shrink) for name in tried},
         lost=lost,
-        lost_in_all=in_all,
-        idle=idle,
-        idle_in_all=idle_in_all,
-        demoted=demoted,
+        lost_in_all=lost_in_all,
+        idle=vain,
+        idle_in_all=vain_in_all,
+        demoted=demoted or ledger.demoted,
     )
 
 

@@ -284,7 +284,8 @@ def _change(past: Past, detail: Detail) -> str:
     after = ", ".join(f"{step}: {figure(objective)}" for step, objective in past.after) or "nothing yet"
     state = f" ({past.closed})" if past.closed else ""
     if past.taken_back:
-        state = " (it did harm and was taken back)" if past.taken_back == "harm" else " (no help; it was taken back)"
+        reason = {"harm": "it did harm and was", "no proof": "no help; it was"}.get(past.taken_back, "a crash; it was")
+        state = f" ({reason} taken back)"
     own = "probation" if past.decision.startswith("probation") else "unknown"
     return (
         f"step {past.step}, {past.diagnosis or own}: {'; '.join(what)}{expected}; "

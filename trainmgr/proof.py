@@ -203,6 +203,10 @@ class Prover:
         elif self._owed is not None:
             self._find(place, f"before it there is no {self._owed}")
             self._owed = None
+        if isinstance(data, events.Restarted):
+            if ledger.trials:
+                self._find(place, "changes that were on trial were not taken back before it")
+            return
         own = isinstance(data, events.OverrideIssued) and data.origin == "probation"
         if ledger.due is not None and not own:
             self._find(place, f"{ledger.due.decision} is on record, and was not issued")

@@ -11,6 +11,7 @@ from trainmgr import answer, audit, decision, events, prompt, protocol, snapshot
 from trainmgr.errors import RecordError, UserError
 from trainmgr.history import History, Moment
 from trainmgr.ledger import Ledger
+from trainmgr.lineage import is_trial
 from trainmgr.managers.base import Manager
 from trainmgr.paths import RunPaths
 from trainmgr.telemetry import Feed
@@ -107,12 +108,15 @@ def derived(moment: Moment) -> events.Payload | None:
                 issued=data.control.issued,
                 based_on_step=ledger.last_step or 0,
                 total_steps=state.total_steps,
+                commands=state.space.commands,
             )
         case events.OverrideIssued(origin="probation"):
             return decision.own(ledger, run=ledger.started.manifest.id, issued=data.control.issued)
         case events.Acknowledged():
             record = moment.answer
             return decision.acknowledgment(record, state, ledger, moment.offset) if record is not None else None
+        case events.Reverted(why="crash"):
+            return decision.crashed(state, ledger, mark)
         case events.Reverted() | events.Kept() | events.Ending():
             return decision.watched(state, ledger, policy, mark)
         case events.Outcome():
@@ -249,6 +253,8 @@ Measured = tuple[str, int, dict[str, str]]
 def _measured(paths: RunPaths) -> Iterator[Measured]:
     for record in Feed(paths.telemetry).records():
         match record:
+            case protocol.Checkpoint() if is_trial(record.path):
+                continue  # kept before a change that the workload then refused: nothing is repeated of that
             case protocol.Step() | protocol.Eval() | protocol.Checkpoint() | protocol.End():
                 yield record.event, record.step, {name: value.hex() for name, value in record.metrics.items()}
             case protocol.Applied():

@@ -23,6 +23,7 @@ NAMES = 64  # distinct metric names followed; more, and longer ones, are counted
 INTERVENTIONS = 16
 OUTCOME_EVALS = 5  # evaluations after which a change counts as measured
 SPIKE = 10.0  # a gradient norm above this many times the running median is an outlier
+MEASURED = 32  # objectives kept whole, for trials of changes
 NORMS = 64  # gradient norms in the running median
 TEXTS = 8
 TEXT = 200  # characters
@@ -129,6 +130,8 @@ class RunState:
     non_finite_total: int = 0
     evals: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
+    measured: list[tuple[int, int, float]] = field(default_factory=list)
+    """(number of the evaluation, step, objective) of the last evaluations that had the objective."""
     first_objective: float | None = None
     first_counterpart: float | None = None
     best: tuple[int, float] | None = None
@@ -173,11 +176,18 @@ class RunState:
         return self.objective_of(self.evaluations[-1]) if self.evaluations else None
 
     @property
+    def evals_left(self) -> float | None:
+        """Evaluations still to come, by the distance of the last two; not rounded. None where nobody knows."""
+        if self.total_steps is None or len(self.evaluations) < 2:
+            return None
+        distance = self.evaluations[-1].step - self.evaluations[-2].step
+        return (self.total_steps - self.step) / distance if distance > 0 else None
+
+    @property
     def nearly_over(self) -> bool:
-        """Whether this was the last evaluation before the end, by their average distance."""
-        if self.total_steps is None or not self.evals:
-            return False
-        return self.total_steps - self.step <= 1.5 * self.step / max(1, self.evals - 1)
+        """Whether this was the last evaluation before the end."""
+        left = self.evals_left
+        return left is not None and left <= 1.5
 
     # -- the fold ----------------------------------------------------------------------------------------------------
 
@@ -244,8 +254,10 @@ class RunState:
         self._close_last("end")
         self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step <= step]
         self.lineage.forget(step)
+        self.measured = [row for row in self.measured if row[1] <= step]
         values = [(e.step, v) for e in self.evaluations if (v := self.objective_of(e)) is not None and math.isfinite(v)]
-        self.best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
+        if self.best is not None and self.best[0] > step:
+            self.best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
         self.evals_since_best = sum(s > self.best[0] for s, _ in values) if self.best else 0
         self.windows = {}
         self.norm_count = self.spike_count = self.non_finite = 0
@@ -294,6 +306,7 @@ class RunState:
         value = self.latest
         if value is None:
             return
+        self.measured = [*self.measured, (self.evals, record.step, value)][-MEASURED:]
         self.lineage.measured(record.step, value)
         counterpart = self._counterpart(self.evaluations[-1])
         if self.first_objective is None and math.isfinite(value):

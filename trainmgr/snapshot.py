@@ -76,7 +76,7 @@ class Past(Wire):
     after: list[tuple[int, Number]]
     closed: str | None
     taken_back: Annotated[str, Field(exclude_if=operator.not_)] = ""
-    """Why it was taken back: "harm" or "no proof"; empty where it was not."""
+    """Why it was taken back: "harm", "no proof" or "crash"; empty where it was not."""
 
 
 class Table(Wire):
@@ -167,11 +167,14 @@ def available(state: RunState, ledger: Ledger, policy: Policy) -> tuple[list[Act
     if left is not None and ledger.accepted >= left:
         spent = f"all {left} interventions of this run are spent"
         return actions, {"adjust": spent, "rollback": spent, "stop": spent}
-    if state.start and policy.narrow(state.space).parameters:
+    late = _too_late(state, ledger, policy)
+    if late:
+        no["adjust"] = late
+    elif state.start and policy.narrow(state.space).parameters:
         actions.append("adjust")
     else:
         no["adjust"] = "there is no parameter that may be changed"
-    reason = _no_rollback(state, ledger, policy, "rollback" in commands)
+    reason = late or _no_rollback(state, ledger, policy, "rollback" in commands)
     if reason:
         no["rollback"] = reason
     else:
@@ -209,13 +212,21 @@ def _unsettled(state: RunState, policy: Policy) -> str:
     return f"the last new best or change was {_times(settled)} ago; {least} are required"
 
 
+def _too_late(state: RunState, ledger: Ledger, policy: Policy) -> str:
+    """Why nothing may be changed any more on probation: harm could not be seen and taken back before the end."""
+    left, least = state.evals_left, policy.probation.patience + 1
+    if left is None or left >= least or not ledger.on_probation:
+        return ""
+    return f"fewer than {_times(least)} are left to judge it"
+
+
 def _too_early(state: RunState, ledger: Ledger, policy: Policy) -> str:
     """Why a manager on probation may not stop yet: the steps that it would forgo are lost, too."""
     total = state.total_steps
     if policy.actions.stop_settled_evals is not None or total is None or not ledger.on_probation:
         return ""
     left, allowed = total - state.step, math.floor(policy.probation.loss_budget * total) - ledger.lost
-    if left <= allowed or state.nearly_over:
+    if left <= allowed:
         return ""
     return f"{left} steps are left; a manager on probation may forgo {max(0, allowed)}"
 

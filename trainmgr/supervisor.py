@@ -385,7 +385,7 @@ class Supervisor:
             return
         event = decision.override(
             ruling, self.ledger, self.policy, run=self.paths.id, issued=self._issued(), based_on_step=based_on_step,
-            total_steps=self.state.total_steps,
+            total_steps=self.state.total_steps, commands=self.state.space.commands,
         )  # fmt: skip
         if event is not None:
             self._write(event)
@@ -498,6 +498,8 @@ class Supervisor:
             self._child.signal(signal.SIGKILL)  # what it started and left behind
         if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
             resume = self.state.lineage.last.path if self.state.lineage.last else None
+            if (doubt := decision.crashed(self.state, self.ledger, self._mark())) is not None:
+                self._append(doubt)
             self._append(events.Restarted(attempt=self.ledger.restarts + 1, exit=end.words, resume=resume))
             self._status = self._ending = None
             if self.ledger.due is not None:

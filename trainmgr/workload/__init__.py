@@ -402,8 +402,8 @@ class Workload(Declarations):
         changes = self._changes(entry)
         self._applying = True
         try:
-            if entry["keep"] and "checkpoint" in self._commands:
-                self._commands["checkpoint"](entry["keep"])
+            if problem := self._unkept(entry["keep"]):
+                self.log("warning", problem)
             if command:
                 self._commands[command["name"]](command["to"] or "")
                 self._set({n: v for n, v in before.items() if self._parameters[n].get() != v})

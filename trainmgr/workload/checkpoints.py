@@ -29,6 +29,7 @@ class Reporter(Protocol):
     def eval(
         self, step: int, metrics: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]] | None = None
     ) -> None: ...
+    def _boundary(self, step: int, kind: str) -> None: ...
 
 
 class Checkpoints:
@@ -110,7 +111,11 @@ class Checkpoints:
     def report(self, step: int) -> None:
         """Report what a command has saved since; call it after each step where parameters change at steps."""
         while self._unreported:
-            self._w.checkpoint(step, self._unreported.pop())
+            path = self._unreported.pop()
+            if path.exists() or not self._w.primary:
+                self._w.checkpoint(step, path)
+            else:  # it could not be written; the other ranks pass this boundary, too
+                self._w._boundary(step, "checkpoint")
 
     def end(self, step: int) -> None:
         """Save and report the last one."""
@@ -135,8 +140,10 @@ class Checkpoints:
         path = self.last.with_stem(name) if name else self.last
         if path in (self.initial, self.best) or path.parent != self.last.parent:
             raise ValueError(f"a checkpoint cannot be kept as {name!r}")
+        self._unreported.append(path)  # on all ranks, whether or not the one that writes succeeds
+        if name:
+            path.unlink(missing_ok=True)  # an older one of that name is not what is asked for
         self._write(path)
-        self._unreported.append(path)
 
     def _stop(self, to: str) -> None:
         if to not in ("", "best"):

@@ -179,7 +179,8 @@ class Declarations:
         """Offer "rollback", "checkpoint" or "stop".
 
         ``do(to)`` is called between two steps. For a rollback ``to`` is "best", "initial" or a checkpoint's path
-        relative to the run directory; for a stop it is "best" (end on the best weights) or "" (end as it is).
+        relative to the run directory; for a stop it is "best" (end on the best weights) or "" (end as it is); for a
+        checkpoint the name to keep it under, or "".
         Raise ``ValueError`` with the reason to refuse. The recipe in force survives a rollback: values that ``do``
         changes by restoring an optimizer are set back.
         """
@@ -187,6 +188,16 @@ class Declarations:
             raise ValueError(f"command is {name!r}; allowed are {', '.join(COMMANDS)}")
         self._undeclarable(name)
         self._commands[name] = do
+
+    def _unkept(self, name: str | None) -> str:
+        """Save a checkpoint, where that is wanted and offered. Returns what went wrong: a change is made all
+        the same, since there are older checkpoints."""
+        try:
+            if name and "checkpoint" in self._commands:
+                self._commands["checkpoint"](name)
+        except Exception as error:
+            return f"no checkpoint was kept as {name!r}: {type(error).__name__}: {error}"
+        return ""
 
     def _undeclarable(self, name: str) -> None:
         if self._announced:
