@@ -77,7 +77,7 @@ ALLOWED: dict[str, str] = {
     "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
     "protocol supervisor",
     "check": "action_space manifest paths process protocol run_state telemetry wire",
-    "display": "events ledger protocol run_state telemetry wire",
+    "display": "events ledger lineage protocol run_state telemetry wire",
     "comparison.__init__": "",
     "comparison.statistics": "errors",
     "comparison.experiment": "errors protocol wire",

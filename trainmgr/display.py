@@ -11,6 +11,7 @@ from typing import IO
 
 from trainmgr import events, protocol
 from trainmgr.ledger import Ledger
+from trainmgr.lineage import is_trial
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Item
 from trainmgr.wire import Value, plain
@@ -51,7 +52,8 @@ def command_in_words(command: protocol.Command | None) -> str:
         case None:
             return ""
         case protocol.Command(name="rollback"):
-            return f"roll back to {command.to}"
+            before = command.to is not None and is_trial(command.to)
+            return f"roll back to {'what was before' if before else command.to}"
         case protocol.Command(name="stop"):
             return "stop, on the best" if command.to else "stop"
         case _:

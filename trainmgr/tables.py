@@ -148,7 +148,8 @@ def print_rebuilt(console: Console, result: replay.Rebuilt) -> None:
 
 
 def _plural(kind: str, count: int) -> str:
-    return kind if count == 1 or kind == "acknowledged" else f"{kind}s"
+    word = {"reverted": "reversal", "kept": "proof"}.get(kind, kind)
+    return word if count == 1 or word == "acknowledged" else f"{word}s"
 
 
 def print_opinions(console: Console, found: list[Opinion], recorded: str, other: str) -> None:
