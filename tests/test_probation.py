@@ -589,6 +589,18 @@ def test_a_manager_that_lost_too_much_is_only_listened_to() -> None:
     assert run.ledger.losses() == {"reversals": 2, "demoted": True}
 
 
+@pytest.mark.parametrize(("fallback", "recipe"), [
+    ("proven", {"lr": 9e-4, "dropout": 0.1}), ("start", {"lr": 1e-3, "dropout": 0.1}),
+])  # fmt: skip
+def test_what_a_run_goes_on_with_when_its_manager_is_demoted(fallback: str, recipe: dict[str, float]) -> None:
+    watch = Probation.model_validate({"loss_budget": 0.0, "fallback": fallback})
+    run = learned(policy=Policy(probation=watch), commands=KEEPS).change(lr=9e-4).measure(3.9, 3.9, 3.9, 3.9, 3.9)
+    assert len(run.of(events.Kept)) == 1
+    run.change(dropout=0.2).measure(9.0)
+    assert run.ledger.demoted
+    assert run.state.recipe == recipe == run.ledger.in_force
+
+
 @pytest.mark.parametrize(("manager", "asked_again"), [("llm:m", False), ("local:m.gguf", False), ("random", True)])
 def test_a_language_model_that_lost_too_much_is_paid_nothing_more(manager: str, asked_again: bool) -> None:
     run = learned(policy=Policy(probation=Probation(loss_budget=0.0)), manager=manager).change(lr=2e-3).measure(9.0)

@@ -141,6 +141,9 @@ class Probation(Section):
     """The same of steps in trials of other changes that brought nothing, from the third reversal on."""
     max_reversals: Count = 5
     """Instead, where no number of steps is planned: how often changes may be taken back."""
+    fallback: Literal["proven", "start"] = "proven"
+    """The recipe that a run goes on with when its manager is demoted: the last one that proved itself; or that of the
+    start, for whoever wants nothing at all of such a manager."""
 
 
 class Rules(Section):

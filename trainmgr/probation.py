@@ -207,7 +207,7 @@ def _taken_back(
         forecast=oldest.forecast.at(state.evals - oldest.forecast.evals),
         tolerance=oldest.forecast.margin(watch.tolerance, watch.noise_factor),
         measured=math.nan if measured is None else measured,
-        parameters=_restored(state, ledger),
+        parameters=_restored(state, ledger, start=demoted and watch.fallback == "start"),
         command=_rollback(state, name, back),
         trust={name: max(watch.least_trust, ledger.trust.get(name, 1.0) * watch.shrink) for name in tried},
         lost=lost,
@@ -224,8 +224,8 @@ def _rollback(state: RunState, name: str, back: Saved | None) -> Command | None:
     return Command(id=name, name="rollback", to="best" if back == state.lineage.best else back.path)
 
 
-def _restored(state: RunState, ledger: Ledger) -> dict[str, Value]:
-    """The values from before the oldest change on trial: of the last recipe that had proven itself.
+def _restored(state: RunState, ledger: Ledger, *, start: bool) -> dict[str, Value]:
+    """The values from before the oldest change on trial: of the last recipe that had proven itself; or of the start.
 
     A change that is on its way may take effect before it is superseded: what it would move is named too.
     """
@@ -233,6 +233,8 @@ def _restored(state: RunState, ledger: Ledger) -> dict[str, Value]:
     space, values, moved = state.space.parameters, dict[str, Value](), dict[str, Value]()
     for trial in reversed(ledger.trials):
         values.update(trial.before)
+    if start:
+        values.update({name: state.begun[name] for name in space if not space[name].scheduled})
     if ledger.outstanding is not None:
         wanted, held = ledger.outstanding.params, ledger.held
         moved = {name: state.recipe[name] for name in wanted if wanted[name] != held.get(name) and name in space}
