@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-RESULTS := static-search tinystories tinystories-adversaries reacher reacher-adversaries reacher-paper pinn pinn-adversaries
+RESULTS := static-search tinystories tinystories-adversaries tinystories-quick-adversaries reacher reacher-adversaries reacher-paper pinn pinn-adversaries
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 

@@ -671,6 +671,10 @@ def test_a_promising_run_cannot_be_stopped() -> None:
     reason = "920 steps are left; a manager on probation may forgo 100"
     assert view(run.state, Policy(), run.ledger).unavailable["stop"] == reason
     assert "stop" in view(run.state, Policy(actions=Actions(stop_settled_evals=5)), run.ledger).actions
+    late = Run(total_steps=220).measure(4.0, *[4.0] * 19)
+    assert "stop" in view(late.state, late.policy, late.ledger).actions
+    late.ledger.idle = 3
+    assert "may forgo 19" in view(late.state, late.policy, late.ledger).unavailable["stop"]
     run.change(lr=2e-3).measure(4.0)
     assert "stop" not in view(run.state, Policy()).actions  # it has only just been changed
     short = Run(total_steps=50).measure(4.0, 3.9, 3.8, 3.7, best=True)

@@ -225,7 +225,8 @@ def _too_early(state: RunState, ledger: Ledger, policy: Policy) -> str:
     total = state.total_steps
     if policy.actions.stop_settled_evals is not None or total is None or not ledger.on_probation:
         return ""
-    left, allowed = total - state.step, math.floor(policy.probation.loss_budget * total) - ledger.lost
+    spent = ledger.lost + ledger.idle
+    left, allowed = total - state.step, math.floor(policy.probation.loss_budget * total) - spent
     if left <= allowed:
         return ""
     return f"{left} steps are left; a manager on probation may forgo {max(0, allowed)}"
