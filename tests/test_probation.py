@@ -239,6 +239,27 @@ def test_a_new_best_is_proof() -> None:
     assert (run.reversals, len(run.of(events.Kept))) == ([], 1)
 
 
+def test_a_new_best_proves_the_recipe_that_it_was_measured_with() -> None:
+    """And not that of before later changes, which nobody has tried."""
+    run = learned().change(lr=2e-3).measure(4.0).change(dropout=0.3).measure(3.5).change(lr=1e-3).measure(3.5, 3.5, 3.5)
+    (kept,) = run.of(events.Kept)
+    assert (kept.decisions, kept.trials) == (["d1", "d2"], 2)
+    assert [trial.decisions for trial in run.ledger.trials] == [("d3",)]
+    (back,) = run.measure(9.0).reversals
+    assert (back.decisions, run.state.recipe) == (["d3"], {"lr": 2e-3, "dropout": 0.3})
+
+
+def test_a_new_best_is_no_proof_where_learning_has_become_slow() -> None:
+    falling = [8.0, 7.6, 7.24, 6.9, 6.6, 6.3, 6.0, 5.7]
+    run = Run().measure(*falling, best=True).change(lr=1e-4)
+    assert run.ledger.trials[0].forecast.at(5) == pytest.approx(4.9, abs=0.15)
+    watch = run.policy.probation.model_copy(update={"tolerance": 0.2})  # so that it is no harm
+    run.policy = run.policy.model_copy(update={"probation": watch})
+    assert [back.why for back in run.measure(5.65, 5.6, 5.55, 5.5, 5.45).reversals] == ["no proof"]
+    run = Run().measure(*falling, best=True).change(lr=9e-4).measure(5.5, 5.35, 5.2, 5.1, 5.0)
+    assert len(run.of(events.Kept)) == 1
+
+
 def test_a_new_best_within_the_noise_is_none() -> None:
     run = learned().change(lr=9e-4).measure(4.0, 3.975, 4.0, 4.0, 4.0)
     assert [back.why for back in run.reversals] == ["no proof"]
@@ -586,7 +607,7 @@ def test_a_manager_that_lost_too_much_is_only_listened_to() -> None:
     run.measure(*[4.0] * 8).change(lr=9e-4)
     assert len(run.of(events.OverrideIssued)) == issued
     assert decision.trigger(run.measure(4.0).state, run.ledger, run.policy) == "evaluation"
-    assert run.ledger.losses() == {"reversals": 2, "demoted": True}
+    assert run.ledger.losses() == {"reversals": 2, "steps_lost": 20, "steps_in_vain": 0, "demoted": True}
 
 
 @pytest.mark.parametrize(("fallback", "recipe"), [
@@ -699,7 +720,7 @@ def test_in_words() -> None:
     run.measure(*[4.0] * 10).change(dropout=0.2).measure(*[4.0] * 5)
     text = display.event_in_words(run.reversals[-1], run.state)
     assert text is not None
-    assert "d2 taken back: it did not help, 4 where 4 was forecast" in text
+    assert "d2 taken back: no proof that it helped, 4 where 4 was forecast" in text
     assert text.endswith("50 steps in vain: dropout = 0.1")
     assert "(no help; it was taken back)" in prompt.render(view(run.state, ledger=run.ledger), 5000).user
 
@@ -758,8 +779,9 @@ def test_no_manager_escapes(
         run.measure(value, best=saves)
         if len(run.reversals) > reversals:
             back, kept = run.reversals[-1], run.of(events.Kept)
-            if kept and kept[-1].step == back.step:  # the trial of the oldest ended well, at this very evaluation
-                assert kept[-1].revisions == list(trials.pop(0).revisions)
+            for proof in [proof for proof in kept if proof.step == back.step]:  # at this very evaluation
+                good, trials = trials[: proof.trials], trials[proof.trials :]
+                assert proof.revisions == [revision for trial in good for revision in trial.revisions]
             assert is_harm(run, trials[0], watch) == (back.why == "harm")
             assert (back.lost > 0) != (back.idle > 0)
             assert back.revisions == [revision for trial in trials for revision in trial.revisions]

@@ -247,5 +247,10 @@ def test_what_rollbacks_undid_is_counted() -> None:
     assert (state.lineage.undone, state.lineage.set_back) == (40, 60)
     fold([step(70), to("checkpoints/trial.pt", 70)], state)  # those of step 50 were trained for longer
     assert (state.lineage.undone, state.lineage.set_back) == (0, 20)
+    saved = checkpoint(75)
+    fold([step(75), evaluation(75, 1.0), to("initial", 75), saved], state)  # on disk before, reported after
+    assert (state.lineage.undone, state.lineage.best and state.lineage.best.trained) == (55, 55)
+    fold([step(78), to("best", 78), to("initial", 78), evaluation(78, 0.9), checkpoint(78)], state)
+    assert (state.lineage.best and state.lineage.best.trained, state.lineage.set_back) == (0, 78)
     fold([step(80), to("best", 80), step(90), to("best", 90), to("elsewhere", 91)], state)
-    assert (state.lineage.undone, state.lineage.set_back) == (0, 60)
+    assert (state.lineage.undone, state.lineage.set_back) == (0, 90)

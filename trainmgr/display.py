@@ -71,7 +71,7 @@ def reversal_in_words(event: events.Reverted) -> str:
     """What was taken back, why, and how."""
     back = ", ".join(f"{name} = {shown(value)}" for name, value in event.parameters.items())
     todo = "; ".join(part for part in (command_in_words(event.command), back) if part)
-    why = {"harm": "", "no proof": "it did not help, ", "crash": "the workload crashed meanwhile, "}[event.why]
+    why = {"harm": "", "no proof": "no proof that it helped, ", "crash": "the workload crashed meanwhile, "}[event.why]
     cost = losses_in_words(event.lost, event.idle)
     text = (
         f"{', '.join(event.decisions[-4:])} taken back: {why}{number(event.measured)} where {number(event.forecast)} "
@@ -139,6 +139,9 @@ def event_in_words(event: events.Payload, state: RunState) -> str | None:
             return f"refused by the workload at step {event.step}: {event.reason}"
         case events.Reverted():
             return reversal_in_words(event)
+        case events.Kept():
+            expected = f" where {number(event.forecast)} was forecast" if event.forecast is not None else ""
+            return f"{', '.join(event.decisions[-4:])} proved good: {number(event.measured)}{expected}"
         case events.Ending():
             return f"{number(event.measured)} is worse than the best, {number(event.best)}: ends on that"
         case events.Stalled():

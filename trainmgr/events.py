@@ -80,6 +80,10 @@ class Closing(Wire):
     """What the workload said of itself at its start."""
     reversals: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """How often changes were taken back."""
+    steps_lost: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """What harm and rollbacks in vain have cost, until it was seen."""
+    steps_in_vain: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Steps in trials of other changes that brought nothing."""
     demoted: Annotated[bool, Field(exclude_if=operator.not_)] = False
     """Whether the manager had lost so much that nothing of it was applied any more."""
 
@@ -289,12 +293,14 @@ class Reverted(Wire):
 
 
 class Kept(Wire):
-    """The oldest changes on trial have proven themselves, and stay."""
+    """Changes on trial have proven themselves, and stay: the oldest, and what else was in effect at the proof."""
 
     kind: Literal["kept"] = "kept"
     decisions: list[str]
-    """The changes that were made between the same two evaluations (the last 32)."""
+    """Oldest first, the last 32."""
     revisions: list[int]
+    trials: Annotated[int, Field(ge=1)]
+    """How many trials that ends: one for all changes that were made between the same two evaluations."""
     telemetry_offset: int
     telemetry_sha256: str
     step: int

@@ -129,7 +129,12 @@ class Ledger:
 
     def losses(self) -> dict[str, Any]:
         """What a run's closing says of probation."""
-        return {"reversals": self.reversals, "demoted": self.demoted}
+        return {
+            "reversals": self.reversals,
+            "steps_lost": self.lost,
+            "steps_in_vain": self.idle,
+            "demoted": self.demoted,
+        }
 
     def fold(self, payload: events.Payload) -> None:
         """Take one event in."""
@@ -173,7 +178,7 @@ class Ledger:
             case events.Reverted():
                 self._reverted(payload)
             case events.Kept():
-                self.trials = self.trials[1:]
+                self.trials = self.trials[payload.trials :]
                 self._trust(payload.trust)
             case events.Ending():
                 self.due, self.overtaken, self.ending = payload, True, True

@@ -50,17 +50,21 @@ class Lineage:
     """The same right before the last change."""
     changed_at: int = -1
     """The step of the last change."""
+    since_eval: bool = False
+    """Whether that came after the last evaluation."""
 
     def trained(self, step: int) -> int:
         """Steps that the weights of now were trained for, at ``step`` of the run."""
         return step - self.set_back
 
     def measured(self, step: int, objective: float) -> None:
+        self.since_eval = False
         self.course = [*self.course, (step, objective)][-COURSE:]
 
     def changed(self, step: int, command: Command | None) -> None:
         """Something was changed at ``step``; with a rollback, the weights too."""
         self.course_before, self.set_back_before, self.changed_at = self.course, self.set_back, step
+        self.since_eval = True
         if command is None or command.name != "rollback":
             return
         to, known = command.to or "best", {"best": self.best, "initial": self.initial}
@@ -80,8 +84,8 @@ class Lineage:
             return
         if self.initial is None:
             self.initial, self.courses["initial"] = saved, self.course
-        if best:  # a rollback at the same step came after it: it is on disk before its evaluation is reported
-            after = self.changed_at == step
+        if best:  # it is on disk before its evaluation is reported, at whose boundary a rollback may follow
+            after = self.since_eval and self.changed_at == step
             self.best = replace(saved, trained=step - self.set_back_before) if after else saved
             self.courses["best"] = self.course_before if after else self.course
         self.last = saved

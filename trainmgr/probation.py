@@ -22,6 +22,7 @@ from trainmgr.wire import Value
 
 Why = Literal["harm", "no proof", "crash"]
 ROUNDING = 1e-9  # of the scale
+SLOWEST = 0.5  # of the progress that was forecast: less is no proof, whatever the best
 ROLLBACK = "rollback"  # the name under which trust in that command is kept
 
 
@@ -52,8 +53,8 @@ def assess(
         if harmed(state, oldest, policy):
             return _reverted(state, ledger, policy, offset, sha256, harm=True)
         if _measured(state, oldest) >= policy.probation.window_evals:
-            if proven(state, oldest, policy):
-                return _kept(state, ledger, policy, offset, sha256)
+            if (through := proven(state, oldest, policy)) is not None:
+                return _kept(state, ledger, policy, offset, sha256, through)
             if not _promising(state, ledger, policy):
                 return _reverted(state, ledger, policy, offset, sha256, harm=False)
     if policy.actions.end_on_best and manifest.mode != "shadow":
@@ -89,21 +90,37 @@ def _measured(state: RunState, trial: Trial) -> int:
     return sum(number > trial.forecast.evals and step >= trial.step for number, step, _ in state.measured)
 
 
-def proven(state: RunState, trial: Trial, policy: Policy) -> bool:
-    """Whether the objective says that a trial did good: a new best, or better than forecast and not far from the best.
+def proven(state: RunState, trial: Trial, policy: Policy) -> int | None:
+    """The step until which changes have proven themselves; None where nothing has.
 
-    Better than forecast alone proves nothing: a run that goes through bad values on its way to good ones is helped
-    least by what keeps it where it is.
+    A new best proves the recipe that it was measured with, where learning goes on at no less than SLOWEST of the speed
+    that was forecast. To be better than forecast and near the best proves the recipe of now. Better than forecast alone
+    proves nothing: a run that goes through bad values on its way to good ones is helped least by what keeps it where it
+    is.
     """
-    before, value = trial.forecast, state.measured[-1][2]
+    before, (_, step, value) = trial.forecast, state.measured[-1]
     if not math.isfinite(value):
-        return False
-    if before.best is None or _gained(state, trial):  # any number is better than none
-        return True
+        return None
+    if before.best is None:  # any number is better than none
+        return step
+    if _gained(state, trial) and not _slowed(state, trial):
+        assert state.best is not None
+        return state.best[0]
     scale = (state.start.objective.scale if state.start else None) or abs(before.best)
     near = max(policy.probation.tolerance * scale, _chance(trial))
     better = before.level is None or _beats(state, trial)
-    return better and state.worse(value) - state.worse(before.best) <= near
+    return step if better and state.worse(value) - state.worse(before.best) <= near else None
+
+
+def _slowed(state: RunState, trial: Trial) -> bool:
+    """Whether what was gained since is less than SLOWEST of what was forecast, by more than the noise."""
+    before, (number, _, value) = trial.forecast, state.measured[-1]
+    expected = before.at(number - before.evals)
+    if expected is None or before.level is None:
+        return False
+    level = state.worse(before.level)
+    hoped = max(0.0, level - state.worse(expected))
+    return level - state.worse(value) < SLOWEST * hoped - _chance(trial)
 
 
 def _gained(state: RunState, trial: Trial) -> bool:
@@ -247,18 +264,24 @@ def _restored(state: RunState, ledger: Ledger, *, start: bool) -> dict[str, Valu
     }
 
 
-def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str) -> events.Kept:
-    trial, watch = ledger.trials[0], policy.probation
-    doubted = [name for name in (*trial.before, *([ROLLBACK] if trial.rollback else [])) if name in ledger.trust]
+def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str, through: int) -> events.Kept:
+    """What was in effect at the step ``through`` stays."""
+    good, oldest = [trial for trial in ledger.trials if trial.step < through] or ledger.trials[:1], ledger.trials[0]
+    names = [name for trial in good for name in (*trial.before, *([ROLLBACK] if trial.rollback else []))]
     return events.Kept(
-        decisions=list(trial.decisions),
-        revisions=list(trial.revisions),
+        decisions=[decision for trial in good for decision in trial.decisions][-32:],
+        revisions=[revision for trial in good for revision in trial.revisions][-32:],
+        trials=len(good),
         telemetry_offset=offset,
         telemetry_sha256=sha256,
         step=state.evaluations[-1].step,
-        forecast=trial.forecast.at(state.evals - trial.forecast.evals),
+        forecast=oldest.forecast.at(state.evals - oldest.forecast.evals),
         measured=state.latest,
-        trust={name: min(1.0, ledger.trust[name] * watch.grow) for name in doubted},
+        trust={
+            name: min(1.0, ledger.trust[name] * policy.probation.grow)
+            for name in dict.fromkeys(names)
+            if name in ledger.trust
+        },
     )
 
 

@@ -70,6 +70,12 @@ class Proof:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    reversals: int = 0
+    """How often probation took changes back."""
+    steps_lost: int = 0
+    steps_in_vain: int = 0
+    demoted: bool = False
+    """Whether the manager had lost so much that nothing of it was applied any more."""
 
     @property
     def holds(self) -> bool:
@@ -128,6 +134,9 @@ class Prover:
             self._control_file()
         self.proof.records = self._history.state.records
         self.proof.changes = [self._changes[revision] for revision in sorted(self._changes)]
+        ledger = self._history.ledger
+        self.proof.reversals, self.proof.demoted = ledger.reversals, ledger.demoted
+        self.proof.steps_lost, self.proof.steps_in_vain = ledger.lost, ledger.idle
         return self.proof
 
     # -- events ------------------------------------------------------------------------------------------------------

@@ -72,9 +72,7 @@ def print_closing(
         answers = counted(ledger.rejected + ledger.refused, "answer")
         out(f"Not applied: {answers}; the last: {quoted(ledger.rejections[-1])}.")
     if ledger.reversals:
-        lost = display.losses_in_words(ledger.lost, ledger.idle)
-        out(f"Probation: changes were taken back {counted(ledger.reversals, 'time')}, {lost}"
-            + ("; then nothing more of the manager was applied." if ledger.demoted else "."))  # fmt: skip
+        out(_probation(ledger.reversals, ledger.lost, ledger.idle, ledger.demoted))
     if spent := display.spent_in_words(ledger):
         out(f"The model was asked: {spent}.")
     final = closing.final if closing is not None else state.latest
@@ -100,6 +98,13 @@ def print_closing(
     out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
 
 
+def _probation(reversals: int, lost: int, vain: int, demoted: bool) -> str:
+    then = "; then nothing more of the manager was applied." if demoted else "."
+    return (
+        f"Probation: changes were taken back {counted(reversals, 'time')}, {display.losses_in_words(lost, vain)}{then}"
+    )
+
+
 def print_proof(console: Console, result: proof.Proof) -> None:
     table = grid("step", "why", "what", "expected", "objective before → since")
     for change in result.changes:
@@ -118,6 +123,8 @@ def print_proof(console: Console, result: proof.Proof) -> None:
         console.print(table)
     else:
         say(console, "No interventions.")
+    if result.reversals:
+        say(console, _probation(result.reversals, result.steps_lost, result.steps_in_vain, result.demoted))
     for note in result.notes:
         say(console, f"note: {quoted(note)}", "yellow")
     for finding in result.findings:
@@ -271,6 +278,7 @@ def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledge
         "reversals": ledger.reversals,
         "demoted": ledger.demoted,
         "steps_lost": ledger.lost,
+        "steps_in_vain": ledger.idle,
         "trust": ledger.trust,
         "closing": plain(ledger.ended.closing) if ledger.ended else None,
     }
