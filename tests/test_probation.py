@@ -824,7 +824,8 @@ def is_harm(run: Run, trial: Any, watch: Probation) -> bool:
         return True
     if margin <= 0:
         return False
-    late, far = worse[-watch.patience :], watch.catastrophe * margin
+    patience, far = min(watch.patience, watch.window_evals), watch.catastrophe * margin
+    late = worse[-patience:]
     if forecast.noise is None:
-        return len(late) == watch.patience and all(x > far for x in late)
-    return worse[-1] > far or (len(late) == watch.patience and all(x > margin for x in late))
+        return len(late) == patience and all(x > far for x in late)
+    return worse[-1] > far or (len(late) == patience and all(x > margin for x in late))

@@ -234,7 +234,7 @@ class Lines:
         text = event_in_words(event, state)
         shadow = ledger.demoted or (ledger.started is not None and ledger.started.manifest.mode == "shadow")
         if text and shadow and isinstance(event, events.Verdict) and event.result != "rejected":
-            text = f"would (shadow): {text}"
+            text = f"would ({'demoted' if ledger.demoted else 'shadow'}): {text}"
         if text and not self._quiet:
             self._say(state.step, text)
 

@@ -84,6 +84,8 @@ class Ledger:
     held: dict[str, Value] = field(default_factory=dict)
     """What was in force before the outstanding revision."""
     applied: int = 0
+    own: int = 0
+    """Of them, those of probation."""
     refused: int = 0
     acknowledged: int = 0
     """The highest revision that the workload answered."""
@@ -222,6 +224,7 @@ class Ledger:
         self.acknowledged = max(self.acknowledged, payload.revision)
         if payload.result == "applied":
             self.applied += 1
+            self.own += self.origins.get(payload.revision) == "probation"
         else:
             self.refused += 1
             self._rejection(f"refused by the workload: {payload.reason}")

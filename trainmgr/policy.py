@@ -124,7 +124,7 @@ class Probation(Section):
     noise_factor: Positive = 3.0
     """... and by more than this many times its noise ..."""
     patience: Annotated[int, Field(ge=1, le=12)] = 2
-    """... at this many evaluations in a row, ..."""
+    """... at this many evaluations in a row (or at all of a shorter window), ..."""
     catastrophe: Annotated[float, Field(ge=1)] = 4.0
     """... or at one by this many times as much, or is not finite. Then everything on trial is taken back, the weights
     too."""

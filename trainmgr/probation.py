@@ -68,8 +68,9 @@ def harmed(state: RunState, trial: Trial, policy: Policy) -> bool:
     margin = trial.forecast.margin(watch.tolerance, watch.noise_factor)
     if not found or math.isinf(found[-1]) or margin <= 0:
         return bool(found) and math.isinf(found[-1])
-    late, far = found[-watch.patience :], watch.catastrophe * margin
-    lasting = len(late) == watch.patience
+    patience, far = min(watch.patience, watch.window_evals), watch.catastrophe * margin
+    late = found[-patience:]
+    lasting = len(late) == patience
     if trial.forecast.noise is None:  # then it takes both
         return lasting and min(late) > far
     return found[-1] > far or (lasting and min(late) > margin)

@@ -52,7 +52,9 @@ def print_closing(
     out("")
     if state.interventions:
         hidden = state.intervention_count - min(LISTED, len(state.interventions))
-        out(f"[bold]{counted(state.intervention_count, 'intervention')}[/] by {quoted(manifest.manager)}:"
+        own = f" and {ledger.own} by probation" if ledger.own else ""
+        others = counted(state.intervention_count - ledger.own, "intervention")
+        out(f"[bold]{others}[/] by {quoted(manifest.manager)}{own}:"
             + (f" (the last {LISTED}; `audit` lists all)" if hidden > 0 else ""))  # fmt: skip
         for item in state.interventions[-LISTED:]:
             decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
