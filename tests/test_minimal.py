@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from trainmgr import proof, protocol
+from trainmgr import events, proof, protocol
 from trainmgr.policy import Policy, Process
-from trainmgr.testing import supervise
+from trainmgr.testing import ScriptedManager, answer, supervise
 
 MINIMAL = Path(__file__).parents[1] / "workloads" / "minimal.py"
 WORK = "time.sleep(0.002)  # stands for the work of a real step"
@@ -30,4 +30,24 @@ def test_it_resumes_from_its_last_checkpoint_after_a_crash(tmp_path: Path) -> No
     assert saved == {f"checkpoints/{name}.json" for name in ("initial", "best", "last")}
     step, _ = json.loads((paths.checkpoints / "best.json").read_text())
     assert step == closing.best_step
+    assert proof.prove(paths).holds
+
+
+def test_after_a_crash_it_goes_on_from_before_what_was_on_trial(tmp_path: Path) -> None:
+    wait = 'while not saved and step == 110 and not (w.directory / "control.json").exists(): time.sleep(0.001)'
+    text = MINIMAL.read_text().replace(WORK, f"step == 120 and not saved and exit(1)\n        {wait}")
+    script = tmp_path / "minimal.py"
+    script.write_text(
+        text.replace("import json\n", "import json\nimport trainmgr.workload\n").replace(
+            "SEED, STEPS", "trainmgr.workload.PERIOD = 0.0\nSEED, STEPS"
+        )
+    )
+    manager = ScriptedManager([answer("adjust", {"lr": 0.5})])
+    paths, closing, heard = supervise(tmp_path, script, manager, policy=Policy(process=Process(restarts=1)))
+    _, second = heard.of(protocol.Start)
+    assert second.resumed is not None
+    assert (second.resumed.step, second.resumed.path) == (110, str(paths.checkpoints / "trial.json"))
+    assert [(back.why, back.since, back.lost) for back in heard.of(events.Reverted)] == [("crash", 110, 9)]
+    assert heard.of(protocol.Applied)[-1].changes == {"lr": (0.4, 0.4)}
+    assert closing.status == "completed"
     assert proof.prove(paths).holds

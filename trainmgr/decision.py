@@ -194,6 +194,14 @@ def crashed(state: RunState, ledger: Ledger, mark: Mark) -> events.Reverted | No
     return probation.crashed(state, ledger, mark.offset, mark.sha256)
 
 
+def resume(state: RunState, ledger: Ledger) -> str | None:
+    """The checkpoint that a crashed workload goes on from: of before what is on trial, if it was kept; else the last."""
+    kept, last = state.lineage.trial, state.lineage.last
+    if kept is not None and ledger.trials and kept.step >= ledger.trials[0].step:
+        return kept.path
+    return last.path if last else None
+
+
 def own(ledger: Ledger, *, run: str, issued: protocol.Issued) -> events.OverrideIssued | None:
     """The override that follows from what was put on record last; None where nothing is due."""
     due = ledger.due

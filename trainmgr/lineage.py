@@ -93,8 +93,9 @@ class Lineage:
     def forget(self, step: int) -> None:
         """The workload is back at ``step``: what was measured and saved beyond it is of weights that are no more."""
         self.course = [pair for pair in self.course if pair[0] <= step]
-        if self.last is not None and self.last.step == step:
-            self.set_back = step - self.last.trained
+        for saved in (self.last, self.trial):  # one of these it goes on from
+            if saved is not None and saved.step == step:
+                self.set_back = step - saved.trained
         if self.best is not None and self.best.step > step:
             self.best = None
             self.courses.pop("best", None)

@@ -497,7 +497,7 @@ class Supervisor:
         if self._child is not None and (not well or self._ending is not None):
             self._child.signal(signal.SIGKILL)  # what it started and left behind
         if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
-            resume = self.state.lineage.last.path if self.state.lineage.last else None
+            resume = decision.resume(self.state, self.ledger)
             if (doubt := decision.crashed(self.state, self.ledger, self._mark())) is not None:
                 self._append(doubt)
             self._append(events.Restarted(attempt=self.ledger.restarts + 1, exit=end.words, resume=resume))
