@@ -195,7 +195,7 @@ def crashed(state: RunState, ledger: Ledger, mark: Mark) -> events.Reverted | No
 
 
 def resume(state: RunState, ledger: Ledger) -> str | None:
-    """The checkpoint that a crashed workload goes on from: of before what is on trial, if it was kept; else the last."""
+    """The checkpoint that a crashed workload goes on from: of before what is on trial, if it was kept, or the last."""
     kept, last = state.lineage.trial, state.lineage.last
     if kept is not None and ledger.trials and kept.step >= ledger.trials[0].step:
         return kept.path
