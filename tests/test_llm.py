@@ -839,7 +839,7 @@ def test_with_blocking_training_goes_on_when_no_answer_comes(tmp_path: Path) -> 
         paths, closing, _ = managed(tmp_path, endpoint, policy_of(timeout=0.3, breaker_failures=1),
                                     long(200, f"if step == 200: {kind('error')}"), blocking=True)  # fmt: skip
     assert (closing.status, closing.steps) == ("completed", 200)
-    assert "no answer within" in failures(paths)[0]
+    assert "no answer" in failures(paths)[0]  # none within the time, or none in time for another attempt
 
 
 # ---- which model, and where --------------------------------------------------------------------------------
