@@ -107,7 +107,8 @@ def settled(count):
     if manifest["manager"] == "none":
         return True
     watch = manifest["policy"]["probation"]
-    if watch["enabled"] is not False:  # by default too: a scripted manager is watched
+    known = manifest["manager"].partition(":")[0] in ("rules", "schedule", "replay")
+    if watch["enabled"] or (watch["enabled"] is None and not known):
         count -= max(0, watch["first_evals"] - 1)  # at which nobody is asked
     if count <= 0:
         return True
