@@ -158,6 +158,87 @@ def test_results_read_again_are_the_same(tmp_path: Path) -> None:
     assert [row["value"] for row in rows if row["figure"] == "val_loss"] == ["1.5", "nan", "-inf", "1.0", "2.0"]
 
 
+def part(managers: list[str], seeds: list[int], **changed: Any) -> results.Results:
+    arms: dict[str, list[float | None]] = {
+        manager: [1.0 + rank for _ in seeds] for rank, manager in enumerate(managers)
+    }
+    one = case(arms)
+    runs = [r.model_copy(update={"seed": seeds[r.seed - 1]}) for r in one.runs]
+    one = one.model_copy(update={"seeds": seeds, "runs": runs, "reference": "none", **changed})
+    return everything(
+        one, disclosure=f"Seeds {seeds}.", revisions={"abc": len(runs)}, machines=[{"cores": seeds[0]}],
+        versions={"torch": [f"2.{seeds[0]}"]}, wall_seconds=10.0,
+    )  # fmt: skip
+
+
+def test_parts_of_one_experiment_are_printed_together() -> None:
+    whole = results.pool([part(["none", "rules"], [2, 3]), part(["none", "rules", "random"], [1])])
+    (pooled,) = whole.cases
+    assert [(r.manager, r.seed) for r in pooled.runs] == [
+        ("none", 1), ("none", 2), ("none", 3), ("rules", 1), ("rules", 2), ("rules", 3), ("random", 1),
+    ]  # fmt: skip
+    assert (pooled.managers, pooled.seeds) == (["none", "rules", "random"], [1, 2, 3])
+    assert (whole.wall_seconds, whole.revisions) == (20.0, {"abc": 7})
+    assert whole.versions == {"torch": ["2.1", "2.2"]}
+    assert len(whole.machines) == 2
+    assert whole.disclosure == "Seeds [2, 3]. Seeds [1]."
+    (section,) = analysis.analyse(whole, "permutation")
+    verdicts = [
+        arm.entries["val_loss"].difference.verdict for arm in section.arms if arm.entries["val_loss"].difference
+    ]
+    assert verdicts == ["too few seeds to prove", "incomplete"]
+
+
+def test_other_cases_stand_beside_each_other() -> None:
+    whole = results.pool([part(["none"], [1], name="a"), part(["none"], [1], name="b")])
+    assert [one.name for one in whole.cases] == ["a", "b"]
+
+
+def test_one_part_is_itself() -> None:
+    one = part(["none", "rules"], [1, 2])
+    assert results.pool([one]) == one
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (part(["none"], [2, 3]), "none with seed 2 is in two of the files"),
+        (part(["none"], [3], arguments=["--lr", "1"]), r"the arguments of the parts differ (\[\] and \['--lr', '1'\])"),
+        (part(["none"], [3], settings={"limits": {"lead_steps": 10}}), "the settings of the parts differ"),
+        (part(["none"], [3], goal="max"), "the goal of the parts differ"),
+        (part(["none"], [3]).model_copy(update={"script": "other.py"}), "of two scripts, train.py and other.py"),
+    ],
+)
+def test_what_does_not_belong_together_is_not_pooled(other: results.Results, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        results.pool([part(["none"], [1, 2]), other])
+
+
+def test_what_was_taken_back_is_shown_where_anything_was() -> None:
+    one = case({"none": shifted(0.0, 2), "random": shifted(0.1, 2)})
+    (section,) = analysis.analyse(everything(one), "permutation")
+    assert report.cost(section)[0] == ["manager", "seconds", "steps", "changes"]
+    runs = [r.model_copy(update={"reversals": r.seed + 1, "demoted": r.seed == 2} if r.manager == "random" else {})
+            for r in one.runs]  # fmt: skip
+    found = everything(one.model_copy(update={"runs": runs}))
+    (section,) = analysis.analyse(found, "permutation")
+    header, rows = report.cost(section)
+    assert header == ["manager", "seconds", "steps", "changes", "reversals", "demoted"]
+    assert [row[4:] for row in rows] == [["0.0", "0.00"], ["2.5", "0.50"]]
+    assert "random,2,random-2,demoted,1" in report.as_csv(found)
+
+
+def test_a_t_test_can_prove_with_few_seeds_and_says_what_it_assumes() -> None:
+    found = everything(case({"none": shifted(0.0, 5), "rules": [v - 0.5 - i / 99 for i, v in enumerate(NOISE[:5])]}))
+    sections = analysis.analyse(found, "t")
+    difference = sections[0].arms[1].entries["val_loss"].difference
+    assert difference is not None
+    assert difference.verdict == "better"
+    text = report.markdown(found, sections, "t")
+    assert "the paired t test, which takes the differences to be normal" in text
+    assert "2/2^n" not in text
+
+
 def test_a_file_that_holds_no_results(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text("[]")
     with pytest.raises(UserError, match="does not hold the results"):

@@ -63,6 +63,16 @@ def test_wilcoxon_is_scipys() -> None:
     assert statistics.p_value(differences, "wilcoxon") == stats.wilcoxon(differences).pvalue
 
 
+def test_the_t_test_is_scipys_and_knows_nothing_without_a_spread() -> None:
+    differences = [0.5, 1.5, -0.25, 2.0, 3.0]
+    p = statistics.p_value(differences, "t")
+    assert p == stats.ttest_rel(differences, [0.0] * 5).pvalue
+    assert statistics.student([]) is None
+    assert [statistics.student(values) for values in ([0.3], [0.3, 0.3, 0.3], [0.0, 0.0])] == [1.0, 1.0, 1.0]
+    assert statistics.least_p(2, 9, "t") < statistics.ALPHA <= statistics.least_p(1, 9, "t")
+    assert statistics.needed(9, "t") == 2
+
+
 @pytest.mark.parametrize("pairs", [6, 8])
 def test_without_an_effect_p_is_small_as_seldom_as_it_says(pairs: int) -> None:
     rng = np.random.default_rng(1)

@@ -138,6 +138,8 @@ def test_an_experiment_from_its_file_to_its_page(folder: Path) -> None:
     assert again.stderr.count("reused") == 6
     assert results.Results.model_validate_json(again.stdout) == found
     assert trainmgr(folder, "out/results.json", "--show-seeds").stdout == first.stdout
+    twice = trainmgr(folder, "out/results.json", "out/results.json", expect=2)
+    assert "is in two of the files" in twice.stderr
     assert (folder / "out" / "results.md").read_text() == first.stdout
     narrow = trainmgr(folder, "tiny.toml", "--seeds", "1", "--managers", "none", "--metrics", "test_loss=max")
     assert "| val_loss |" not in narrow.stdout

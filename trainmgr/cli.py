@@ -65,6 +65,7 @@ class Mode(StrEnum):
 class SignificanceTest(StrEnum):
     permutation = "permutation"
     wilcoxon = "wilcoxon"
+    t = "t"
 
 
 RunArgument = Annotated[
@@ -302,7 +303,7 @@ def compare(
         Path,
         typer.Argument(
             metavar="SCRIPT|EXPERIMENT.toml|RESULTS.json",
-            help="A script; an experiment file; or results of before, to print again without training.",
+            help="A script; an experiment file; or results of before, of several files together, to print again.",
             show_default=False,
         ),
     ],
@@ -330,14 +331,16 @@ def compare(
     """Run a script under several managers, seeds and cases, and print what can be said. Finished runs are reused.
 
     Examples: `trainmgr compare workloads/minimal.py --managers none,schedule:cosine,rules --seeds 1-6 --jobs 2`,
-    `trainmgr compare experiment.toml --out results`, `trainmgr compare results/results.json`
+    `trainmgr compare experiment.toml --out results`, `trainmgr compare results/results.json`,
+    `trainmgr compare here/results.json there/results.json --out both` (parts of one experiment, from two machines)
     """
     statistics.require()
     chosen, goals = _metrics(metrics)
     if what.suffix == ".json":
-        if arguments or managers or seeds or reference:
+        files = [what, *map(Path, arguments or [])]
+        if managers or seeds or reference or any(file.suffix != ".json" for file in files):
             raise UserError(f"{what} is printed again as it was measured. Name a script or an experiment to train.")
-        found = results.load(what)
+        found = results.pool([results.load(file) for file in files])
     else:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs, as Ctrl-C does

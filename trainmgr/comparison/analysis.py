@@ -122,7 +122,7 @@ def _entries(case: Case, metric: str, goal: Mode | None, runs: dict[str, list[Ru
     reference = found[case.reference].values
     pairs = [_difference(found[manager].values, reference, test) for manager in others]
     adjusted = statistics.holm([pair.p for pair in pairs])
-    least = statistics.least_p(len(case.seeds), len(others)) if others else 1.0
+    least = statistics.least_p(len(case.seeds), len(others), test) if others else 1.0
     for manager, pair, p in zip(others, pairs, adjusted, strict=True):
         pair = replace(pair, adjusted=p, least=least)
         pair = replace(pair, verdict=_verdict(pair, len(case.seeds), goal))

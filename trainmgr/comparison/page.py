@@ -37,7 +37,7 @@ th, td { border-bottom: 1px solid var(--faint); padding: .25rem .75rem .25rem 0;
 def render(results: Results, sections: list[Section], test: Test) -> str:
     """The whole page."""
     title = escape(results.title or results.script)
-    body = "\n".join(part for section in sections for part in _section(section))
+    body = "\n".join(part for section in sections for part in _section(section, test))
     notes = "".join(f"<p>{escape(text)}</p>" for text in report.footnotes(results, sections, test))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"/>\n'
@@ -69,7 +69,7 @@ def write(folder: Path, results: Results, sections: list[Section], test: Test) -
     return paths
 
 
-def _section(section: Section) -> Iterable[str]:
+def _section(section: Section, test: Test) -> Iterable[str]:
     if section.case.name:
         yield f"<h2>{escape(section.case.name)}</h2>"
     for held_out in (False, True):
@@ -82,7 +82,7 @@ def _section(section: Section) -> Iterable[str]:
         for metric in metrics:
             yield f"<h4>{escape(metric)}</h4>"
             yield plots.strips([_strip(i, arm, metric) for i, arm in enumerate(section.arms)], metric)
-        differences = report.differences(section, metrics)
+        differences = report.differences(section, metrics, test)
         if differences[1]:
             yield f"<h4>Against {escape(section.case.reference)}, on the same seeds</h4>"
             yield _table(differences)

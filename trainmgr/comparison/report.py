@@ -15,11 +15,13 @@ from trainmgr.comparison.statistics import Summary, Test
 from trainmgr.display import clock
 
 NOTHING = "–"
+ABSOLUTE = ("changes", "reversals", "demoted")  # what is no more or less of what the reference took
 HELD_OUT = "Test metrics, which no manager saw"
 WAYS = {"min": "less is better", "max": "more is better", None: "no goal known"}
 TESTS = {
     "permutation": f"a sign-flip permutation test of the mean paired difference, exact up to {statistics.EXACT} pairs",
     "wilcoxon": "Wilcoxon's signed-rank test",
+    "t": "the paired t test, which takes the differences to be normal: so few of them can neither show nor refute that",
 }
 
 
@@ -73,13 +75,14 @@ def figure(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.5g}"
 
 
-def verdict(difference: Difference, arms: int) -> str:
+def verdict(difference: Difference, arms: int, test: Test) -> str:
     """In words, with what would be needed."""
     match difference.verdict:
         case "incomplete":
             return "incomplete: not every seed has the pair"
         case "too few seeds to prove":
-            return f"too few seeds to prove: p ≥ {difference.least:.3g}, at least {statistics.needed(arms)} are needed"
+            fewest = statistics.needed(arms, test)
+            return f"too few seeds to prove: p ≥ {difference.least:.3g}, at least {fewest} are needed"
         case "better" | "worse" | "different":
             return f"proven {difference.verdict}"
         case other:
@@ -115,7 +118,7 @@ def by_seed(section: Section, metrics: list[str]) -> Table:
     return ["seed", "manager", *metrics, "changes", "seconds", "ended"], rows
 
 
-def differences(section: Section, metrics: list[str]) -> Table:
+def differences(section: Section, metrics: list[str], test: Test) -> Table:
     """Each arm against the reference on the same seeds, a metric and an arm a row."""
     others = [arm for arm in section.arms if not arm.reference]
     rows = []
@@ -126,15 +129,19 @@ def differences(section: Section, metrics: list[str]) -> Table:
             if pair is not None:
                 rows.append([
                     f"{metric} ({WAYS[entry.goal]})", arm.manager, f"{len(pair.values)} of {entry.seeds}", change(pair),
-                    share(pair.relative), probability(pair.p), probability(pair.adjusted), verdict(pair, len(others)),
+                    share(pair.relative), probability(pair.p), probability(pair.adjusted),
+                    verdict(pair, len(others), test),
                 ])  # fmt: skip
     return ["metric", "manager", "pairs", "difference", "relative", "p", "p (Holm)", "verdict"], rows
 
 
 def cost(section: Section) -> Table:
-    """What an arm took, as means over its runs, and time and steps against the reference too."""
+    """What an arm took, as means over its runs, and time and steps against the reference too; of "demoted" the share of
+    the runs whose manager lost its right to change anything."""
     reference = next(arm for arm in section.arms if arm.reference)
     digits = {"seconds": 1, "steps": 0, "changes": 1}
+    if any(run.reversals for run in section.case.runs):
+        digits |= {"reversals": 1, "demoted": 2}
     if any(run.calls for run in section.case.runs):
         digits |= {"calls": 1, "tokens": 0, "money": 4}
     rows = []
@@ -145,7 +152,7 @@ def cost(section: Section) -> Table:
             if value is None:
                 row.append("unknown" if arm.good else NOTHING)
                 continue
-            against = f" ({value / base - 1:+.1%})" if base and not arm.reference and name != "changes" else ""
+            against = f" ({value / base - 1:+.1%})" if base and not arm.reference and name not in ABSOLUTE else ""
             row.append(f"{value:,.{places}f}{against}")
         rows.append(row)
     return ["manager", *digits], rows
@@ -169,7 +176,7 @@ def markdown(results: Results, sections: list[Section], test: Test, *, show_seed
             parts.append(_table(*overview(section, metrics)))
             if show_seeds:
                 parts.append(_table(*by_seed(section, metrics)))
-            table = differences(section, metrics)
+            table = differences(section, metrics, test)
             if table[1]:
                 parts += [f"Against `{section.case.reference}` on the same seeds:", _table(*table)]
         parts += ["What it took, on average:", _table(*cost(section))]
@@ -194,9 +201,13 @@ def footnotes(results: Results, sections: list[Section], test: Test) -> list[str
         found.append(
             f"p is two-sided, of {TESTS[test]}; p (Holm) is corrected for the number of managers compared, not for "
             "the number of metrics or cases. Proven means: p (Holm) under 0.05, the interval of the difference without "
-            "0, and no pair missing. Of n pairs the smallest possible p is 2/2^n, so that nothing is proven with fewer "
-            f"than {statistics.needed()} seeds."
+            "0, and no pair missing."
         )
+        if test != "t":
+            found[-1] += (
+                " Of n pairs the smallest possible p is 2/2^n, so that nothing is proven with fewer than "
+                f"{statistics.needed()} seeds."
+            )
     return [*found, *notes(results), took(results), *([results.disclosure] if results.disclosure else [])]
 
 
@@ -240,7 +251,7 @@ def as_csv(results: Results) -> str:
 
 def _figures(run: Run) -> Iterable[tuple[str, object]]:
     yield "status", run.failure or run.status
-    for name in ("seconds", "steps", "changes", "calls", "tokens", "money"):
+    for name in ("seconds", "steps", "changes", "reversals", "demoted", "calls", "tokens", "money"):
         value = getattr(run, name)
-        yield name, "" if value is None else value
+        yield name, "" if value is None else int(value) if isinstance(value, bool) else value
     yield from run.metrics.items()

@@ -21,7 +21,7 @@ EXACT = 16  # pairs up to which all 2^n sign flips are counted
 COVERAGE = {2: 0.50, 3: 0.75, 4: 0.89, 5: 0.92, 6: 0.93}  # of ``interval``, normal values; with 8 and more 0.94 or 0.95
 SEED = 20_260_101  # of the resampling: the same figures give the same interval
 
-Test = Literal["permutation", "wilcoxon"]
+Test = Literal["permutation", "wilcoxon", "t"]
 
 
 def require() -> None:
@@ -111,18 +111,44 @@ def signed_rank(differences: Sequence[float]) -> float | None:
     return float(stats.wilcoxon(np.asarray(differences), zero_method="pratt", method="auto").pvalue)
 
 
+def student(differences: Sequence[float]) -> float | None:
+    """The two-sided p of the paired t test (Student 1908), which takes differences to be normal; None without them.
+
+    1 where all are alike, too: then the seeds changed nothing, and nothing is known of the spread.
+    """
+    if not differences:
+        return None
+    if min(differences) == max(differences):
+        return 1.0
+    import numpy as np
+    from scipy import stats
+
+    return float(stats.ttest_1samp(np.asarray(differences), 0.0).pvalue)
+
+
 def p_value(differences: Sequence[float], test: Test) -> float | None:
-    return sign_flip(differences) if test == "permutation" else signed_rank(differences)
+    match test:
+        case "permutation":
+            return sign_flip(differences)
+        case "wilcoxon":
+            return signed_rank(differences)
+        case "t":
+            return student(differences)
 
 
-def least_p(pairs: int, arms: int = 1) -> float:
-    """The smallest p that ``pairs`` can give, after Holm's correction over ``arms``: all of 2^n signs are alike."""
+def least_p(pairs: int, arms: int = 1, test: Test = "permutation") -> float:
+    """The smallest p that ``pairs`` can give, after Holm's correction over ``arms``.
+
+    All of 2^n signs are alike, so that two of them are the least share; the t test has no such bound from two pairs on.
+    """
+    if test == "t":
+        return 0.0 if pairs > 1 else 1.0
     return min(1.0, arms * 2.0 / 2.0**pairs)
 
 
-def needed(arms: int = 1) -> int:
+def needed(arms: int = 1, test: Test = "permutation") -> int:
     """The smallest number of pairs with which a p below ALPHA is possible."""
-    return math.floor(math.log2(2 * arms / ALPHA)) + 1
+    return 2 if test == "t" else math.floor(math.log2(2 * arms / ALPHA)) + 1
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

@@ -342,6 +342,8 @@ def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results
         seconds=round(outcome.seconds, 1),
         steps=closing.steps if closing else 0,
         changes=closing.interventions if closing else 0,
+        reversals=closing.reversals if closing else 0,
+        demoted=closing.demoted if closing else False,
         calls=found.calls,
         tokens=found.tokens,
         money=found.money,
