@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from trainmgr import events, proof, protocol
-from trainmgr.policy import Policy, Process
+from trainmgr.policy import Actions, Policy, Process
 from trainmgr.testing import ScriptedManager, answer, supervise
 
 MINIMAL = Path(__file__).parents[1] / "workloads" / "minimal.py"
@@ -43,7 +43,8 @@ def test_after_a_crash_it_goes_on_from_before_what_was_on_trial(tmp_path: Path) 
         )
     )
     manager = ScriptedManager([answer("adjust", {"lr": 0.5})])
-    paths, closing, heard = supervise(tmp_path, script, manager, policy=Policy(process=Process(restarts=1)))
+    policy = Policy(process=Process(restarts=1), actions=Actions(end_on_best=False))
+    paths, closing, heard = supervise(tmp_path, script, manager, policy=policy)
     _, second = heard.of(protocol.Start)
     at = heard.of(protocol.Applied)[0].step
     assert second.resumed is not None

@@ -62,7 +62,7 @@ def test_every_key_of_the_document_can_be_given(tmp_path: Path) -> None:
     words = ("model =", "formatter =", "base_url =", "stop_metric =")
 
     def given_for(line: str) -> str:
-        return "'x'" if line.startswith(words) else "true" if line.startswith("enabled =") else "1"
+        return "'x'" if line.startswith(words) else "true" if line.startswith(("enabled =", "end_on_best =")) else "1"
 
     given = load(tmp_path, "\n".join(
         line.replace(" =  #", f" = {given_for(line)}  #") for line in lines))  # fmt: skip

@@ -662,10 +662,19 @@ def test_the_run_ends_on_its_best_where_the_policy_says_so() -> None:
     assert len(run.measure(3.7).of(events.Ending)) == 1
 
 
+def test_a_run_whose_manager_changed_nothing_is_left_alone() -> None:
+    for policy, ended in ((Policy(), 0), (ON_BEST, 1)):
+        run = Run(policy=policy, total_steps=50).measure(4.0, 3.5, 3.6, 3.6, best=True)
+        assert len(run.of(events.Ending)) == ended
+    for manager, ended in (("adversary", 1), ("rules", 0)):
+        run = learned(total_steps=130, manager=manager).change(lr=9e-4).measure(3.9, 3.9, 3.9, 3.9, 3.9, 3.95)
+        assert len(run.of(events.Ending)) == ended
+
+
 @pytest.mark.parametrize("how", ["on its best", "shadow", "no stop", "no checkpoint", "no plan", "not asked for"])
 def test_it_goes_on_where_there_is_nothing_to_be_won(how: str) -> None:
     run = Run(
-        policy=Policy() if how == "not asked for" else ON_BEST,
+        policy=Policy(actions=Actions(end_on_best=False)) if how == "not asked for" else ON_BEST,
         shadow=how == "shadow",
         commands=["rollback"] if how == "no stop" else ["rollback", "stop"],
         total_steps=None if how == "no plan" else 50,

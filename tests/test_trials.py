@@ -164,6 +164,14 @@ def test_mistakes_are_found_before_anything_is_trained(folder: Path, arguments: 
     assert not (folder / "runs").exists()
 
 
+def test_a_metric_that_no_run_has_is_said_after_the_first_run(folder: Path) -> None:
+    told = trainmgr(folder, "tiny.toml", "--metrics", "accuracy,val_loss=min").stderr.splitlines()
+    (place,) = [i for i, line in enumerate(told) if "ended without accuracy. It has: " in line]
+    assert "[1/" in told[place - 1]
+    again = trainmgr(folder, "tiny.toml", "--metrics", "accuracy,val_loss=min").stderr
+    assert again.count("ended without accuracy") == 1
+
+
 def test_a_script_or_policy_that_is_not_there(folder: Path) -> None:
     plan = experiment.load(folder / "tiny.toml")
     for changed in ({"script": "nowhere"}, {"policy": "nowhere"}):

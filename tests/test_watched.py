@@ -227,7 +227,8 @@ def test_a_child_that_crashes_before_a_change_was_taken_back(tmp_path: Path) -> 
                 os._exit(3)
 """
     body = BODY.replace("            #EACH\n", crash).replace("(lambda: seen", "(lambda: resumed or seen")
-    policy = Policy(limits=Limits(lead_steps=1), probation=Probation(loss_budget=1.0), process=Process(restarts=1))
+    policy = Policy(limits=Limits(lead_steps=1), probation=Probation(loss_budget=1.0), process=Process(restarts=1),
+                    actions=Actions(end_on_best=False))  # fmt: skip
     manager = ScriptedManager([answer(), answer(), HARM])
     paths, closing, heard = supervise(tmp_path, write_child(tmp_path, body), manager, policy=policy)
     assert closing.status == "completed"

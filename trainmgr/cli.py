@@ -348,7 +348,7 @@ def compare(
         folder = what.parent if what.suffix == ".toml" else Path()
         cells = trials.cells(plan, folder, runs_dir)
         with progress.Bar(narration) as bar:
-            outcomes = trials.run(trials.balanced(cells), runs_dir, jobs, bar)
+            outcomes = trials.run(trials.balanced(cells), runs_dir, jobs, bar, chosen or plan.metrics)
         found = trials.gather(plan, outcomes)
     found = found.model_copy(update={"goals": found.goals | goals, "metrics": chosen or found.metrics})
     sections = analysis.analyse(found, test.value)

@@ -129,6 +129,14 @@ class Ledger:
         """Whether the changes of this run's manager are watched."""
         return self.started is not None and self.started.manifest.policy.watches(self.started.manifest.manager)
 
+    @property
+    def ends_on_best(self) -> bool:
+        """Whether the run is to be left on its best checkpoint: by default where its manager had a part in it."""
+        if self.started is None:
+            return False
+        wanted = self.started.manifest.policy.actions.end_on_best
+        return self.on_probation and self.applied > 0 if wanted is None else wanted
+
     def losses(self) -> dict[str, Any]:
         """What a run's closing says of probation."""
         return {

@@ -96,8 +96,9 @@ class Actions(Section):
     """... this ..."""
     stop_evals: Annotated[int, Field(ge=1, le=16)] = 1
     """... at each of the last this many evaluations."""
-    end_on_best: bool = False
-    """End on the best: every stop does, and so does a run that is worse than that one evaluation before its end."""
+    end_on_best: bool | None = None
+    """End on the best: every stop does, and so does a run that is worse than that one evaluation before its end.
+    Default: where a manager on probation changed something."""
 
 
 class Joint(Section):

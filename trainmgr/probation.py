@@ -57,7 +57,7 @@ def assess(
                 return _kept(state, ledger, policy, offset, sha256, through)
             if not _promising(state, ledger, policy):
                 return _reverted(state, ledger, policy, offset, sha256, harm=False)
-    if policy.actions.end_on_best and manifest.mode != "shadow":
+    if ledger.ends_on_best and manifest.mode != "shadow":
         return _ending(state, ledger, offset, sha256)
     return None
 

@@ -16,6 +16,7 @@ from trainmgr.display import clock
 
 NOTHING = "–"
 ABSOLUTE = ("changes", "reversals", "demoted")  # what is no more or less of what the reference took
+VERSIONS = ("trainmgr", "python", "torch", "numpy", "mujoco")  # others are in results.json
 HELD_OUT = "Test metrics, which no manager saw"
 WAYS = {"min": "less is better", "max": "more is better", None: "no goal known"}
 TESTS = {
@@ -208,7 +209,8 @@ def footnotes(results: Results, sections: list[Section], test: Test) -> list[str
                 " Of n pairs the smallest possible p is 2/2^n, so that nothing is proven with fewer than "
                 f"{statistics.needed()} seeds."
             )
-    return [*found, *notes(results), took(results), *([results.disclosure] if results.disclosure else [])]
+    parts = [*found, *notes(results), took(results), made_with(results)]
+    return [*(part for part in parts if part), *([results.disclosure] if results.disclosure else [])]
 
 
 def took(results: Results) -> str:
@@ -222,6 +224,18 @@ def took(results: Results) -> str:
         text += f"; {machine.get('processor') or 'unknown processor'}, {machine.get('cores', '?')} cores, threads of a "
         text += f"run: {threads}"
     return f"{text}."
+
+
+def made_with(results: Results) -> str:
+    """The seeds, the versions that matter for the figures, and the script's revision."""
+    seeds = dict.fromkeys(", ".join(map(str, case.seeds)) for case in results.cases)
+    text = f"Seeds {' and '.join(seeds)}" if seeds else ""
+    shown = [f"{name} {' and '.join(found)}" for name, found in results.versions.items() if name in VERSIONS and found]
+    return f"{'; '.join(part for part in (text, ', '.join(shown), ', '.join(_revisions(results))) if part)}."
+
+
+def _revisions(results: Results) -> list[str]:
+    return [f"revision {name}" for name in results.revisions if name != "unknown"]
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,7 +138,7 @@ def _relevant(rules: Policy, manager: str) -> Policy:
     """The policy without what this manager does not read."""
     kind = manager.partition(":")[0]
     if kind == "none":  # the end on the best is the supervisor's own doing
-        return Policy(process=rules.process, actions=Actions(end_on_best=rules.actions.end_on_best))
+        return Policy(process=rules.process, actions=Actions(end_on_best=bool(rules.actions.end_on_best)))
     unread: dict[str, Any] = {}
     if kind in ("rules", "schedule"):
         unread |= {"llm": Llm(), "budget": Budget(), "prices": {}}
@@ -147,7 +147,11 @@ def _relevant(rules: Policy, manager: str) -> Policy:
         unread |= {"rules": thresholds, "exploration": Exploration(), "imbalance": Imbalance()}
     if not rules.watches(manager):
         settled = rules.actions.stop_settled_evals
-        actions = rules.actions.model_copy(update={"stop_settled_evals": SETTLED if settled is None else settled})
+        resolved = {
+            "stop_settled_evals": SETTLED if settled is None else settled,
+            "end_on_best": bool(rules.actions.end_on_best),
+        }
+        actions = rules.actions.model_copy(update=resolved)
         unread |= {"probation": Probation(enabled=False), "actions": actions}
     return rules.model_copy(update=unread)
 
@@ -205,8 +209,13 @@ def _bury(paths: RunPaths) -> bool:
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
 
-def run(todo: list[Cell], runs_dir: Path, jobs: int, watcher: Watcher) -> list[Outcome]:
-    """The outcome of each cell: run what is missing, ``jobs`` at a time. Failed runs are outcomes too."""
+def run(
+    todo: list[Cell], runs_dir: Path, jobs: int, watcher: Watcher, metrics: Collection[str] = ()
+) -> list[Outcome]:  # fmt: skip
+    """The outcome of each cell: run what is missing, ``jobs`` at a time. Failed runs are outcomes too.
+
+    The first run that ends without one of ``metrics`` is told at once, since the others may take days.
+    """
     done, orphans = find(todo, runs_dir)
     for paths in orphans:
         if _bury(paths):
@@ -218,6 +227,7 @@ def run(todo: list[Cell], runs_dir: Path, jobs: int, watcher: Watcher) -> list[O
     watcher.begin(len(distinct), len(done))
     for outcome in done.values():
         watcher.ended(outcome)
+    _look_for(metrics, [*done.values()], watcher)
     running: list[Supervisor] = []
     stopped = threading.Event()
 
@@ -232,6 +242,8 @@ def run(todo: list[Cell], runs_dir: Path, jobs: int, watcher: Watcher) -> list[O
             outcome = future.result()
             done[outcome.cell.key] = outcome
             watcher.ended(outcome)
+            if not any(other.failure is None for other in done.values() if other is not outcome):
+                _look_for(metrics, [outcome], watcher)
     except KeyboardInterrupt:
         # Their workloads do not hear the keyboard; the next comparison trains these cells again.
         stopped.set()
@@ -243,6 +255,18 @@ def run(todo: list[Cell], runs_dir: Path, jobs: int, watcher: Watcher) -> list[O
     finally:
         pool.shutdown()
     return [replace(done[cell.key], cell=cell) for cell in todo]
+
+
+def _look_for(metrics: Collection[str], outcomes: list[Outcome], watcher: Watcher) -> None:
+    """Say which of the metrics the first good run lacks."""
+    for outcome in outcomes:
+        if outcome.failure is None and outcome.file and outcome.file.closing:
+            there = measured.final_metrics(outcome.file.closing)
+            if missing := [name for name in metrics if name not in there]:
+                watcher.note(
+                    f"{outcome.cell.words} ended without {', '.join(missing)}. It has: {', '.join(there) or 'nothing'}"
+                )
+            return
 
 
 def balanced(cases: list[list[Cell]]) -> list[Cell]:
