@@ -193,6 +193,25 @@ def test_only_what_is_missing_is_trained(folder: Path) -> None:
     assert run(plan.model_copy(update={"policy": "slow.toml"}), folder)[1].reused == 2  # `none` reads no cadence
 
 
+def test_only_what_other_results_lack_is_trained(folder: Path) -> None:
+    trainmgr(folder, "tiny.toml", "--seeds", "1", "--out", "one")
+    before = results.load(folder / "one" / "results.json")
+    whole = trainmgr(folder, "tiny.toml", "--reuse", "one/results.json", "--runs-dir", "others", "--out", "both")
+    assert "[3/3]" in whole.stderr
+    both = results.load(folder / "both" / "results.json")
+    assert [[(r.manager, r.seed) for r in case.runs] for case in both.cases] == [
+        [(manager, seed) for manager in case.managers for seed in case.seeds] for case in both.cases
+    ]
+    assert {r.run for case in before.cases for r in case.runs} < {r.run for case in both.cases for r in case.runs}
+    again = trainmgr(folder, "tiny.toml", "--reuse", "both/results.json", "--runs-dir", "none")
+    assert again.stdout == whole.stdout
+    assert not list((folder / "none").glob("*"))
+    text = (folder / "tiny.toml").read_text().replace('"--hard"', '"--soft"')
+    (folder / "other.toml").write_text(text)
+    other = trainmgr(folder, "other.toml", "--reuse", "both/results.json", "--runs-dir", "others")
+    assert "[2/2]" in other.stderr  # of the case with the other arguments
+
+
 @pytest.mark.parametrize(
     ("settings", "readers"),
     [

@@ -323,6 +323,10 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write results.md, .json, .csv and .html there.")
     ] = None,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(metavar="RESULTS.json", help="Results of before, of another machine say: its runs count, too."),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time; each gets one thread.", min=1)] = 1,
     policy: PolicyOption = None,
     runs_dir: RunsDirOption = Path("runs"),
@@ -332,13 +336,14 @@ def compare(
 
     Examples: `trainmgr compare workloads/minimal.py --managers none,schedule:cosine,rules --seeds 1-6 --jobs 2`,
     `trainmgr compare experiment.toml --out results`, `trainmgr compare results/results.json`,
-    `trainmgr compare here/results.json there/results.json --out both` (parts of one experiment, from two machines)
+    `trainmgr compare here/results.json there/results.json --out both` (parts of one experiment, from two machines),
+    `trainmgr compare experiment.toml --reuse there/results.json` (only what is not there is trained here)
     """
     statistics.require()
     chosen, goals = _metrics(metrics)
     if what.suffix == ".json":
         files = [what, *map(Path, arguments or [])]
-        if managers or seeds or reference or any(file.suffix != ".json" for file in files):
+        if managers or seeds or reference or reuse or any(file.suffix != ".json" for file in files):
             raise UserError(f"{what} is printed again as it was measured. Name a script or an experiment to train.")
         found = results.pool([results.load(file) for file in files])
     else:
@@ -347,9 +352,11 @@ def compare(
         plan = _experiment(what, arguments or [], managers, seeds, reference, policy)
         folder = what.parent if what.suffix == ".toml" else Path()
         cells = trials.cells(plan, folder, runs_dir)
+        there = trials.kept(plan, cells, results.load(reuse)) if reuse else None
+        todo = trials.balanced(trials.missing(cells, there) if there else cells)
         with progress.Bar(narration) as bar:
-            outcomes = trials.run(trials.balanced(cells), runs_dir, jobs, bar, chosen or plan.metrics)
-        found = trials.gather(plan, outcomes)
+            outcomes = trials.run(todo, runs_dir, jobs, bar, chosen or plan.metrics)
+        found = trials.gather(plan, outcomes, there)
     found = found.model_copy(update={"goals": found.goals | goals, "metrics": chosen or found.metrics})
     sections = analysis.analyse(found, test.value)
     text = report.markdown(found, sections, test.value, show_seeds=show_seeds)

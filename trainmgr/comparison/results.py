@@ -154,7 +154,7 @@ def _pooled(one: Case, two: Case) -> Case:
     where = f"Case {one.name!r}" if one.name else "The runs"
     for field in ("arguments", "settings", "objective", "goal", "reference"):
         a, b = getattr(one, field), getattr(two, field)
-        if a != b:
+        if a != b and not (field in ("objective", "goal") and None in (a, b)):  # which only a run knows
             raise UserError(
                 f"{where} cannot be pooled: the {field} of the parts differ ({quoted(a)} and {quoted(b)}). "
                 "Pool runs that were started alike."
@@ -169,6 +169,8 @@ def _pooled(one: Case, two: Case) -> Case:
     managers = _all((one.managers, two.managers))
     return one.model_copy(
         update={
+            "objective": one.objective or two.objective,
+            "goal": one.goal or two.goal,
             "managers": managers,
             "seeds": sorted(_all((one.seeds, two.seeds))),
             "held_out": [name for name in one.held_out if name in two.held_out],

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -307,10 +308,41 @@ def _kill(supervisor: Supervisor) -> None:
 # -- what was measured -------------------------------------------------------------------------------------------------
 
 
-def gather(experiment: Experiment, outcomes: list[Outcome]) -> results.Results:
-    """Everything that the tables are made of."""
+def kept(experiment: Experiment, cases: list[list[Cell]], before: results.Results) -> results.Results:
+    """The good runs in results of before that were started as a cell of the experiment: with its case's arguments and
+    settings, its manager and its seed."""
+    found = []
+    for plan, cells in zip(plans(experiment), cases, strict=True):
+        settings, wanted = _settings(cells[0].request.policy), {(cell.manager, cell.seed) for cell in cells}
+        for case in before.cases:
+            if (case.name, case.arguments, case.settings) == (plan.name, plan.arguments, settings):
+                runs = [run for run in case.runs if run.failure is None and (run.manager, run.seed) in wanted]
+                changed = {"managers": plan.managers, "reference": plan.reference, "seeds": plan.seeds, "runs": runs}
+                found.append(case.model_copy(update=changed))
+    runs = [run for case in found for run in case.runs]
+    return before.model_copy(
+        update={
+            "script": experiment.script,
+            "disclosure": experiment.disclosure,
+            "revisions": dict(Counter(run.revision or "unknown" for run in runs)),
+            "wall_seconds": min(before.wall_seconds, sum(run.seconds for run in runs)),
+            "cases": found,
+        }
+    )
+
+
+def missing(cases: list[list[Cell]], there: results.Results) -> list[list[Cell]]:
+    """The cells that are not among the results."""
+    known = {(case.name, run.manager, run.seed) for case in there.cases for run in case.runs}
+    return [[cell for cell in cells if (cell.case, cell.manager, cell.seed) not in known] for cells in cases]
+
+
+def gather(experiment: Experiment, outcomes: list[Outcome], kept: results.Results | None = None) -> results.Results:
+    """Everything that the tables are made of, together with runs that were `kept` from before."""
     files = [outcome.file for outcome in outcomes if outcome.file]
-    return results.Results(
+    every = plans(experiment)
+    by_case = {plan.name: [o for o in outcomes if o.cell.case == plan.name] for plan in every}
+    found = results.Results(
         title=experiment.title,
         script=experiment.script,
         metrics=experiment.metrics,
@@ -320,8 +352,13 @@ def gather(experiment: Experiment, outcomes: list[Outcome]) -> results.Results:
         machines=measured.machines(files),
         revisions=measured.revisions(files),
         wall_seconds=measured.wall_seconds(files),
-        cases=[_case(plan, [o for o in outcomes if o.cell.case == plan.name]) for plan in plans(experiment)],
+        cases=[_case(plan, by_case[plan.name]) for plan in every if by_case[plan.name]],
     )
+    if kept is None:
+        return found
+    pooled = results.pool([found, kept])
+    cases = {case.name: case for case in pooled.cases}
+    return pooled.model_copy(update={"cases": [cases[plan.name] for plan in every if plan.name in cases]})
 
 
 def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
