@@ -78,9 +78,9 @@ def checkpoint(at: int, *, best: bool = True) -> protocol.Checkpoint:
 
 
 def applied(
-    at: int, revision: int, changes: dict[str, Any] | None = None, command: str | None = None
+    at: int, revision: int, changes: dict[str, Any] | None = None, command: str | None = None, to: str | None = None
 ) -> protocol.Applied:
-    order = protocol.Command(id=f"d{revision}", name=command) if command else None  # type: ignore[arg-type]
+    order = protocol.Command(id=f"d{revision}", name=command, to=to) if command else None  # type: ignore[arg-type]
     return protocol.Applied(v=1, seq=0, t=float(at), event="applied", revision=revision, step=at, boundary="step",
                             changes=changes or {}, command=order)  # fmt: skip
 

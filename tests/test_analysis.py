@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainmgr.comparison import analysis, page, plots, report, results
+from trainmgr.comparison import analysis, page, plots, pooling, report, results, statistics
 from trainmgr.errors import UserError
 
 NOISE = [0.01, -0.02, 0.015, 0.0, -0.01, 0.02, 0.005, -0.015, 0.01, -0.005]
@@ -52,8 +52,10 @@ def everything(*cases: results.Case, **changed: Any) -> results.Results:
     return results.Results(**values | changed)
 
 
-def verdict(reference: list[float | None], other: list[float | None], **changed: Any) -> str:
-    (section,) = analysis.analyse(everything(case({"none": reference, "rules": other}, **changed)), "permutation")
+def verdict(
+    reference: list[float | None], other: list[float | None], test: statistics.Test = "permutation", **changed: Any
+) -> str:  # fmt: skip
+    (section,) = analysis.analyse(everything(case({"none": reference, "rules": other}, **changed)), test)
     difference = section.arms[1].entries["val_loss"].difference
     assert difference is not None
     return difference.verdict
@@ -172,7 +174,7 @@ def part(managers: list[str], seeds: list[int], **changed: Any) -> results.Resul
 
 
 def test_parts_of_one_experiment_are_printed_together() -> None:
-    whole = results.pool([part(["none", "rules"], [2, 3]), part(["none", "rules", "random"], [1])])
+    whole = pooling.pool([part(["none", "rules"], [2, 3]), part(["none", "rules", "random"], [1])])
     (pooled,) = whole.cases
     assert [(r.manager, r.seed) for r in pooled.runs] == [
         ("none", 1), ("none", 2), ("none", 3), ("rules", 1), ("rules", 2), ("rules", 3), ("random", 1),
@@ -189,36 +191,78 @@ def test_parts_of_one_experiment_are_printed_together() -> None:
     assert verdicts == ["too few seeds to prove", "incomplete"]
 
 
+def test_parts_may_split_the_managers_and_a_good_run_replaces_a_failed_one() -> None:
+    rules = part(["none", "rules"], [1]).cases[0]
+    alone = everything(rules.model_copy(update={"managers": ["rules"], "reference": "rules", "runs": rules.runs[1:]}))
+    first = part(["none"], [1])
+    assert [run.manager for run in pooling.pool([first, alone]).cases[0].runs] == ["none", "rules"]
+    assert pooling.pool([first, alone]).cases[0].reference == "none"
+    failed = first.cases[0].runs[0].model_copy(update={"failure": "failed", "run": "f"})
+    broken = first.model_copy(update={"cases": [first.cases[0].model_copy(update={"runs": [failed]})]})
+    for parts in ([first, broken], [broken, first]):
+        assert [run.run for run in pooling.pool(parts).cases[0].runs] == ["none-1"]
+
+
+def test_a_test_metric_stays_held_out_where_a_part_knows_nothing_of_it() -> None:
+    known = part(["none"], [1], held_out=["val_loss"])
+    unknown = part(["none"], [2])
+    blank = [run.model_copy(update={"metrics": {}}) for run in unknown.cases[0].runs]
+    empty = unknown.model_copy(update={"cases": [unknown.cases[0].model_copy(update={"runs": blank})]})
+    assert pooling.pool([known, empty]).cases[0].held_out == ["val_loss"]
+    assert pooling.pool([known, unknown]).cases[0].held_out == []
+
+
+def test_who_ended_on_its_best_weights_is_said_where_others_did_not() -> None:
+    one = case({"none": shifted(0.0, 2), "random": shifted(0.1, 2)})
+    ways = ((False, True, True), (True, True, False), (False, False, False), (None, None, False))
+    for fixed, managed, said in ways:
+        runs = [r.model_copy(update={"on_best": managed if r.manager == "random" else fixed}) for r in one.runs]
+        notes = analysis.notes(everything(one.model_copy(update={"runs": runs})))
+        assert any("On their best weights ended random (2 of 2 runs); all others" in note for note in notes) is said
+
+
 def test_other_cases_stand_beside_each_other() -> None:
-    whole = results.pool([part(["none"], [1], name="a"), part(["none"], [1], name="b")])
+    whole = pooling.pool([part(["none"], [1], name="a"), part(["none"], [1], name="b")])
     assert [one.name for one in whole.cases] == ["a", "b"]
 
 
 def test_one_part_is_itself() -> None:
     one = part(["none", "rules"], [1, 2])
-    assert results.pool([one]) == one
+    assert pooling.pool([one]) == one
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (part(["none"], [2, 3]), "none with seed 2 is in two of the files"),
+        (part(["none"], [2, 3]), "none with seed 2 was measured twice, by none-2 and none-1"),
         (part(["none"], [3], arguments=["--lr", "1"]), r"the arguments of the parts differ (\[\] and \['--lr', '1'\])"),
         (part(["none"], [3], settings={"limits": {"lead_steps": 10}}), "the settings of the parts differ"),
         (part(["none"], [3], goal="max"), "the goal of the parts differ"),
+        (part(["none"], [3]).model_copy(update={"goals": {"loss": "max"}}), "disagree on which way loss is better"),
         (part(["none"], [3]).model_copy(update={"script": "other.py"}), "of two scripts, train.py and other.py"),
     ],
 )
 def test_what_does_not_belong_together_is_not_pooled(other: results.Results, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(").replace(")", r"\)")):
-        results.pool([part(["none"], [1, 2]), other])
+        pooling.pool([part(["none"], [1, 2]).model_copy(update={"goals": {"loss": "min"}}), other])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("rules", "the settings of none differ"), ("asked", "models of none differ: a, b")]
+)
+def test_one_manager_is_one_manager(name: str, words: str) -> None:
+    parts = [part(["none"], [seed]) for seed in (1, 2)]
+    for value, one in zip("ab", parts, strict=True):
+        one.cases[0].runs[0] = one.cases[0].runs[0].model_copy(update={name: value})
+    with pytest.raises(UserError, match=words):
+        pooling.pool(parts)
 
 
 def test_what_was_taken_back_is_shown_where_anything_was() -> None:
     one = case({"none": shifted(0.0, 2), "random": shifted(0.1, 2)})
     (section,) = analysis.analyse(everything(one), "permutation")
     assert report.cost(section)[0] == ["manager", "seconds", "steps", "changes"]
-    runs = [r.model_copy(update={"reversals": r.seed + 1, "demoted": r.seed == 2} if r.manager == "random" else {})
+    runs = [r.model_copy(update={"reversals": (r.seed + 1) * (r.manager == "random"), "demoted": r.run == "random-2"})
             for r in one.runs]  # fmt: skip
     found = everything(one.model_copy(update={"runs": runs}))
     (section,) = analysis.analyse(found, "permutation")
@@ -233,10 +277,19 @@ def test_a_t_test_can_prove_with_few_seeds_and_says_what_it_assumes() -> None:
     sections = analysis.analyse(found, "t")
     difference = sections[0].arms[1].entries["val_loss"].difference
     assert difference is not None
-    assert difference.verdict == "better"
+    assert (difference.verdict, difference.assumed) == ("better", True)
     text = report.markdown(found, sections, "t")
     assert "the paired t test, which takes the differences to be normal" in text
-    assert "2/2^n" not in text
+    assert "| better, if the differences are normal |" in text
+    assert "proven better" not in text
+    many = everything(case({"none": shifted(0.0, 6), "rules": [v - 0.5 - i / 99 for i, v in enumerate(NOISE[:6])]}))
+    assert "| proven better |" in report.markdown(many, analysis.analyse(many, "t"), "t")
+
+
+def test_a_t_test_of_two_pairs_or_of_rounding_proves_nothing() -> None:
+    assert verdict([1.0, 1.1], [0.5, 0.61], test="t") == "too few seeds to prove"
+    base = [1.1, 2.2, 3.3000000000000003]
+    assert verdict([*base], [value - 0.3 for value in base], test="t") == "no proven win"
 
 
 def test_a_file_that_holds_no_results(tmp_path: Path) -> None:

@@ -89,8 +89,10 @@ ALLOWED: dict[str, str] = {
     "comparison.page": "comparison.analysis errors files comparison.plots comparison.report comparison.results "
     "comparison.statistics",
     "comparison.trials": "audit display errors events comparison.experiment history launch managers.catalog manifest "
-    "comparison.measured paths policy process protocol comparison.results run_state signals snapshot supervisor "
-    "telemetry wire",
+    "comparison.measured paths policy process protocol run_state snapshot supervisor telemetry wire",
+    "comparison.pooling": "comparison.results errors protocol wire",
+    "comparison.gathering": "comparison.experiment comparison.measured comparison.pooling comparison.results "
+    "comparison.trials errors files policy signals",
     "screen": "action_space display events ledger run_state telemetry",
     "comparison.progress": "comparison.trials display",
     "tables": "audit check display events ledger opinions paths process proof replay run_state screen wire",

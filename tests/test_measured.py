@@ -49,6 +49,15 @@ def test_the_curve_is_that_of_the_weights_that_were_kept(tmp_path: Path) -> None
     assert (found.calls, found.tokens, found.money) == (0, 0, 0.0)
 
 
+@pytest.mark.parametrize(("command", "to", "on_best"), [
+    ("stop", "best", True), ("stop", None, False), ("rollback", "best", False), (None, None, False),
+])  # fmt: skip
+def test_whether_a_run_ended_on_its_best(tmp_path: Path, command: str | None, to: str | None, on_best: bool) -> None:
+    change = factories.applied(10, 1, {"lr": (1e-3, 5e-4)})
+    paths = written(tmp_path, factories.start(), change, factories.applied(20, 2, command=command, to=to))
+    assert measured.read(paths).on_best is on_best
+
+
 @pytest.mark.parametrize(("prices", "money"), [([0.25, 0.5], 0.75), ([0.25, None], None), ([None, 0.25], None)])
 def test_calls_are_counted_and_what_is_not_known_is_not_nothing(
     tmp_path: Path, prices: list[float | None], money: float | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -648,6 +649,21 @@ def test_what_a_scheduler_moves_is_left_to_it() -> None:
 
 # -- the end -------------------------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize(("commands", "manager", "words"), [
+    (["stop"], "llm:m", "no rollback"), (["rollback", "stop"], "llm:m", "no checkpoint"), (KEEPS, "llm:m", ""),
+    ([], "rules", ""),
+])  # fmt: skip
+def test_what_cannot_be_taken_back_is_said(commands: list[str], manager: str, words: str) -> None:
+    run, out = Run(commands=commands, manager=manager), io.StringIO()
+    said = display.watched_in_words(run.state, run.ledger)
+    assert (words in said) if words else not said
+    lines = display.Lines(out)
+    lines.event(run.log[0], run.state, run.ledger)
+    lines.record(run.state.start, run.state)
+    assert said in out.getvalue()
+
+
 ON_BEST = Policy(actions=Actions(end_on_best=True))
 
 
@@ -722,7 +738,10 @@ def test_in_words() -> None:
     assert text is not None
     assert text.startswith("d1 taken back: 9 where 4")
     assert text.endswith("40 steps lost: roll back to best; lr = 0.001")
-    assert display.watched_in_words(run.state, run.ledger) == "taken back 1 time, 40 steps lost; trust lr 0.5"
+    assert display.watched_in_words(run.state, run.ledger) == (
+        "taken back 1 time, 40 steps lost; trust lr 0.5; the script offers no checkpoint: weights go back to the best "
+        "ones, not to those from before a change"
+    )
     assert [display.origin_in_words(run.ledger, revision) for revision in (1, 2)] == ["operator", "probation"]
     assert "(it did harm and was taken back)" in prompt.render(view(run.state, ledger=run.ledger), 5000).user
     assert [past.taken_back for past in view(run.state, ledger=run.ledger).interventions] == ["harm", ""]

@@ -192,6 +192,12 @@ def test_gradient_outliers() -> None:
     assert state.evaluations[0].spikes == 0.1
 
 
+def test_a_run_that_ended_on_its_best_ended_with_what_that_is_worth() -> None:
+    records = [start(), evaluation(10, 1.0), evaluation(20, 2.0)]
+    for to, final in (("best", 1.0), (None, 2.0)):
+        assert run_state.figures(fold([*records, applied(20, 1, command="stop", to=to)]))["final"] == final
+
+
 def test_records_before_the_start_do_no_harm() -> None:
     state = fold([step(1, loss=1.0), evaluation(2, 1.0), checkpoint(2), applied(2, 1, {"lr": (1, 2)})])
     assert state.best is None

@@ -69,8 +69,9 @@ def test_the_t_test_is_scipys_and_knows_nothing_without_a_spread() -> None:
     assert p == stats.ttest_rel(differences, [0.0] * 5).pvalue
     assert statistics.student([]) is None
     assert [statistics.student(values) for values in ([0.3], [0.3, 0.3, 0.3], [0.0, 0.0])] == [1.0, 1.0, 1.0]
-    assert statistics.least_p(2, 9, "t") < statistics.ALPHA <= statistics.least_p(1, 9, "t")
-    assert statistics.needed(9, "t") == 2
+    assert statistics.student([-0.3, -0.3 + 1e-16, -0.3], scale=1.0) == 1.0
+    assert statistics.least_p(3, 9, "t") < statistics.ALPHA <= statistics.least_p(2, 9, "t")
+    assert statistics.needed(9, "t") == 3
 
 
 @pytest.mark.parametrize("pairs", [6, 8])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from trainmgr import errors, history
-from trainmgr.comparison import experiment, results, trials
+from trainmgr.comparison import experiment, gathering, results, trials
 from trainmgr.errors import TrainmgrError
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.process import alive
@@ -93,7 +93,7 @@ class Silent:
 def run(plan: experiment.Experiment, folder: Path) -> tuple[results.Results, Silent]:
     watcher, runs = Silent(), folder / "runs"
     outcomes = trials.run(trials.balanced(trials.cells(plan, folder, runs)), runs, 2, watcher)
-    return trials.gather(plan, outcomes), watcher
+    return gathering.gather(plan, outcomes), watcher
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -139,7 +139,7 @@ def test_an_experiment_from_its_file_to_its_page(folder: Path) -> None:
     assert results.Results.model_validate_json(again.stdout) == found
     assert trainmgr(folder, "out/results.json", "--show-seeds").stdout == first.stdout
     twice = trainmgr(folder, "out/results.json", "out/results.json", expect=2)
-    assert "is in two of the files" in twice.stderr
+    assert "was measured twice" in twice.stderr
     assert (folder / "out" / "results.md").read_text() == first.stdout
     narrow = trainmgr(folder, "tiny.toml", "--seeds", "1", "--managers", "none", "--metrics", "test_loss=max")
     assert "| val_loss |" not in narrow.stdout
@@ -166,7 +166,7 @@ def test_mistakes_are_found_before_anything_is_trained(folder: Path, arguments: 
 
 def test_a_metric_that_no_run_has_is_said_after_the_first_run(folder: Path) -> None:
     told = trainmgr(folder, "tiny.toml", "--metrics", "accuracy,val_loss=min").stderr.splitlines()
-    (place,) = [i for i, line in enumerate(told) if "ended without accuracy. It has: " in line]
+    (place,) = [i for i, line in enumerate(told) if "ended without accuracy, which others may have. It has: " in line]
     assert "[1/" in told[place - 1]
     again = trainmgr(folder, "tiny.toml", "--metrics", "accuracy,val_loss=min").stderr
     assert again.count("ended without accuracy") == 1
@@ -198,6 +198,7 @@ def test_only_what_other_results_lack_is_trained(folder: Path) -> None:
     before = results.load(folder / "one" / "results.json")
     whole = trainmgr(folder, "tiny.toml", "--reuse", "one/results.json", "--runs-dir", "others", "--out", "both")
     assert "[3/3]" in whole.stderr
+    assert "3 of 6 runs are taken from one/results.json\n" in whole.stderr
     both = results.load(folder / "both" / "results.json")
     assert [[(r.manager, r.seed) for r in case.runs] for case in both.cases] == [
         [(manager, seed) for manager in case.managers for seed in case.seeds] for case in both.cases
@@ -210,6 +211,30 @@ def test_only_what_other_results_lack_is_trained(folder: Path) -> None:
     (folder / "other.toml").write_text(text)
     other = trainmgr(folder, "other.toml", "--reuse", "both/results.json", "--runs-dir", "others")
     assert "[2/2]" in other.stderr  # of the case with the other arguments
+    assert "4 of 6 runs are taken from both/results.json; 2 of its runs fit none: by case, arguments" in other.stderr
+    (folder / "code" / "another.py").write_text(SCRIPT)
+    (folder / "another.toml").write_text(text.replace("tiny.py", "another.py"))
+    refused = trainmgr(folder, "another.toml", "--reuse", "both/results.json", expect=errors.EXIT_USAGE)
+    assert "The results to reuse are of code/tiny.py; the experiment trains code/another.py." in refused.stderr
+
+
+def test_a_run_is_only_reused_where_its_manager_could_read_the_same(folder: Path) -> None:
+    plan = experiment.Experiment(script="code/tiny.py", seeds=[1], managers=["none", "rules", "random"])
+    cells = trials.cells(plan, folder, folder / "runs")
+    found = gathering.gather(plan, trials.run(trials.balanced(cells), folder / "runs", 2, Silent()))
+    (case,) = found.cases
+
+    def reused(**changed: Any) -> list[str]:
+        runs = [run.model_copy(update=changed) for run in case.runs]
+        before = found.model_copy(update={"cases": [case.model_copy(update={"runs": runs})]})
+        return [run.manager for each in gathering.kept(plan, cells, before).cases for run in each.runs]
+
+    assert reused() == ["none", "rules", "random"]
+    assert reused(rules="of other defaults") == []
+    assert reused(rules=None) == ["none", "rules"]  # by a version that did not tell; probation is what has changed
+    assert reused(failure="failed") == []
+    nothing = gathering.kept(plan, cells, found.model_copy(update={"cases": [], "disclosure": "x"}))
+    assert (nothing.machines, nothing.versions, nothing.disclosure, nothing.wall_seconds) == ([], {}, "", 0.0)
 
 
 @pytest.mark.parametrize(

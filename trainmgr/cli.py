@@ -35,7 +35,18 @@ from trainmgr import (
     check as checking,
 )
 from trainmgr import policy as policies
-from trainmgr.comparison import analysis, experiment, page, progress, report, results, statistics, trials
+from trainmgr.comparison import (
+    analysis,
+    experiment,
+    gathering,
+    page,
+    pooling,
+    progress,
+    report,
+    results,
+    statistics,
+    trials,
+)
 from trainmgr.errors import TrainmgrError, UserError
 from trainmgr.managers import catalog
 from trainmgr.paths import POLICY_VARIABLE, RUNS_DIR_VARIABLE, RunPaths, find_run, list_runs
@@ -344,19 +355,22 @@ def compare(
     if what.suffix == ".json":
         files = [what, *map(Path, arguments or [])]
         if managers or seeds or reference or reuse or any(file.suffix != ".json" for file in files):
-            raise UserError(f"{what} is printed again as it was measured. Name a script or an experiment to train.")
-        found = results.pool([results.load(file) for file in files])
+            raise UserError(
+                f"{what} is printed again as it was measured: what may follow it are other results (.json), --metrics, "
+                "--test, --show-seeds and --out. Name a script or an experiment to train."
+            )
+        found = pooling.pool([results.load(file) for file in files])
     else:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs, as Ctrl-C does
         plan = _experiment(what, arguments or [], managers, seeds, reference, policy)
         folder = what.parent if what.suffix == ".toml" else Path()
         cells = trials.cells(plan, folder, runs_dir)
-        there = trials.kept(plan, cells, results.load(reuse)) if reuse else None
-        todo = trials.balanced(trials.missing(cells, there) if there else cells)
+        there = _reused(plan, cells, reuse) if reuse else None
+        todo = trials.balanced(gathering.missing(cells, there) if there else cells)
         with progress.Bar(narration) as bar:
             outcomes = trials.run(todo, runs_dir, jobs, bar, chosen or plan.metrics)
-        found = trials.gather(plan, outcomes, there)
+        found = gathering.gather(plan, outcomes, there)
     found = found.model_copy(update={"goals": found.goals | goals, "metrics": chosen or found.metrics})
     sections = analysis.analyse(found, test.value)
     text = report.markdown(found, sections, test.value, show_seeds=show_seeds)
@@ -441,6 +455,18 @@ def _exit_code(paths: RunPaths, closing: Any) -> int:
     if closing.exit_code == 0 and state.start is None:
         return errors.EXIT_WORKLOAD
     return int(closing.exit_code) or (errors.EXIT_FAILED if closing.status == "failed" else errors.EXIT_OK)
+
+
+def _reused(plan: experiment.Experiment, cells: list[list[trials.Cell]], file: Path) -> results.Results:
+    """What of the results in a file need not be trained, and a line that says how much that is."""
+    before = results.load(file)
+    there = gathering.kept(plan, cells, before)
+    had, took = (sum(len(case.runs) for case in each.cases) for each in (before, there))
+    text = f"{took} of {sum(map(len, cells))} runs are taken from {file}"
+    if took < had:
+        text += f"; {had - took} of its runs fit none: by case, arguments, settings, manager, model or seed"
+    _aside(text)
+    return there
 
 
 def _own_manager(name: str, policy: policies.Policy, runs_dir: Path) -> Any:

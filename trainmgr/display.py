@@ -106,7 +106,22 @@ def watched_in_words(state: RunState, ledger: Ledger) -> str:
         parts.append("trust " + ", ".join(f"{name} {trust:.2g}" for name, trust in ledger.trust.items()))
     if ledger.demoted:
         parts.append("the manager has lost too much: nothing more of it is applied")
+    if lacking := unguarded_in_words(state, ledger):
+        parts.append(lacking)
     return "; ".join(parts)
+
+
+def unguarded_in_words(state: RunState, ledger: Ledger) -> str:
+    """What probation cannot take back in this workload; empty where there is nothing, or nobody is on probation."""
+    if state.start is None or not ledger.on_probation:
+        return ""
+    if "rollback" not in state.start.commands:
+        return (
+            "the script offers no rollback: of what harms the values are taken back, not what they did to the weights"
+        )
+    if "checkpoint" not in state.start.commands:
+        return "the script offers no checkpoint: weights go back to the best ones, not to those from before a change"
+    return ""
 
 
 def origin_in_words(ledger: Ledger, revision: int) -> str:
@@ -209,6 +224,7 @@ class Lines:
         self._out = out
         self._quiet = quiet
         self._keyboard: Keyboard | None = None
+        self._ledger = Ledger()
 
     def _say(self, step: int, text: str) -> None:
         print(f"step {step:>7}  {clean(text)}", file=self._out, flush=True)
@@ -221,6 +237,8 @@ class Lines:
                 self._say(
                     state.step, f"{record.workload} started, {record.total_steps or '?'} steps, seed {record.seed}"
                 )
+                if lacking := unguarded_in_words(state, self._ledger):
+                    self._say(state.step, lacking)
             case protocol.Eval() if state.best is not None:
                 mark = "  best" if state.evals_since_best == 0 else ""
                 assert state.start is not None
@@ -231,6 +249,7 @@ class Lines:
                 self._say(record.step, f"{record.status}")
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
+        self._ledger = ledger
         text = event_in_words(event, state)
         shadow = ledger.demoted or (ledger.started is not None and ledger.started.manifest.mode == "shadow")
         if text and shadow and isinstance(event, events.Verdict) and event.result != "rejected":

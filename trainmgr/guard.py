@@ -102,10 +102,8 @@ def judge(
     if proposal.action == "rollback":
         judgment.command = Command(id=decision, name="rollback", to=proposal.to or "best")
     elif proposal.action == "stop":
-        wanted = policy.actions.end_on_best
-        best = ledger.on_probation if wanted is None else wanted
-        to = proposal.to or ("best" if best and state.lineage.best is not None else None)
-        judgment.command = Command(id=decision, name="stop", to=to)
+        best = "best" if ledger.ends_on_best and state.lineage.best is not None else None
+        judgment.command = Command(id=decision, name="stop", to=proposal.to or best)
     return judgment
 
 

@@ -104,6 +104,8 @@ class Ledger:
     """Of the parameters, and of "rollback", whose changes were taken back: what is left of the declared reach."""
     taken_back: dict[int, str] = field(default_factory=dict)
     """Revision to why it was taken back."""
+    tried: bool = False
+    """Whether anything ever was."""
     reversals: int = 0
     lost: int = 0
     """Steps lost to changes that were taken back."""
@@ -131,11 +133,10 @@ class Ledger:
 
     @property
     def ends_on_best(self) -> bool:
-        """Whether the run is to be left on its best checkpoint: by default where its manager had a part in it."""
-        if self.started is None:
-            return False
-        wanted = self.started.manifest.policy.actions.end_on_best
-        return self.on_probation and self.applied > 0 if wanted is None else wanted
+        """Whether the run is to be left on its best checkpoint: by default where what was on probation had a part in
+        it."""
+        wanted = self.started.manifest.policy.actions.end_on_best if self.started else False
+        return self.tried if wanted is None else wanted
 
     def losses(self) -> dict[str, Any]:
         """What a run's closing says of probation."""
@@ -256,6 +257,7 @@ class Ledger:
             rollback=command is not None and command.name == "rollback",
             undone=payload.undone,
         )
+        self.tried = True
         if self.trials and self.trials[-1].forecast.evals == forecast.evals:
             self.trials = [*self.trials[:-1], self.trials[-1].joined(trial)]
         else:

@@ -98,7 +98,7 @@ class Actions(Section):
     """... at each of the last this many evaluations."""
     end_on_best: bool | None = None
     """End on the best: every stop does, and so does a run that is worse than that one evaluation before its end.
-    Default: where a manager on probation changed something."""
+    Default: where a manager on probation changed something. Nobody is asked, in mode approve either."""
 
 
 class Joint(Section):

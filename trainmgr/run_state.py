@@ -400,6 +400,9 @@ def _without(metrics: dict[str, float], gone: set[str]) -> dict[str, float]:
 def figures(state: RunState) -> dict[str, Any]:
     """What a run's closing says of its course: everything in it that follows from telemetry alone."""
     reported = state.end.metrics.get(state.start.objective.metric) if state.start and state.end else None
+    last = state.interventions[-1].command if state.interventions else None
+    if reported is None and last is not None and (last.name, last.to) == ("stop", "best") and state.best:
+        reported = state.best[1]  # of the weights that were kept, not of those before the stop
     return {
         "steps": state.step,
         "interventions": state.intervention_count,

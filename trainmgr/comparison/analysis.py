@@ -56,6 +56,8 @@ class Difference:
     least: float
     """The smallest that ``adjusted`` can be with so many planned seeds and arms."""
     verdict: Verdict
+    assumed: bool
+    """Whether that rests on the differences being normal: with so few pairs no test without it could say so."""
 
     @property
     def relative(self) -> float | None:
@@ -124,7 +126,8 @@ def _entries(case: Case, metric: str, goal: Mode | None, runs: dict[str, list[Ru
     adjusted = statistics.holm([pair.p for pair in pairs])
     least = statistics.least_p(len(case.seeds), len(others), test) if others else 1.0
     for manager, pair, p in zip(others, pairs, adjusted, strict=True):
-        pair = replace(pair, adjusted=p, least=least)
+        assumed = test == "t" and len(case.seeds) < statistics.needed(len(others))
+        pair = replace(pair, adjusted=p, least=least, assumed=assumed)
         pair = replace(pair, verdict=_verdict(pair, len(case.seeds), goal))
         found[manager] = replace(found[manager], difference=pair)
     return found
@@ -135,9 +138,10 @@ def _difference(values: dict[int, float], reference: dict[int, float], test: Tes
     differences = {seed: values[seed] - reference[seed] for seed in both}
     base = statistics.summary([reference[seed] for seed in both])
     mine = [*differences.values()]
+    scale = max((abs(value) for seed in both for value in (values[seed], reference[seed])), default=0.0)
     return Difference(
-        differences, statistics.summary(mine), base.mean if base else None, statistics.p_value(mine, test), None, 1.0,
-        "incomplete",
+        differences, statistics.summary(mine), base.mean if base else None, statistics.p_value(mine, test, scale), None,
+        1.0, "incomplete", assumed=False,
     )  # fmt: skip
 
 
@@ -163,10 +167,24 @@ def mean_of(runs: list[Run], figure: Callable[[Run], float | None]) -> float | N
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
+def _on_best(results: Results) -> list[str]:
+    """Which arms ended on their best weights: what the last weights of others are worth is no match for that."""
+    arms: dict[str, list[bool]] = {}
+    for run in (run for case in results.cases for run in case.runs):
+        if run.failure is None and run.on_best is not None:
+            arms.setdefault(run.manager, []).append(run.on_best)
+    some = [f"{manager} ({sum(ended)} of {len(ended)} runs)" for manager, ended in arms.items() if any(ended)]
+    if not some or all(all(ended) for ended in arms.values()):
+        return []
+    text = f"On their best weights ended {', '.join(some)}; all others on their last ones. "
+    return [f"{text}Figures of the end compare the two kinds, figures of the best weights do not."]
+
+
 def notes(results: Results) -> list[str]:
     """What a reader must know about how the runs were made."""
     found = []
     every = [(case, run) for case in results.cases for run in case.runs]
+    found += _on_best(results)
     if failed := [f"{case.name} {run.manager} seed {run.seed}".lstrip() for case, run in every if run.failure]:
         found.append(f"{len(failed)} of {len(every)} runs failed, and count nowhere: {', '.join(failed)}.")
     there = dict.fromkeys(name for case in results.cases for name in metric_names(case))

@@ -13,7 +13,7 @@ from trainmgr.paths import RunPaths
 from trainmgr.protocol import MAX_LINE, Mode, parse_telemetry
 
 MACHINE = ("system", "architecture", "processor", "cores", "threads")
-_WORTH = (b'"start"', b'"eval"', b"test")  # a line without any of them is not parsed: most are of steps
+_WORTH = (b'"start"', b'"eval"', b'"applied"', b"test")  # a line without any of them is not parsed: most are of steps
 
 
 @dataclass
@@ -24,6 +24,8 @@ class Measured:
     goal: Mode | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(step, objective) of every evaluation, without those that a restart went back behind."""
+    on_best: bool = False
+    """Whether it ended on its best checkpoint: the last command that it carried out was a stop there."""
     shown: set[str] = field(default_factory=set)
     """Test metrics that a manager could see: those of steps and evaluations with "test" in their name."""
     calls: int = 0
@@ -51,10 +53,13 @@ def _take(found: Measured, record: protocol.Telemetry | protocol.Unreadable) -> 
             found.objective, found.goal = record.objective.metric, record.objective.mode
             resumed = record.resumed.step if record.resumed else -1
             found.curve = [point for point in found.curve if point[0] <= resumed]
+            found.on_best = False
         case protocol.Eval() | protocol.Step():
             found.shown.update(name for name in record.metrics if "test" in name)
             if isinstance(record, protocol.Eval) and found.objective in record.metrics:
                 found.curve.append((record.step, record.metrics[found.objective]))
+        case protocol.Applied():
+            found.on_best = record.command is not None and (record.command.name, record.command.to) == ("stop", "best")
         case _:
             pass
 

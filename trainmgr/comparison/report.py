@@ -22,7 +22,7 @@ WAYS = {"min": "less is better", "max": "more is better", None: "no goal known"}
 TESTS = {
     "permutation": f"a sign-flip permutation test of the mean paired difference, exact up to {statistics.EXACT} pairs",
     "wilcoxon": "Wilcoxon's signed-rank test",
-    "t": "the paired t test, which takes the differences to be normal: so few of them can neither show nor refute that",
+    "t": "the paired t test, which takes the differences to be normal",
 }
 
 
@@ -85,6 +85,8 @@ def verdict(difference: Difference, arms: int, test: Test) -> str:
             fewest = statistics.needed(arms, test)
             return f"too few seeds to prove: p ≥ {difference.least:.3g}, at least {fewest} are needed"
         case "better" | "worse" | "different":
+            if difference.assumed:
+                return f"{difference.verdict}, if the differences are normal"
             return f"proven {difference.verdict}"
         case other:
             return other
@@ -204,11 +206,13 @@ def footnotes(results: Results, sections: list[Section], test: Test) -> list[str
             "the number of metrics or cases. Proven means: p (Holm) under 0.05, the interval of the difference without "
             "0, and no pair missing."
         )
-        if test != "t":
-            found[-1] += (
-                " Of n pairs the smallest possible p is 2/2^n, so that nothing is proven with fewer than "
-                f"{statistics.needed()} seeds."
-            )
+        found[-1] += (
+            " Of n pairs a test without that assumption gives at least 2/2^n: where such a test could say nothing, the "
+            "verdict names the assumption."
+            if test == "t"
+            else " Of n pairs the smallest possible p is 2/2^n, so that nothing is proven with fewer than "
+            f"{statistics.needed()} seeds."
+        )
     parts = [*found, *notes(results), took(results), made_with(results)]
     return [*(part for part in parts if part), *([results.disclosure] if results.disclosure else [])]
 
@@ -227,15 +231,15 @@ def took(results: Results) -> str:
 
 
 def made_with(results: Results) -> str:
-    """The seeds, the versions that matter for the figures, and the script's revision."""
-    seeds = dict.fromkeys(", ".join(map(str, case.seeds)) for case in results.cases)
-    text = f"Seeds {' and '.join(seeds)}" if seeds else ""
-    shown = [f"{name} {' and '.join(found)}" for name, found in results.versions.items() if name in VERSIONS and found]
-    return f"{'; '.join(part for part in (text, ', '.join(shown), ', '.join(_revisions(results))) if part)}."
-
-
-def _revisions(results: Results) -> list[str]:
-    return [f"revision {name}" for name in results.revisions if name != "unknown"]
+    """The seeds, the versions that matter for the figures, and the script's revision where there is one."""
+    by_case = {case.name: ", ".join(map(str, case.seeds)) for case in results.cases}
+    same = len(set(by_case.values())) == 1
+    seeds = [seeds if same else f"{seeds} ({name})" for name, seeds in by_case.items()][: 1 if same else None]
+    parts = [f"Seeds {'; '.join(seeds)}"] * bool(seeds)
+    parts += [f"{name} {' and '.join(found)}" for name, found in results.versions.items() if name in VERSIONS and found]
+    if len(results.revisions) == 1:  # several are named with what they were used for
+        parts += [f"revision {name}" for name in results.revisions if name != "unknown"]
+    return f"{', '.join(parts)}." if parts else ""
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:

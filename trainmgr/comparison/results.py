@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from trainmgr.errors import UserError
 from trainmgr.protocol import Mode, explain
-from trainmgr.wire import Number, Wire, plain, quoted
-
-Item = TypeVar("Item")
+from trainmgr.wire import Number, Wire, plain
 
 
 class Run(Wire):
     """One manager with one seed."""
 
     manager: str
+    """As the experiment calls it."""
+    asked: str | None = None
+    """The manager's own name, with the model that an endpoint chose for it."""
+    rules: str | None = None
+    """Digest of what this manager could read of the policy, defaults of then included."""
     seed: int
     run: str | None
     """Its id; null where it could not be started."""
@@ -33,10 +36,12 @@ class Run(Wire):
     steps: int = 0
     changes: int = 0
     """That were applied."""
-    reversals: int = 0
-    """How often probation took changes back."""
-    demoted: bool = False
+    reversals: int | None = None
+    """How often probation took changes back; null, and so below, where the version of then did not tell."""
+    demoted: bool | None = None
     """Whether the manager lost its right to change anything."""
+    on_best: bool | None = None
+    """Whether it ended on its best checkpoint instead of its last weights."""
     calls: int = 0
     """Of a language model, retries among them."""
     tokens: int = 0
@@ -119,73 +124,6 @@ def _case(case: dict[str, Any]) -> str:
     runs = case.pop("runs")
     head = json.dumps(case, ensure_ascii=False)[:-1]
     return f'  {head}, "runs": [\n' + ",\n".join(f"   {json.dumps(run, ensure_ascii=False)}" for run in runs) + "\n  ]}"
-
-
-def pool(parts: Sequence[Results]) -> Results:
-    """The results of one experiment that was measured in parts: other seeds, other managers or other cases in each.
-
-    Title, metrics and goals are those of the first part. The parts may come from several machines, which `machines`
-    says. Raises UserError where they are not of one experiment, or measured the same run twice: which of two counts is
-    not ours to choose.
-    """
-    first = parts[0]
-    if other := next((part.script for part in parts if part.script != first.script), None):
-        raise UserError(f"These results are of two scripts, {first.script} and {other}. Pool those of one experiment.")
-    cases: dict[str, Case] = {}
-    for case in (case for part in parts for case in part.cases):
-        cases[case.name] = _pooled(cases[case.name], case) if case.name in cases else case
-    revisions: dict[str, int] = {}
-    for name, count in ((name, count) for part in parts for name, count in part.revisions.items()):
-        revisions[name] = revisions.get(name, 0) + count
-    packages = dict.fromkeys(name for part in parts for name in part.versions)
-    return first.model_copy(
-        update={
-            "disclosure": " ".join(dict.fromkeys(part.disclosure for part in parts if part.disclosure)),
-            "versions": {name: sorted(_all(part.versions.get(name, []) for part in parts)) for name in packages},
-            "machines": _all(part.machines for part in parts),
-            "revisions": revisions,
-            "wall_seconds": round(sum(part.wall_seconds for part in parts), 1),
-            "cases": [*cases.values()],
-        }
-    )
-
-
-def _pooled(one: Case, two: Case) -> Case:
-    where = f"Case {one.name!r}" if one.name else "The runs"
-    for field in ("arguments", "settings", "objective", "goal", "reference"):
-        a, b = getattr(one, field), getattr(two, field)
-        if a != b and not (field in ("objective", "goal") and None in (a, b)):  # which only a run knows
-            raise UserError(
-                f"{where} cannot be pooled: the {field} of the parts differ ({quoted(a)} and {quoted(b)}). "
-                "Pool runs that were started alike."
-            )
-    there = {(run.manager, run.seed): run for run in one.runs}
-    for run in two.runs:
-        if there.setdefault((run.manager, run.seed), run) is not run:
-            raise UserError(
-                f"{where} cannot be pooled: {run.manager} with seed {run.seed} is in two of the files. "
-                "Train each once: `--seeds` and `--managers` name the part."
-            )
-    managers = _all((one.managers, two.managers))
-    return one.model_copy(
-        update={
-            "objective": one.objective or two.objective,
-            "goal": one.goal or two.goal,
-            "managers": managers,
-            "seeds": sorted(_all((one.seeds, two.seeds))),
-            "held_out": [name for name in one.held_out if name in two.held_out],
-            "runs": sorted(there.values(), key=lambda run: (managers.index(run.manager), run.seed)),
-        }
-    )
-
-
-def _all(lists: Iterable[list[Item]]) -> list[Item]:
-    """The items of all lists, each once, in the order in which they come."""
-    found: list[Item] = []
-    for item in (item for items in lists for item in items):
-        if item not in found:
-            found.append(item)
-    return found
 
 
 def metric_names(case: Case) -> Iterator[str]:

@@ -16,6 +16,8 @@ from trainmgr.errors import UserError
 
 LEVEL = 0.95
 ALPHA = 0.05
+ROUNDING = 1e-9  # of the figures: what differs by less does not differ
+FEWEST = 3  # pairs for the t test: the spread of two says nothing
 RESAMPLES = 9_999
 EXACT = 16  # pairs up to which all 2^n sign flips are counted
 COVERAGE = {2: 0.50, 3: 0.75, 4: 0.89, 5: 0.92, 6: 0.93}  # of ``interval``, normal values; with 8 and more 0.94 or 0.95
@@ -111,14 +113,15 @@ def signed_rank(differences: Sequence[float]) -> float | None:
     return float(stats.wilcoxon(np.asarray(differences), zero_method="pratt", method="auto").pvalue)
 
 
-def student(differences: Sequence[float]) -> float | None:
+def student(differences: Sequence[float], scale: float = 0.0) -> float | None:
     """The two-sided p of the paired t test (Student 1908), which takes differences to be normal; None without them.
 
-    1 where all are alike, too: then the seeds changed nothing, and nothing is known of the spread.
+    1 where all are alike but for rounding, too: then the seeds changed nothing, and nothing is known of the spread.
+    ``scale``: the largest figure that they are differences of.
     """
     if not differences:
         return None
-    if min(differences) == max(differences):
+    if max(differences) - min(differences) <= ROUNDING * max(scale, *map(abs, differences)):
         return 1.0
     import numpy as np
     from scipy import stats
@@ -126,29 +129,30 @@ def student(differences: Sequence[float]) -> float | None:
     return float(stats.ttest_1samp(np.asarray(differences), 0.0).pvalue)
 
 
-def p_value(differences: Sequence[float], test: Test) -> float | None:
+def p_value(differences: Sequence[float], test: Test, scale: float = 0.0) -> float | None:
+    """Of the test; see there."""
     match test:
         case "permutation":
             return sign_flip(differences)
         case "wilcoxon":
             return signed_rank(differences)
         case "t":
-            return student(differences)
+            return student(differences, scale)
 
 
 def least_p(pairs: int, arms: int = 1, test: Test = "permutation") -> float:
     """The smallest p that ``pairs`` can give, after Holm's correction over ``arms``.
 
-    All of 2^n signs are alike, so that two of them are the least share; the t test has no such bound from two pairs on.
+    All of 2^n signs are alike, so that two of them are the least share; the t test has no such bound.
     """
     if test == "t":
-        return 0.0 if pairs > 1 else 1.0
+        return 0.0 if pairs >= FEWEST else 1.0
     return min(1.0, arms * 2.0 / 2.0**pairs)
 
 
 def needed(arms: int = 1, test: Test = "permutation") -> int:
     """The smallest number of pairs with which a p below ALPHA is possible."""
-    return 2 if test == "t" else math.floor(math.log2(2 * arms / ALPHA)) + 1
+    return FEWEST if test == "t" else math.floor(math.log2(2 * arms / ALPHA)) + 1
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

@@ -6,13 +6,10 @@ Finished runs are found again by what they were started with, so that an interru
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import re
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainmgr import audit, display, events, history, manifest, policy, protocol
-from trainmgr.comparison import measured, results
+from trainmgr.comparison import measured
 from trainmgr.comparison.experiment import Experiment, Plan, plans
 from trainmgr.errors import TrainmgrError
 from trainmgr.launch import Request, launch
@@ -29,14 +26,12 @@ from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
 from trainmgr.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules
 from trainmgr.process import belongs
 from trainmgr.run_state import RunState
-from trainmgr.signals import rounded
 from trainmgr.snapshot import SETTLED
 from trainmgr.supervisor import Supervisor
 from trainmgr.telemetry import Item
 from trainmgr.wire import to_json
 
 GOOD = ("completed", "stopped")
-POINTS = 60  # of a curve in the results
 
 Key = tuple[Any, ...]
 
@@ -265,7 +260,8 @@ def _look_for(metrics: Collection[str], outcomes: list[Outcome], watcher: Watche
             there = measured.final_metrics(outcome.file.closing)
             if missing := [name for name in metrics if name not in there]:
                 watcher.note(
-                    f"{outcome.cell.words} ended without {', '.join(missing)}. It has: {', '.join(there) or 'nothing'}"
+                    f"{outcome.cell.words} ended without {', '.join(missing)}, which others may have. It has: "
+                    f"{', '.join(there) or 'nothing'}"
                 )
             return
 
@@ -303,118 +299,3 @@ def _run(cell: Cell, begun: Callable[[Supervisor], None], watcher: Watcher) -> O
 def _kill(supervisor: Supervisor) -> None:
     supervisor.interrupt()
     supervisor.interrupt()
-
-
-# -- what was measured -------------------------------------------------------------------------------------------------
-
-
-def kept(experiment: Experiment, cases: list[list[Cell]], before: results.Results) -> results.Results:
-    """The good runs in results of before that were started as a cell of the experiment: with its case's arguments and
-    settings, its manager and its seed."""
-    found = []
-    for plan, cells in zip(plans(experiment), cases, strict=True):
-        settings, wanted = _settings(cells[0].request.policy), {(cell.manager, cell.seed) for cell in cells}
-        for case in before.cases:
-            if (case.name, case.arguments, case.settings) == (plan.name, plan.arguments, settings):
-                runs = [run for run in case.runs if run.failure is None and (run.manager, run.seed) in wanted]
-                changed = {"managers": plan.managers, "reference": plan.reference, "seeds": plan.seeds, "runs": runs}
-                found.append(case.model_copy(update=changed))
-    runs = [run for case in found for run in case.runs]
-    return before.model_copy(
-        update={
-            "script": experiment.script,
-            "disclosure": experiment.disclosure,
-            "revisions": dict(Counter(run.revision or "unknown" for run in runs)),
-            "wall_seconds": min(before.wall_seconds, sum(run.seconds for run in runs)),
-            "cases": found,
-        }
-    )
-
-
-def missing(cases: list[list[Cell]], there: results.Results) -> list[list[Cell]]:
-    """The cells that are not among the results."""
-    known = {(case.name, run.manager, run.seed) for case in there.cases for run in case.runs}
-    return [[cell for cell in cells if (cell.case, cell.manager, cell.seed) not in known] for cells in cases]
-
-
-def gather(experiment: Experiment, outcomes: list[Outcome], kept: results.Results | None = None) -> results.Results:
-    """Everything that the tables are made of, together with runs that were `kept` from before."""
-    files = [outcome.file for outcome in outcomes if outcome.file]
-    every = plans(experiment)
-    by_case = {plan.name: [o for o in outcomes if o.cell.case == plan.name] for plan in every}
-    found = results.Results(
-        title=experiment.title,
-        script=experiment.script,
-        metrics=experiment.metrics,
-        goals=experiment.goals,
-        disclosure=experiment.disclosure,
-        versions=measured.versions(files),
-        machines=measured.machines(files),
-        revisions=measured.revisions(files),
-        wall_seconds=measured.wall_seconds(files),
-        cases=[_case(plan, by_case[plan.name]) for plan in every if by_case[plan.name]],
-    )
-    if kept is None:
-        return found
-    pooled = results.pool([found, kept])
-    cases = {case.name: case for case in pooled.cases}
-    return pooled.model_copy(update={"cases": [cases[plan.name] for plan in every if plan.name in cases]})
-
-
-def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
-    read = [(outcome, measured.read(outcome.paths)) for outcome in outcomes]
-    told = next((found for _, found in read if found.objective), measured.Measured())
-    shown = {name for _, found in read for name in found.shown}
-    kept = _thinned([found.curve for _, found in read])
-    runs = [_row(outcome, found, kept) for outcome, found in read]
-    order = {manager: rank for rank, manager in enumerate(plan.managers)}
-    case = results.Case(
-        name=plan.name,
-        arguments=plan.arguments,
-        policy=plan.policy,
-        settings=_settings(outcomes[0].cell.request.policy),
-        managers=plan.managers,
-        reference=plan.reference,
-        seeds=plan.seeds,
-        objective=told.objective,
-        goal=told.goal,
-        held_out=[],
-        runs=sorted(runs, key=lambda run: order[run.manager]),
-    )
-    held_out = [name for name in results.metric_names(case) if "test" in name and name not in shown]
-    return case.model_copy(update={"held_out": held_out})
-
-
-def _settings(rules: Policy) -> dict[str, Any]:
-    text = rules.model_dump_json(exclude_defaults=True, exclude={"llm": {"base_url", "api_key_env"}})
-    found: dict[str, Any] = json.loads(text)
-    return {section: values for section, values in found.items() if values}
-
-
-def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results.Run:
-    closing = outcome.file.closing if outcome.file else None
-    return results.Run(
-        manager=outcome.cell.manager,
-        seed=outcome.cell.seed,
-        run=outcome.paths.id if outcome.paths else None,
-        status=outcome.status,
-        failure=outcome.failure,
-        revision=measured.revision(outcome.file) if outcome.file else None,
-        seconds=round(outcome.seconds, 1),
-        steps=closing.steps if closing else 0,
-        changes=closing.interventions if closing else 0,
-        reversals=closing.reversals if closing else 0,
-        demoted=closing.demoted if closing else False,
-        calls=found.calls,
-        tokens=found.tokens,
-        money=found.money,
-        metrics=measured.final_metrics(closing) if closing and not outcome.failure else {},
-        curve=[(step, rounded(value)) for step, value in found.curve if step in steps],
-    )
-
-
-def _thinned(curves: list[list[tuple[int, float]]]) -> set[int]:
-    """At most about POINTS of all steps: the same of every curve, so that their mean has a meaning, and each end."""
-    steps = sorted({step for curve in curves for step, _ in curve})
-    every = max(1, math.ceil(len(steps) / POINTS))
-    return {*steps[::every], *steps[-1:], *(curve[-1][0] for curve in curves if curve)}

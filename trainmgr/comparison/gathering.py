@@ -1,0 +1,158 @@
+"""From the runs of a comparison, and from results of before, to what its tables are made of."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from trainmgr.comparison import measured, results
+from trainmgr.comparison.experiment import Experiment, Plan, plans
+from trainmgr.comparison.pooling import pool
+from trainmgr.comparison.trials import Cell, Outcome
+from trainmgr.errors import UserError
+from trainmgr.files import sha256
+from trainmgr.policy import Policy
+from trainmgr.signals import rounded
+
+POINTS = 60  # of a curve in the results
+
+
+def kept(experiment: Experiment, cases: list[list[Cell]], before: results.Results) -> results.Results:
+    """The good runs in results of before that are cells of the experiment: with its case's arguments and settings, a
+    manager of its name that could read the same of the policy, and its seed.
+
+    A model that only the endpoint names is asked again. Raises UserError where the results are of another script.
+    """
+    if Path(before.script).name != Path(experiment.script).name:
+        raise UserError(f"The results to reuse are of {before.script}; the experiment trains {experiment.script}.")
+    found = []
+    for plan, cells in zip(plans(experiment), cases, strict=True):
+        settings, by_name = _settings(cells[0].request.policy), {(cell.manager, cell.seed): cell for cell in cells}
+        for case in before.cases:
+            if (case.name, case.arguments, case.settings) == (plan.name, plan.arguments, settings):
+                runs = [run for run in case.runs if _is(run, by_name.get((run.manager, run.seed)))]
+                changed = {"managers": plan.managers, "reference": plan.reference, "seeds": plan.seeds, "runs": runs}
+                found.append(case.model_copy(update=changed))
+    runs = [run for case in found for run in case.runs]
+    whole: dict[str, Any] = {
+        "script": experiment.script,
+        "revisions": dict(Counter(run.revision or "unknown" for run in runs)),
+        "wall_seconds": min(before.wall_seconds, sum(run.seconds for run in runs)),
+        "cases": found,
+    }
+    if not runs:
+        whole |= {"versions": {}, "machines": [], "disclosure": ""}
+    return before.model_copy(update=whole)
+
+
+def _is(run: results.Run, cell: Cell | None) -> bool:
+    """Whether a run of before is the cell's."""
+    if cell is None or run.failure is not None or cell.manager == "llm":
+        return False
+    if run.rules is None:  # of a version that did not tell: what it did without probation it does today
+        return not cell.request.policy.watches(cell.manager)
+    return run.rules == _rules(cell)
+
+
+def missing(cases: list[list[Cell]], there: results.Results) -> list[list[Cell]]:
+    """The cells that are not among the results."""
+    known = {(case.name, run.manager, run.seed) for case in there.cases for run in case.runs}
+    return [[cell for cell in cells if (cell.case, cell.manager, cell.seed) not in known] for cells in cases]
+
+
+def gather(experiment: Experiment, outcomes: list[Outcome], before: results.Results | None = None) -> results.Results:
+    """Everything that the tables are made of, together with runs that were `kept` from before.
+
+    Raises UserError where the two do not fit.
+    """
+    files = [outcome.file for outcome in outcomes if outcome.file]
+    every = plans(experiment)
+    by_case = {plan.name: [o for o in outcomes if o.cell.case == plan.name] for plan in every}
+    found = results.Results(
+        title=experiment.title,
+        script=experiment.script,
+        metrics=experiment.metrics,
+        goals=experiment.goals,
+        disclosure=experiment.disclosure,
+        versions=measured.versions(files),
+        machines=measured.machines(files),
+        revisions=measured.revisions(files),
+        wall_seconds=measured.wall_seconds(files),
+        cases=[_case(plan, by_case[plan.name]) for plan in every if by_case[plan.name]],
+    )
+    if before is None:
+        return found
+    pooled = pool([found, before.model_copy(update={"goals": {}})])  # the goals of today are the experiment's
+    cases = {case.name: case for case in pooled.cases}
+    return pooled.model_copy(update={"cases": [cases[plan.name] for plan in every if plan.name in cases]})
+
+
+def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
+    read = [(outcome, measured.read(outcome.paths)) for outcome in outcomes]
+    told = next((found for _, found in read if found.objective), measured.Measured())
+    shown = {name for _, found in read for name in found.shown}
+    kept = _thinned([found.curve for _, found in read])
+    runs = [_row(outcome, found, kept) for outcome, found in read]
+    order = {manager: rank for rank, manager in enumerate(plan.managers)}
+    case = results.Case(
+        name=plan.name,
+        arguments=plan.arguments,
+        policy=plan.policy,
+        settings=_settings(outcomes[0].cell.request.policy),
+        managers=plan.managers,
+        reference=plan.reference,
+        seeds=plan.seeds,
+        objective=told.objective,
+        goal=told.goal,
+        held_out=[],
+        runs=sorted(runs, key=lambda run: order[run.manager]),
+    )
+    held_out = [name for name in results.metric_names(case) if "test" in name and name not in shown]
+    return case.model_copy(update={"held_out": held_out})
+
+
+def _settings(rules: Policy) -> dict[str, Any]:
+    text = rules.model_dump_json(exclude_defaults=True, exclude={"llm": {"base_url", "api_key_env"}})
+    found: dict[str, Any] = json.loads(text)
+    return {section: values for section, values in found.items() if values}
+
+
+def _rules(cell: Cell) -> str:
+    """Digest of what the manager can read of the policy."""
+    content: bytes = cell.key[-1]
+    return sha256(content)[:16]
+
+
+def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results.Run:
+    closing = outcome.file.closing if outcome.file else None
+    return results.Run(
+        manager=outcome.cell.manager,
+        asked=outcome.file.manifest.manager if outcome.file else None,
+        rules=_rules(outcome.cell),
+        seed=outcome.cell.seed,
+        run=outcome.paths.id if outcome.paths else None,
+        status=outcome.status,
+        failure=outcome.failure,
+        revision=measured.revision(outcome.file) if outcome.file else None,
+        seconds=round(outcome.seconds, 1),
+        steps=closing.steps if closing else 0,
+        changes=closing.interventions if closing else 0,
+        reversals=closing.reversals if closing else 0,
+        demoted=closing.demoted if closing else False,
+        on_best=found.on_best,
+        calls=found.calls,
+        tokens=found.tokens,
+        money=found.money,
+        metrics=measured.final_metrics(closing) if closing and not outcome.failure else {},
+        curve=[(step, rounded(value)) for step, value in found.curve if step in steps],
+    )
+
+
+def _thinned(curves: list[list[tuple[int, float]]]) -> set[int]:
+    """At most about POINTS of all steps: the same of every curve, so that their mean has a meaning, and each end."""
+    steps = sorted({step for curve in curves for step, _ in curve})
+    every = max(1, math.ceil(len(steps) / POINTS))
+    return {*steps[::every], *steps[-1:], *(curve[-1][0] for curve in curves if curve)}
