@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from trainmgr import policy
 from trainmgr.comparison import experiment
 from trainmgr.errors import UserError
 
@@ -106,3 +108,18 @@ def test_what_cannot_be_is_said_before_anything_is_trained(tmp_path: Path, text:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         experiment.load(tmp_path / "nowhere.toml")
+
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "workloads" / "experiments"
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_file_beside_the_workloads_is_a_policy_or_an_experiment_that_can_be_run(path: Path) -> None:
+    if "script" not in tomllib.loads(path.read_text()):
+        policy.load(path)
+        return
+    plan = experiment.load(path)
+    assert (path.parent / plan.script).exists()
+    for case in experiment.plans(plan):
+        policy.load(path.parent / case.policy if case.policy else None)
+    assert plan.disclosure
