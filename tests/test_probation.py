@@ -71,7 +71,10 @@ class Run:
         self.ledger.fold(payload)
 
     def own(self) -> None:
-        event = decision.own(self.ledger, run="r", issued=protocol.Issued(t=0.0, step=self.state.step))
+        event = decision.own(
+            self.ledger, self.policy, run="r", issued=protocol.Issued(t=0.0, step=self.state.step),
+            commands=self.state.space.commands,
+        )  # fmt: skip
         if event is not None:
             self.tell(event)
             self.obey()
@@ -508,7 +511,7 @@ def test_after_a_restart_nothing_is_on_trial_and_what_was_on_its_way_still_comes
     run.obeys = False
     run.measure(9.0)
     run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/x"))
-    event = decision.own(run.ledger, run="r", issued=protocol.Issued(t=0.0, step=0))
+    event = decision.own(run.ledger, run.policy, run="r", issued=protocol.Issued(t=0.0, step=0), commands=[])
     assert event is not None
     assert (event.control.revision, event.control.params) == (3, {"lr": 1e-3})
     assert event.control.command is not None
@@ -562,7 +565,7 @@ def test_trust_shrinks_to_a_floor_and_narrows_what_may_be_asked_for() -> None:
 
 
 def test_trust_grows_again_with_what_proved_itself() -> None:
-    run = learned(RATE).change(lr=2e-3).measure(9.0, 4.0)
+    run = learned(RATE, policy=Policy(probation=Probation(challenge_evals=0))).change(lr=2e-3).measure(9.0, 4.0)
     run.measure(*[4.0] * 10).change(lr=9e-4).measure(3.9, 3.8, 3.7, 3.6, 3.5)
     (kept,) = run.of(events.Kept)
     assert kept.trust == {"lr": 0.75}
@@ -645,6 +648,77 @@ def test_what_a_scheduler_moves_is_left_to_it() -> None:
     run.fold(evaluation(run.at, 3.95, params={"lr": 5e-4}))
     (back,) = run.change(dropout=0.3).measure(9.0).reversals
     assert (back.demoted, back.parameters) == (True, {"dropout": 0.1})
+
+
+# -- the recipe of the start against that of the manager -----------------------------------------------------------
+
+
+def lucky(policy: Policy | None = None, **more: Any) -> Run:
+    """A run whose manager's recipe has proven itself and then brought nothing for seven evaluations."""
+    run = learned(policy=policy, commands=KEEPS, **more).change(lr=9e-4).measure(3.9, 3.85, 3.8, 3.75, 3.7)
+    return run.measure(3.7, 3.71, 3.69, 3.7, 3.71, 3.72, 3.7, 3.7, 3.71, 3.7)
+
+
+def test_a_recipe_that_brings_nothing_new_gives_way_to_that_of_the_start() -> None:
+    run = lucky()
+    assert run.of(events.Challenged) == []
+    (challenged,) = run.measure(3.7).of(events.Challenged)
+    assert (challenged.parameters, challenged.best_step, challenged.best) == ({"lr": 1e-3}, 140, 3.69)
+    override = run.of(events.OverrideIssued)[-1]
+    assert (override.origin, override.control.keep, override.decision) == ("probation", "trial", challenged.decision)
+    assert run.state.recipe["lr"] == 1e-3
+    assert run.ledger.challenged
+    assert "recipe of the start goes on trial: lr = 0.001" in (display.event_in_words(challenged, run.state) or "")
+    assert decision.trigger(run.measure(3.7).state, run.ledger, run.policy) is None  # nobody may spoil it
+    (kept,) = [event for event in run.measure(3.7, 3.7, 3.7, 3.7).of(events.Kept) if event.challenge]
+    assert (kept.decisions, kept.trust) == ([challenged.decision], {"lr": 0.5})
+    assert (run.state.recipe["lr"], run.ledger.challenged, run.ledger.trust) == (1e-3, False, {"lr": 0.5})
+    assert decision.trigger(run.measure(3.7).state, run.ledger, run.policy) == "evaluation"
+    assert len(run.measure(*[3.7] * 30).of(events.Challenged)) == 1  # there is nothing to be put on trial any more
+    assert run.ledger.losses() == {"reversals": 0, "steps_lost": 0, "steps_in_vain": 0, "demoted": False}
+
+
+def test_where_it_harms_the_manager_has_its_recipe_and_weights_back_and_nothing_is_held_against_it() -> None:
+    run = lucky().measure(3.7, 4.0, 4.0)
+    (back,) = run.reversals
+    assert (back.challenge, back.why, back.lost, back.idle, back.trust, back.demoted) == (True, "harm", 0, 0, {}, False)
+    assert back.command == protocol.Command(id=back.decision, name="rollback", to="checkpoints/trial.pt")
+    assert (back.parameters, run.state.recipe["lr"]) == ({"lr": 9e-4}, 9e-4)
+    assert run.ledger.losses()["reversals"] == 0
+    assert "the recipe of the start did harm" in display.reversal_in_words(back)
+    assert len(run.measure(*[3.7] * 15).of(events.Challenged)) == 1
+    assert len(run.measure(3.7).of(events.Challenged)) == 2  # after twice as many
+
+
+@pytest.mark.parametrize("how", ["not watched", "switched off", "nothing was changed", "near the end", "refused"])
+def test_no_challenge_where_there_is_none_to_make(how: str) -> None:
+    if how == "nothing was changed":
+        run = learned(commands=KEEPS).measure(*[4.0] * 10)
+    elif how == "refused":
+        run = lucky()
+        run.obeys = False
+        run.measure(3.7)
+        run.fold(factories.refused(run.at, run.ledger.revision))
+        assert not run.ledger.challenged
+        assert len(run.measure(3.7).of(events.Challenged)) == 1
+        return
+    else:
+        policy = Policy(probation=Probation(challenge_evals=0)) if how == "switched off" else None
+        total = 250 if how == "near the end" else TOTAL
+        run = lucky(policy, total_steps=total, manager="rules" if how == "not watched" else "random")
+        run.measure(3.7, 3.7)
+    assert run.of(events.Challenged) == []
+
+
+def test_a_crash_during_it_gives_the_manager_its_recipe_back() -> None:
+    run = lucky().measure(3.7, 3.7)
+    back = decision.crashed(run.state, run.ledger, Mark(0, ""))
+    assert back is not None
+    assert (back.challenge, back.why, back.parameters, back.lost) == (True, "crash", {"lr": 9e-4}, 0)
+    run.tell(back)
+    run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/trial.pt"))
+    run.own()
+    assert not run.ledger.challenged
 
 
 # -- the end -------------------------------------------------------------------------------------------------------
@@ -783,7 +857,8 @@ def wish(run: Run, action: str, draws: list[float]) -> dict[str, Any] | None:
 
 WATCHES = st.builds(
     Probation, window_evals=st.integers(1, 6), patience=st.integers(1, 3), loss_budget=st.floats(0, 0.5),
-    max_reversals=st.integers(0, 3), least_trust=st.floats(0.01, 0.5), catastrophe=st.floats(1, 5),
+    max_reversals=st.integers(0, 3), challenge_evals=st.integers(0, 9), least_trust=st.floats(0.01, 0.5),
+    catastrophe=st.floats(1, 5),
     tolerance=st.floats(0.001, 0.2), grow=st.floats(1, 3),
 )  # fmt: skip
 
@@ -803,7 +878,8 @@ def test_no_manager_escapes(
     recipes: dict[int, dict[str, Value]] = {}
     for number, (value, (action, draws)) in enumerate(moments):
         trials, demoted = copy.deepcopy(run.ledger.trials), run.ledger.demoted
-        reversals, issued = len(run.reversals), len(run.of(events.OverrideIssued))
+        reversals, issued = len(run.reversals), of_the_manager(run)
+        before, challenges = dict(run.state.recipe), len(run.of(events.Challenged))
         run.measure(value, best=saves)
         if len(run.reversals) > reversals:
             back, kept = run.reversals[-1], run.of(events.Kept)
@@ -811,20 +887,23 @@ def test_no_manager_escapes(
                 good, trials = trials[: proof.trials], trials[proof.trials :]
                 assert proof.revisions == [revision for trial in good for revision in trial.revisions]
             assert is_harm(run, trials[0], watch) == (back.why == "harm")
-            assert (back.lost > 0) != (back.idle > 0)
+            assert (back.lost > 0, back.idle > 0) in (
+                ((False, False),) if back.challenge else ((True, False), (False, True))
+            )
             assert back.revisions == [revision for trial in trials for revision in trial.revisions]
             if not run.ledger.demoted:
                 assert {n: run.state.recipe[n] for n in run.state.recipe} == recipes[trials[0].forecast.evals]
         elif trials and trials[0].forecast.evals + watch.window_evals > run.state.evals:
             assert not is_harm(run, trials[0], watch) or (planned and run.at >= TOTAL)
         assert all(watch.least_trust <= trust < 1 for trust in run.ledger.trust.values())
-        recipes[run.state.evals] = dict(run.state.recipe)
+        challenged = len(run.of(events.Challenged)) > challenges
+        recipes[run.state.evals] = before if challenged else dict(run.state.recipe)  # before what goes on trial here
         raw = wish(run, action, draws)
         if raw is not None:
             run.change(raw.pop("action"), raw.get("to"), **raw["changes"])
         if demoted:
-            assert len(run.of(events.OverrideIssued)) == issued
-            assert run.ledger.trials == []
+            assert of_the_manager(run) == issued
+            assert all(trial.challenge for trial in run.ledger.trials)
         if number == cut:
             again = Ledger()
             for payload in run.log:
@@ -832,8 +911,14 @@ def test_no_manager_escapes(
             assert again == run.ledger
             run.ledger = copy.deepcopy(run.ledger)
     spare = (watch.loss_budget + watch.idle_budget) * TOTAL
-    assert len(run.reversals) <= (spare + 2 if planned else watch.max_reversals + 1)
-    assert [back.demoted for back in run.reversals[:-1]] == [False] * (len(run.reversals) - 1)
+    faults = [back for back in run.reversals if not back.challenge]
+    assert len(faults) <= (spare + 2 if planned else watch.max_reversals + 1)
+    assert [back.demoted for back in faults[:-1]] == [False] * (len(faults) - 1)
+
+
+def of_the_manager(run: Run) -> int:
+    """Overrides that are the manager's."""
+    return sum(event.origin == "manager" for event in run.of(events.OverrideIssued))
 
 
 def is_harm(run: Run, trial: Any, watch: Probation) -> bool:

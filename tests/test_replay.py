@@ -212,7 +212,9 @@ class Simulation:
 
     def own(self) -> None:
         issued = protocol.Issued(t=0.0, step=self.state.step)
-        event = decision.own(self.ledger, run=self.paths.id, issued=issued)
+        event = decision.own(
+            self.ledger, self.policy, run=self.paths.id, issued=issued, commands=self.state.space.commands
+        )
         if event is not None:
             self.append(event)
             control.write(self.paths, event.control)

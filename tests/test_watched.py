@@ -238,6 +238,32 @@ def test_a_child_that_crashes_before_a_change_was_taken_back(tmp_path: Path) -> 
     holds(paths)
 
 
+def test_a_recipe_that_proved_itself_by_luck_gives_way_to_that_of_the_start(tmp_path: Path) -> None:
+    body = BODY.replace(
+        "else -0.001", "else -0.05 if recipe['lr'] < 0.1 and step <= 12 else -0.001 * (recipe['lr'] == 0.1)"
+    )
+    trying = """
+def trying():
+    ours = [e for e in log() if e["kind"] == "challenged" or e.get("challenge")]
+    return bool(ours) and ours[-1]["kind"] == "challenged" and issued(int(ours[-1]["decision"][9:]))
+
+
+with Workload("""
+    body = body.replace("\nwith Workload(", trying).replace("seen(step, evals))", "trying() or seen(step, evals))")
+    saves = 'w.command("checkpoint", lambda to: w.checkpoint(step, w.checkpoints / to))'
+    body = body.replace('w.command("stop"', f'{saves}\n    w.command("stop"')
+    watch = Probation(challenge_evals=2, window_evals=2)
+    policy = Policy(limits=Limits(lead_steps=1), probation=watch)
+    manager = ScriptedManager([answer("adjust", {"lr": 0.05})])
+    paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), manager, policy=policy)
+    (challenged,) = of(paths, events.Challenged)
+    assert challenged.parameters == {"lr": 0.1}
+    assert [event.challenge for event in of(paths, events.Kept)] == [False, True]
+    assert final(paths).recipe["lr"] == 0.1
+    assert closing.reversals == 0
+    holds(paths)
+
+
 def test_the_run_ends_on_its_best_where_the_policy_says_so(tmp_path: Path) -> None:
     policy = Policy(actions=Actions(end_on_best=True))
     body = BODY.replace("else -0.001", "else -0.001 if step <= 6 else 0.001").replace(

@@ -36,6 +36,8 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
     if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
         return None
     manager = ledger.started.manifest.manager if ledger.started else ""
+    if ledger.challenged:  # what a manager changed meanwhile would spoil the comparison
+        return None
     if ledger.demoted and asks_model(manager):  # its answers cost, and would not be applied
         return None
     early = policy.watches(manager) and state.evals < policy.probation.first_evals
@@ -154,7 +156,7 @@ def override(
     """
     if ruling.result == "rejected" or (not ruling.changes and ruling.command is None):
         return None
-    if ledger.demoted or ledger.overtaken:
+    if ledger.demoted or ledger.overtaken or ledger.challenged:
         return None
     due = policy.due(based_on_step)
     age = policy.max_age(total_steps)
@@ -182,9 +184,7 @@ def _keep(ledger: Ledger, policy: Policy, commands: Sequence[str]) -> str | None
     return TRIAL if wanted and "checkpoint" in commands else None
 
 
-def watched(
-    state: RunState, ledger: Ledger, policy: Policy, mark: Mark
-) -> events.Reverted | events.Kept | events.Ending | None:
+def watched(state: RunState, ledger: Ledger, policy: Policy, mark: Mark) -> events.Judgment | None:
     """What probation says of the last evaluation; to be asked again until it is None."""
     return probation.assess(state, ledger, policy, mark.offset, mark.sha256)
 
@@ -202,15 +202,19 @@ def resume(state: RunState, ledger: Ledger) -> str | None:
     return last.path if last else None
 
 
-def own(ledger: Ledger, *, run: str, issued: protocol.Issued) -> events.OverrideIssued | None:
+def own(
+    ledger: Ledger, policy: Policy, *, run: str, issued: protocol.Issued, commands: Sequence[str]
+) -> events.OverrideIssued | None:  # fmt: skip
     """The override that follows from what was put on record last; None where nothing is due."""
     due = ledger.due
     if due is None:
         return None
     base = ledger if ledger.outstanding is None else replace(ledger, in_force=ledger.held)
     content = control.next_control(
-        base, run, due.decision, changes=due.parameters if isinstance(due, events.Reverted) else {},
-        command=due.command, issued=issued, based_on_step=due.step, valid_until_step=None, at_step=None,
+        base, run, due.decision, changes={} if isinstance(due, events.Ending) else due.parameters,
+        command=None if isinstance(due, events.Challenged) else due.command, issued=issued, based_on_step=due.step,
+        valid_until_step=None, at_step=None,
+        keep=_keep(ledger, policy, commands) if isinstance(due, events.Challenged) else None,
     )  # fmt: skip
     return events.OverrideIssued(decision=due.decision, origin="probation", control=content)
 
@@ -218,7 +222,7 @@ def own(ledger: Ledger, *, run: str, issued: protocol.Issued) -> events.Override
 def acknowledgment(
     record: protocol.Applied | protocol.Refused, state: RunState, ledger: Ledger, offset: int
 ) -> events.Acknowledged:
-    """The workload's answer to a revision, as our own record; of a manager's change with the forecast without it."""
+    """The workload's answer to a revision, as our own record; of what goes on trial with the forecast without it."""
     applied = isinstance(record, protocol.Applied)
     on_trial = _on_trial(record, state, ledger)
     return events.Acknowledged(
@@ -236,7 +240,10 @@ def acknowledgment(
 
 
 def _on_trial(record: protocol.Applied | protocol.Refused, state: RunState, ledger: Ledger) -> bool:
-    if not isinstance(record, protocol.Applied) or ledger.origins.get(record.revision) != "manager":
+    if not isinstance(record, protocol.Applied):
+        return False
+    challenge = isinstance(ledger.carrying, events.Challenged) and record.revision == ledger.revision
+    if ledger.origins.get(record.revision) != "manager" and not challenge:
         return False
     return ledger.on_probation and state.start is not None and bool(record.changes or _rolled(record))
 

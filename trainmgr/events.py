@@ -290,6 +290,8 @@ class Reverted(Wire):
     idle_in_all: int
     demoted: bool
     """Whether that was too much: from now on the manager is asked, and nothing of it is applied."""
+    challenge: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether it was the recipe of the start that was on trial, and did harm: nothing of it is the manager's fault."""
 
 
 class Kept(Wire):
@@ -308,6 +310,25 @@ class Kept(Wire):
     measured: Number | None
     trust: dict[str, float]
     """What grew, as in "reverted"."""
+    challenge: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether it was the recipe of the start that was on trial, and did no harm: then ``trust`` is what shrank."""
+
+
+class Challenged(Wire):
+    """Nothing new was learned for long: the recipe of the start goes on trial. The override that does it comes next."""
+
+    kind: Literal["challenged"] = "challenged"
+    decision: str
+    telemetry_offset: int
+    telemetry_sha256: str
+    step: int
+    measured: Number | None
+    best: Number
+    best_step: int
+    evals: int
+    """Evaluations until now."""
+    parameters: dict[str, Value]
+    """The values of the start, of what a manager has changed."""
 
 
 class Ending(Wire):
@@ -324,6 +345,10 @@ class Ending(Wire):
     """... which is worse than this."""
     best_step: int
     command: Command
+
+
+Judgment = Reverted | Kept | Challenged | Ending
+"""What probation says of an evaluation."""
 
 
 class Outcome(Wire):
@@ -401,6 +426,7 @@ Payload = (
     | Acknowledged
     | Reverted
     | Kept
+    | Challenged
     | Ending
     | Outcome
     | Stalled

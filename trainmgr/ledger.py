@@ -39,6 +39,8 @@ class Trial:
     rollback: bool
     undone: int = 0
     """Steps of training that rollbacks among them undid."""
+    challenge: bool = False
+    """Whether it is the recipe of the start that is on trial."""
 
     def joined(self, other: Trial) -> Trial:
         """With later changes of the same moment."""
@@ -115,9 +117,11 @@ class Ledger:
     """Whether nothing of the manager is applied any more."""
     overtaken: bool = False
     """Whether we acted ourselves since the last snapshot: an answer to it has no ground any more."""
-    due: events.Reverted | events.Ending | None = None
+    challenges: int = 0
+    """How often the recipe of the start was put on trial."""
+    due: events.Reverted | events.Challenged | events.Ending | None = None
     """What is on record and must be issued next."""
-    carrying: events.Reverted | events.Ending | None = None
+    carrying: events.Reverted | events.Challenged | events.Ending | None = None
     """What was issued and waits for its acknowledgment."""
     ending: bool = False
     """Whether the run is being ended, so that nothing else is wanted of it."""
@@ -130,6 +134,13 @@ class Ledger:
     def on_probation(self) -> bool:
         """Whether the changes of this run's manager are watched."""
         return self.started is not None and self.started.manifest.policy.watches(self.started.manifest.manager)
+
+    @property
+    def challenged(self) -> bool:
+        """Whether the recipe of the start is on trial, or on its way there."""
+        return any(isinstance(own, events.Challenged) for own in (self.due, self.carrying)) or any(
+            trial.challenge for trial in self.trials
+        )
 
     @property
     def ends_on_best(self) -> bool:
@@ -191,6 +202,9 @@ class Ledger:
             case events.Kept():
                 self.trials = self.trials[payload.trials :]
                 self._trust(payload.trust)
+            case events.Challenged():
+                self.due, self.overtaken = payload, True
+                self.challenges += 1
             case events.Ending():
                 self.due, self.overtaken, self.ending = payload, True, True
             case events.Restarted():
@@ -256,6 +270,7 @@ class Ledger:
             before={name: old for name, (old, _) in payload.changes.items()},
             rollback=command is not None and command.name == "rollback",
             undone=payload.undone,
+            challenge=isinstance(self.carrying, events.Challenged),
         )
         self.tried = True
         if self.trials and self.trials[-1].forecast.evals == forecast.evals:
@@ -264,7 +279,7 @@ class Ledger:
             self.trials = [*self.trials, trial]
 
     def _reverted(self, payload: events.Reverted) -> None:
-        self.reversals += 1
+        self.reversals += not payload.challenge
         self.lost, self.idle = payload.lost_in_all, payload.idle_in_all
         self.demoted |= payload.demoted
         self.due, self.overtaken, self.trials = payload, True, []
@@ -279,7 +294,7 @@ class Ledger:
         """The workload answered what we issued ourselves. Where a rollback fails, that to the best is tried; where that
         fails too, the values go back without it."""
         carried, self.carrying = self.carrying, None
-        if carried is None:
+        if carried is None or isinstance(carried, events.Challenged):  # which is on trial now
             return
         if payload.result == "applied":
             self.trials = []  # what slipped in between was taken back too

@@ -140,6 +140,9 @@ class Probation(Section):
     manager is applied any more. A change that is better than forecast, but far from the best, may take what is left."""
     idle_budget: Share = 0.2
     """The same of steps in trials of other changes that brought nothing, from the third reversal on."""
+    challenge_evals: Count = 8
+    """After this many evaluations without a new best or a change, the recipe of the start is put on trial in place of
+    what a manager has made of it: it stays unless it harms. Twice as many before each further time; 0: never."""
     max_reversals: Count = 5
     """Instead, where no number of steps is planned: how often changes may be taken back."""
     fallback: Literal["proven", "start"] = "proven"

@@ -5,6 +5,10 @@ is compared with the forecast that was made from before the oldest change on tri
 harms is taken back at once, and so is, at the end of its trial, what has not proven itself: a forecast cannot see a
 harm that looks like what went before, and a change that did nothing is no loss. Effects that overlap are not told
 apart: all changes on trial are taken back together.
+
+A proof does not last for ever. Where nothing new was learned for ``challenge_evals`` evaluations, the recipe of the
+start goes on trial in place of the one that a manager has made, and stays unless it harms: a recipe that has proven
+itself by luck must not keep a run where it is.
 """
 
 from __future__ import annotations
@@ -35,9 +39,7 @@ def expect(state: RunState) -> forecast.Forecast:
     return forecast.predict(values, evals=state.evals, mode=goal.mode, best=best, scale=goal.scale)
 
 
-def assess(
-    state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str
-) -> events.Reverted | events.Kept | events.Ending | None:
+def assess(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str) -> events.Judgment | None:
     """What follows from the last evaluation, as the event to put on record; to be asked again until it is None.
 
     ``offset`` and ``sha256`` say how much telemetry was read.
@@ -53,10 +55,14 @@ def assess(
         if harmed(state, oldest, policy):
             return _reverted(state, ledger, policy, offset, sha256, harm=True)
         if _measured(state, oldest) >= policy.probation.window_evals:
+            if oldest.challenge:
+                return _kept(state, ledger, policy, offset, sha256, state.step)
             if (through := proven(state, oldest, policy)) is not None:
                 return _kept(state, ledger, policy, offset, sha256, through)
             if not _promising(state, ledger, policy):
                 return _reverted(state, ledger, policy, offset, sha256, harm=False)
+    elif manifest.mode != "shadow" and (values := _challenger(state, ledger, policy)):
+        return _challenged(state, ledger, offset, sha256, values)
     if ledger.ends_on_best and manifest.mode != "shadow":
         return _ending(state, ledger, offset, sha256)
     return None
@@ -202,7 +208,7 @@ def _taken_back(
     idle: bool,
 ) -> events.Reverted:  # fmt: skip
     watch, oldest = policy.probation, ledger.trials[0]
-    steps, total = _lost(state, ledger, back), state.total_steps
+    steps, total = 0 if oldest.challenge else _lost(state, ledger, back), state.total_steps
     lost, vain = (0, steps) if idle else (steps, 0)
     lost_in_all, vain_in_all = ledger.lost + lost, ledger.idle + vain
     if total is None:
@@ -212,6 +218,8 @@ def _taken_back(
         demoted = lost_in_all > watch.loss_budget * total or much
     name = f"probation{ledger.revision + 1}"
     tried = [name for trial in ledger.trials for name in (*trial.before, *([ROLLBACK] if trial.rollback else []))]
+    if oldest.challenge:
+        demoted, tried = False, []
     measured = state.latest
     return events.Reverted(
         why=why,
@@ -233,6 +241,7 @@ def _taken_back(
         idle=vain,
         idle_in_all=vain_in_all,
         demoted=demoted or ledger.demoted,
+        challenge=oldest.challenge,
     )
 
 
@@ -269,6 +278,13 @@ def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: 
     """What was in effect at the step ``through`` stays."""
     good, oldest = [trial for trial in ledger.trials if trial.step < through] or ledger.trials[:1], ledger.trials[0]
     names = [name for trial in good for name in (*trial.before, *([ROLLBACK] if trial.rollback else []))]
+    watch = policy.probation
+    if oldest.challenge:
+        trust = {name: max(watch.least_trust, ledger.trust.get(name, 1.0) * watch.shrink) for name in names}
+    else:
+        trust = {
+            name: min(1.0, ledger.trust[name] * watch.grow) for name in dict.fromkeys(names) if name in ledger.trust
+        }
     return events.Kept(
         decisions=[decision for trial in good for decision in trial.decisions][-32:],
         revisions=[revision for trial in good for revision in trial.revisions][-32:],
@@ -278,11 +294,46 @@ def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: 
         step=state.evaluations[-1].step,
         forecast=oldest.forecast.at(state.evals - oldest.forecast.evals),
         measured=state.latest,
-        trust={
-            name: min(1.0, ledger.trust[name] * policy.probation.grow)
-            for name in dict.fromkeys(names)
-            if name in ledger.trust
-        },
+        trust=trust,
+        challenge=oldest.challenge,
+    )
+
+
+def _challenger(state: RunState, ledger: Ledger, policy: Policy) -> dict[str, Value]:
+    """The values of the start that are to be put on trial now; empty where it is not time, or they are in force."""
+    watch, space = policy.probation, state.space.parameters
+    if not watch.challenge_evals or not ledger.on_probation or ledger.outstanding is not None or state.best is None:
+        return {}
+    changes = [at for at in (*state.changed_at.values(), state.rollback_at) if at is not None]
+    waited = min(state.evals_since_best, state.evals - max(changes, default=state.evals))
+    if waited < watch.challenge_evals * 2**ledger.challenges:
+        return {}
+    if state.evals_left is not None and state.evals_left < watch.window_evals + 1:
+        return {}
+    return {
+        name: state.begun[name]
+        for name in ledger.in_force
+        if name in space
+        and not space[name].scheduled
+        and state.recipe[name] != state.begun[name]
+        and space[name].objection(state.begun[name]) is None
+    }
+
+
+def _challenged(
+    state: RunState, ledger: Ledger, offset: int, sha256: str, values: dict[str, Value]
+) -> events.Challenged:  # fmt: skip
+    assert state.best is not None
+    return events.Challenged(
+        decision=f"probation{ledger.revision + 1}",
+        telemetry_offset=offset,
+        telemetry_sha256=sha256,
+        step=state.evaluations[-1].step,
+        measured=state.latest,
+        best=state.best[1],
+        best_step=state.best[0],
+        evals=state.evals,
+        parameters=values,
     )
 
 

@@ -205,7 +205,7 @@ class Prover:
         data, ledger = moment.event.data, moment.ledger
         if isinstance(data, events.Outcome | events.Failure):  # these may come in between
             return
-        if isinstance(data, events.Reverted | events.Kept | events.Ending):
+        if isinstance(data, events.Judgment):
             after = copy.deepcopy(ledger)
             after.fold(data)
             self._owed = self._due(after)

@@ -60,8 +60,7 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
 def difference(data: events.Payload, expected: events.Payload | None) -> str | None:
     """How an event differs from what is ``derived`` of its moment; None where it does not, or nothing is."""
     if expected is None and (
-        isinstance(data, events.Reverted | events.Kept | events.Ending)
-        or (isinstance(data, events.OverrideIssued) and data.origin == "probation")
+        isinstance(data, events.Judgment) or (isinstance(data, events.OverrideIssued) and data.origin == "probation")
     ):
         return f"{data.kind}: decided again, nothing of the kind was due"
     if expected is None or (found := to_json(data)) == (wanted := to_json(expected)):
@@ -111,13 +110,19 @@ def derived(moment: Moment) -> events.Payload | None:
                 commands=state.space.commands,
             )
         case events.OverrideIssued(origin="probation"):
-            return decision.own(ledger, run=ledger.started.manifest.id, issued=data.control.issued)
+            return decision.own(
+                ledger,
+                policy,
+                run=ledger.started.manifest.id,
+                issued=data.control.issued,
+                commands=state.space.commands,
+            )
         case events.Acknowledged():
             record = moment.answer
             return decision.acknowledgment(record, state, ledger, moment.offset) if record is not None else None
         case events.Reverted(why="crash"):
             return decision.crashed(state, ledger, mark)
-        case events.Reverted() | events.Kept() | events.Ending():
+        case events.Reverted() | events.Kept() | events.Challenged() | events.Ending():
             return decision.watched(state, ledger, policy, mark)
         case events.Outcome():
             if data.closed == "end" and state.end is None:

@@ -279,7 +279,13 @@ class Supervisor:
 
     def _own(self) -> None:
         """Issue what is on record as due."""
-        event = decision.own(self.ledger, run=self.paths.id, issued=self._issued())
+        event = decision.own(
+            self.ledger,
+            self.policy,
+            run=self.paths.id,
+            issued=self._issued(),
+            commands=self.state.space.commands,
+        )
         if event is not None:
             self._write(event)
 
