@@ -231,7 +231,7 @@ def test_a_run_is_only_reused_where_its_manager_could_read_the_same(folder: Path
 
     assert reused() == ["none", "rules", "random"]
     assert reused(rules="of other defaults") == []
-    assert reused(rules=None) == ["none", "rules"]  # by a version that did not tell; probation is what has changed
+    assert reused(rules=None) == ["none"]  # by a version that did not tell
     assert reused(failure="failed") == []
     nothing = gathering.kept(plan, cells, found.model_copy(update={"cases": [], "disclosure": "x"}))
     assert (nothing.machines, nothing.versions, nothing.disclosure, nothing.wall_seconds) == ([], {}, "", 0.0)
@@ -255,6 +255,25 @@ def test_a_setting_counts_for_the_managers_that_it_changes(folder: Path, setting
     (plain,) = trials.cells(plan, folder, folder / "runs")
     (other,) = trials.cells(plan.model_copy(update={"policy": "other.toml"}), folder, folder / "runs")
     assert {a.manager for a, b in zip(plain, other, strict=True) if a.key != b.key} == readers
+
+
+@pytest.mark.parametrize(("section", "key", "lost"), [
+    ("probation", "challenge_evals", {"random"}), ("rules", "slow_gain", {"rules", "random"}),
+    ("llm", "timeout", {"random"}), ("process", "restarts", {"none", "rules", "random", "schedule:plateau"}),
+])  # fmt: skip
+def test_a_run_of_other_defaults_is_none_of_todays(folder: Path, section: str, key: str, lost: set[str]) -> None:
+    """Its policy does not have a key yet, which its manager would read today."""
+    plan = experiment.Experiment(
+        script="code/tiny.py", seeds=[1], managers=["none", "rules", "random", "schedule:plateau"]
+    )
+    run(plan, folder)
+    for paths in list_runs(folder / "runs"):
+        values = json.loads(paths.manifest.read_text())
+        del values["manifest"]["policy"][section][key]
+        paths.manifest.write_text(json.dumps(values))
+    (cells,) = trials.cells(plan, folder, folder / "runs")
+    done, _ = trials.find(cells, folder / "runs")
+    assert {cell.manager for cell in cells if cell.key not in done} == lost
 
 
 def test_cases_that_train_the_same_share_the_run(folder: Path) -> None:

@@ -6,6 +6,7 @@ Finished runs are found again by what they were started with, so that an interru
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ from trainmgr.errors import TrainmgrError
 from trainmgr.launch import Request, launch
 from trainmgr.managers import catalog
 from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
-from trainmgr.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules
+from trainmgr.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
 from trainmgr.process import belongs
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import SETTLED
@@ -164,10 +165,24 @@ def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, events.RunFile]]:
         m = file.manifest
         if m.mode != "auto" or m.replay_of is not None or m.blocking:
             continue
+        if _unknown(paths, m):
+            continue
         script = Path(m.directory) / m.script
         yield _key(script, m.arguments, m.manager, m.seed, m.policy), paths, file
         if m.manager.startswith("llm:"):  # asked for by the kind alone, before the endpoint said which model it has
             yield _key(script, m.arguments, "llm", m.seed, m.policy), paths, file
+
+
+def _unknown(paths: RunPaths, manifest: events.Manifest) -> bool:
+    """Whether a manager read settings that the version of then did not write down: other defaults, maybe."""
+    written = json.loads(paths.manifest.read_bytes())["manifest"]["policy"]
+    read = _relevant(manifest.policy, manifest.manager)
+    return any(
+        isinstance(values := getattr(manifest.policy, name), Section)
+        and getattr(read, name) is values
+        and not set(type(values).model_fields) <= set(written.get(name, {}))
+        for name in type(read).model_fields
+    )
 
 
 def find(todo: list[Cell], runs_dir: Path) -> tuple[dict[Key, Outcome], list[RunPaths]]:
