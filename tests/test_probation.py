@@ -686,7 +686,7 @@ def test_where_it_harms_the_manager_has_its_recipe_and_weights_back_and_nothing_
     assert (back.parameters, run.state.recipe["lr"]) == ({"lr": 9e-4}, 9e-4)
     assert run.ledger.losses()["reversals"] == 0
     assert "the recipe of the start did harm" in display.reversal_in_words(back)
-    assert len(run.measure(*[3.7] * 15).of(events.Challenged)) == 1
+    assert len(run.measure(*[3.7] * 13).of(events.Challenged)) == 1
     assert len(run.measure(3.7).of(events.Challenged)) == 2  # after twice as many
 
 

@@ -119,6 +119,8 @@ class Ledger:
     """Whether we acted ourselves since the last snapshot: an answer to it has no ground any more."""
     challenges: int = 0
     """How often the recipe of the start was put on trial."""
+    challenged_at: int = 0
+    """Evaluations until the last time."""
     due: events.Reverted | events.Challenged | events.Ending | None = None
     """What is on record and must be issued next."""
     carrying: events.Reverted | events.Challenged | events.Ending | None = None
@@ -204,7 +206,7 @@ class Ledger:
                 self._trust(payload.trust)
             case events.Challenged():
                 self.due, self.overtaken = payload, True
-                self.challenges += 1
+                self.challenges, self.challenged_at = self.challenges + 1, payload.evals
             case events.Ending():
                 self.due, self.overtaken, self.ending = payload, True, True
             case events.Restarted():

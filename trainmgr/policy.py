@@ -141,8 +141,8 @@ class Probation(Section):
     idle_budget: Share = 0.2
     """The same of steps in trials of other changes that brought nothing, from the third reversal on."""
     challenge_evals: Count = 8
-    """After this many evaluations without a new best or a change, the recipe of the start is put on trial in place of
-    what a manager has made of it: it stays unless it harms. Twice as many before each further time; 0: never."""
+    """After this many evaluations without a new best, the recipe of the start is put on trial in place of what a
+    manager has made of it: it stays unless it harms. Twice as many before each further time; 0: never."""
     max_reversals: Count = 5
     """Instead, where no number of steps is planned: how often changes may be taken back."""
     fallback: Literal["proven", "start"] = "proven"
@@ -163,6 +163,10 @@ class Rules(Section):
     """Plateau: evaluations since the best and since the last change, without a rise."""
     wide_gap: Positive = 0.1
     """Plateau: the objective worse than on training data by more than this fraction of the best: regularize more."""
+    slow_gain: Annotated[float, Field(ge=0)] = 0.01
+    """With so wide a gap it is a plateau, too, where the best became better by less than this fraction in that time."""
+    longer: Annotated[float, Field(ge=1)] = 3.0
+    """At a plateau with so wide a gap, averages of weights reach back this many times as far as before."""
     narrow_gap: Positive = 0.02
     """Plateau: worse by less than this fraction: what the rules have tightened was too tight."""
     first_notch: Share = 0.4

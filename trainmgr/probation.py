@@ -305,7 +305,9 @@ def _challenger(state: RunState, ledger: Ledger, policy: Policy) -> dict[str, Va
     if not watch.challenge_evals or not ledger.on_probation or ledger.outstanding is not None or state.best is None:
         return {}
     changes = [at for at in (*state.changed_at.values(), state.rollback_at) if at is not None]
-    waited = min(state.evals_since_best, state.evals - max(changes, default=state.evals))
+    if state.evals - max(changes, default=state.evals) < watch.patience:  # what was taken back must be seen to be back
+        return {}
+    waited = min(state.evals_since_best, state.evals - ledger.challenged_at)
     if waited < watch.challenge_evals * 2**ledger.challenges:
         return {}
     if state.evals_left is not None and state.evals_left < watch.window_evals + 1:
