@@ -163,10 +163,6 @@ class Rules(Section):
     """Plateau: evaluations since the best and since the last change, without a rise."""
     wide_gap: Positive = 0.1
     """Plateau: the objective worse than on training data by more than this fraction of the best: regularize more."""
-    slow_gain: Annotated[float, Field(ge=0)] = 0.01
-    """With so wide a gap it is a plateau, too, where the best became better by less than this fraction in that time."""
-    longer: Annotated[float, Field(ge=1)] = 3.0
-    """At a plateau with so wide a gap, averages of weights reach back this many times as far as before."""
     narrow_gap: Positive = 0.02
     """Plateau: worse by less than this fraction: what the rules have tightened was too tight."""
     first_notch: Share = 0.4
