@@ -92,7 +92,7 @@ ALLOWED: dict[str, str] = {
     "comparison.measured paths policy process protocol run_state snapshot supervisor telemetry wire",
     "comparison.pooling": "comparison.results errors protocol wire",
     "comparison.gathering": "comparison.experiment comparison.measured comparison.pooling comparison.results "
-    "comparison.trials errors files policy signals",
+    "comparison.trials errors files policy signals wire",
     "screen": "action_space display events ledger run_state telemetry",
     "comparison.progress": "comparison.trials display",
     "tables": "audit check display events ledger opinions paths process proof replay run_state screen wire",
@@ -116,6 +116,7 @@ THIRD_PARTY = {  # package to the modules that may import it
 LONGEST = 450
 LONG = {
     "policy": "every key that an operator can set, with its explanation",
+    "events": "every kind of record in the log, with its explanation",
     "supervisor": "the one thread that owns all state, in one place",
     "cli": "one body for each command",
 }

@@ -71,10 +71,7 @@ class Run:
         self.ledger.fold(payload)
 
     def own(self) -> None:
-        event = decision.own(
-            self.ledger, self.policy, run="r", issued=protocol.Issued(t=0.0, step=self.state.step),
-            commands=self.state.space.commands,
-        )  # fmt: skip
+        event = decision.own(self.ledger, run="r", issued=protocol.Issued(t=0.0, step=self.state.step))
         if event is not None:
             self.tell(event)
             self.obey()
@@ -511,7 +508,7 @@ def test_after_a_restart_nothing_is_on_trial_and_what_was_on_its_way_still_comes
     run.obeys = False
     run.measure(9.0)
     run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/x"))
-    event = decision.own(run.ledger, run.policy, run="r", issued=protocol.Issued(t=0.0, step=0), commands=[])
+    event = decision.own(run.ledger, run="r", issued=protocol.Issued(t=0.0, step=0))
     assert event is not None
     assert (event.control.revision, event.control.params) == (3, {"lr": 1e-3})
     assert event.control.command is not None
@@ -611,7 +608,13 @@ def test_a_manager_that_lost_too_much_is_only_listened_to() -> None:
     run.measure(*[4.0] * 8).change(lr=9e-4)
     assert len(run.of(events.OverrideIssued)) == issued
     assert decision.trigger(run.measure(4.0).state, run.ledger, run.policy) == "evaluation"
-    assert run.ledger.losses() == {"reversals": 2, "steps_lost": 20, "steps_in_vain": 0, "demoted": True}
+    assert run.ledger.losses() == {
+        "reversals": 2,
+        "steps_lost": 20,
+        "steps_in_vain": 0,
+        "demoted": True,
+        "challenges": 0,
+    }
 
 
 @pytest.mark.parametrize(("fallback", "recipe"), [
@@ -671,11 +674,50 @@ def test_a_recipe_that_brings_nothing_new_gives_way_to_that_of_the_start() -> No
     assert "recipe of the start goes on trial: lr = 0.001" in (display.event_in_words(challenged, run.state) or "")
     assert decision.trigger(run.measure(3.7).state, run.ledger, run.policy) is None  # nobody may spoil it
     (kept,) = [event for event in run.measure(3.7, 3.7, 3.7, 3.7).of(events.Kept) if event.challenge]
-    assert (kept.decisions, kept.trust) == ([challenged.decision], {"lr": 0.5})
-    assert (run.state.recipe["lr"], run.ledger.challenged, run.ledger.trust) == (1e-3, False, {"lr": 0.5})
+    assert (kept.decisions, kept.trust) == ([challenged.decision], {})
+    assert (run.state.recipe["lr"], run.ledger.challenged, run.ledger.trust) == (1e-3, False, {})
     assert decision.trigger(run.measure(3.7).state, run.ledger, run.policy) == "evaluation"
     assert len(run.measure(*[3.7] * 30).of(events.Challenged)) == 1  # there is nothing to be put on trial any more
-    assert run.ledger.losses() == {"reversals": 0, "steps_lost": 0, "steps_in_vain": 0, "demoted": False}
+    assert run.ledger.losses() == {
+        "reversals": 0,
+        "steps_lost": 0,
+        "steps_in_vain": 0,
+        "demoted": False,
+        "challenges": 1,
+    }
+
+
+def test_where_it_is_better_the_manager_is_trusted_less() -> None:
+    (kept,) = [event for event in lucky().measure(3.7, 3.6, 3.6, 3.6, 3.5, 3.5).of(events.Kept) if event.challenge]
+    assert kept.trust == {"lr": 0.5}
+
+
+def test_a_challenge_that_ends_in_no_number_has_lost() -> None:
+    run = lucky().measure(3.7)
+    assert run.ledger.challenged
+    (back,) = run.measure(math.nan).reversals
+    assert (back.challenge, run.state.recipe["lr"]) == (True, 9e-4)
+
+
+def test_one_that_is_never_answered_keeps_the_run_from_nothing() -> None:
+    run = lucky(total_steps=400)
+    run.obeys = False
+    run.fold(checkpoint(run.at))
+    (challenged,) = run.measure(3.7).of(events.Challenged)
+    assert challenged.valid_until_step == run.at + 20  # a twentieth of the run
+    assert run.of(events.OverrideIssued)[-1].control.valid_until_step == run.at + 20
+    run.measure(*[3.8] * 18)
+    assert len(run.of(events.Ending)) == 1
+
+
+def test_a_crash_on_its_way_forgets_it() -> None:
+    run = lucky()
+    run.obeys = False
+    run.measure(3.7)
+    assert isinstance(run.ledger.carrying, events.Challenged)
+    run.tell(events.Restarted(attempt=1, exit="crashed", resume=None))
+    assert not run.ledger.challenged
+    assert run.ledger.due is None
 
 
 def test_where_it_harms_the_manager_has_its_recipe_and_weights_back_and_nothing_is_held_against_it() -> None:
@@ -685,12 +727,15 @@ def test_where_it_harms_the_manager_has_its_recipe_and_weights_back_and_nothing_
     assert back.command == protocol.Command(id=back.decision, name="rollback", to="checkpoints/trial.pt")
     assert (back.parameters, run.state.recipe["lr"]) == ({"lr": 9e-4}, 9e-4)
     assert run.ledger.losses()["reversals"] == 0
-    assert "the recipe of the start did harm" in display.reversal_in_words(back)
+    assert "did harm with the recipe of the start" in display.reversal_in_words(back)
     assert len(run.measure(*[3.7] * 13).of(events.Challenged)) == 1
     assert len(run.measure(3.7).of(events.Challenged)) == 2  # after twice as many
 
 
-@pytest.mark.parametrize("how", ["not watched", "switched off", "nothing was changed", "near the end", "refused"])
+@pytest.mark.parametrize("how", [
+    "not watched", "switched off", "nothing was changed", "near the end", "refused", "no way back", "no checkpoint",
+    "forbidden", "no number", "diverging",
+])  # fmt: skip
 def test_no_challenge_where_there_is_none_to_make(how: str) -> None:
     if how == "nothing was changed":
         run = learned(commands=KEEPS).measure(*[4.0] * 10)
@@ -702,6 +747,16 @@ def test_no_challenge_where_there_is_none_to_make(how: str) -> None:
         assert not run.ledger.challenged
         assert len(run.measure(3.7).of(events.Challenged)) == 1
         return
+    elif how in ("no number", "diverging"):
+        run = lucky()
+        run.ledger.alarms = frozenset({"divergence"} if how == "diverging" else ())
+        run.measure(math.nan if how == "no number" else 3.7)
+    elif how in ("no way back", "no checkpoint", "forbidden"):
+        run = lucky(Policy(actions=Actions(rollback=how != "forbidden")))
+        assert run.state.start is not None
+        left = {"no way back": ["checkpoint", "stop"], "no checkpoint": ["rollback", "stop"]}.get(how, KEEPS)
+        run.state.start = run.state.start.model_copy(update={"commands": left})
+        run.measure(3.7, 3.7)
     else:
         policy = Policy(probation=Probation(challenge_evals=0)) if how == "switched off" else None
         total = 250 if how == "near the end" else TOTAL

@@ -212,9 +212,7 @@ class Simulation:
 
     def own(self) -> None:
         issued = protocol.Issued(t=0.0, step=self.state.step)
-        event = decision.own(
-            self.ledger, self.policy, run=self.paths.id, issued=issued, commands=self.state.space.commands
-        )
+        event = decision.own(self.ledger, run=self.paths.id, issued=issued)
         if event is not None:
             self.append(event)
             control.write(self.paths, event.control)

@@ -184,15 +184,16 @@ def test_an_approval_that_comes_after_the_harm_was_seen_changes_nothing(tmp_path
     holds(paths)
 
 
-@pytest.mark.parametrize("last", ["reverted", "override"])
-def test_a_supervisor_that_dies_while_it_takes_a_change_back(tmp_path: Path, last: str) -> None:
+def killed(tmp_path: Path, script: Path, first: Any, policy: Policy, *, before_override: bool) -> None:
+    """A supervisor that dies at its first own override: before that is on record, or before it is in the file."""
+
     class Died(BaseException):
         pass
 
     append, write = audit.Log.append, control.write
 
     def appending(log: audit.Log, payload: events.Payload, now: float) -> Any:
-        if last == "reverted" and isinstance(payload, events.OverrideIssued) and payload.origin == "probation":
+        if before_override and isinstance(payload, events.OverrideIssued) and payload.origin == "probation":
             raise Died
         return append(log, payload, now)
 
@@ -201,14 +202,18 @@ def test_a_supervisor_that_dies_while_it_takes_a_change_back(tmp_path: Path, las
             raise Died
         write(paths, content)
 
-    script = write_child(tmp_path, BODY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit.Log, "append", appending)
         patch.setattr(control, "write", writing)
         patch.setattr(Child, "signal", lambda *_: None)  # the child of a supervisor that was killed lives on
         patch.setattr(Child, "join", lambda *_: True)
         with pytest.raises(Died):
-            supervise(tmp_path, script, ScriptedManager([HARM]), policy=EXACTLY)
+            supervise(tmp_path, script, ScriptedManager([first]), policy=policy)
+
+
+@pytest.mark.parametrize("last", ["reverted", "override"])
+def test_a_supervisor_that_dies_while_it_takes_a_change_back(tmp_path: Path, last: str) -> None:
+    killed(tmp_path, write_child(tmp_path, BODY), HARM, EXACTLY, before_override=last == "reverted")
     (paths,) = list_runs(tmp_path / "runs")
     assert len(of(paths, events.Reverted)) == 1
     closing = launch.attach(paths, tmp_path / "runs", lambda *_: Recorder(), manager=ScriptedManager())
@@ -238,7 +243,8 @@ def test_a_child_that_crashes_before_a_change_was_taken_back(tmp_path: Path) -> 
     holds(paths)
 
 
-def test_a_recipe_that_proved_itself_by_luck_gives_way_to_that_of_the_start(tmp_path: Path) -> None:
+def by_luck() -> str:
+    """A child whose first lower `lr` helps for a while, and then brings nothing."""
     body = BODY.replace(
         "else -0.001", "else -0.05 if recipe['lr'] < 0.1 and step <= 12 else -0.001 * (recipe['lr'] == 0.1)"
     )
@@ -251,16 +257,31 @@ def trying():
 with Workload("""
     body = body.replace("\nwith Workload(", trying).replace("seen(step, evals))", "trying() or seen(step, evals))")
     saves = 'w.command("checkpoint", lambda to: w.checkpoint(step, w.checkpoints / to))'
-    body = body.replace('w.command("stop"', f'{saves}\n    w.command("stop"')
-    watch = Probation(challenge_evals=2, window_evals=2)
-    policy = Policy(limits=Limits(lead_steps=1), probation=watch)
-    manager = ScriptedManager([answer("adjust", {"lr": 0.05})])
-    paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), manager, policy=policy)
+    return body.replace('w.command("stop"', f'{saves}\n    w.command("stop"')
+
+
+TRYING = Policy(limits=Limits(lead_steps=1), probation=Probation(challenge_evals=2, window_evals=2))
+LUCKY = answer("adjust", {"lr": 0.05})
+
+
+def test_a_recipe_that_proved_itself_by_luck_gives_way_to_that_of_the_start(tmp_path: Path) -> None:
+    paths, closing, _ = supervise(tmp_path, write_child(tmp_path, by_luck()), ScriptedManager([LUCKY]), policy=TRYING)
     (challenged,) = of(paths, events.Challenged)
     assert challenged.parameters == {"lr": 0.1}
     assert [event.challenge for event in of(paths, events.Kept)] == [False, True]
     assert final(paths).recipe["lr"] == 0.1
-    assert closing.reversals == 0
+    assert (closing.reversals, closing.challenges) == (0, 1)
+    holds(paths)
+
+
+@pytest.mark.parametrize("last", ["challenged", "override"])
+def test_a_supervisor_that_dies_at_a_challenge(tmp_path: Path, last: str) -> None:
+    killed(tmp_path, write_child(tmp_path, by_luck()), LUCKY, TRYING, before_override=last == "challenged")
+    (paths,) = list_runs(tmp_path / "runs")
+    assert len(of(paths, events.Challenged)) == 1
+    closing = launch.attach(paths, tmp_path / "runs", lambda *_: Recorder(), manager=ScriptedManager())
+    assert (closing.reversals, closing.challenges) == (0, 1)
+    assert [event.challenge for event in of(paths, events.Kept)] == [False, True]
     holds(paths)
 
 

@@ -202,20 +202,25 @@ def resume(state: RunState, ledger: Ledger) -> str | None:
     return last.path if last else None
 
 
-def own(
-    ledger: Ledger, policy: Policy, *, run: str, issued: protocol.Issued, commands: Sequence[str]
-) -> events.OverrideIssued | None:  # fmt: skip
+def own(ledger: Ledger, *, run: str, issued: protocol.Issued) -> events.OverrideIssued | None:
     """The override that follows from what was put on record last; None where nothing is due."""
     due = ledger.due
     if due is None:
         return None
     base = ledger if ledger.outstanding is None else replace(ledger, in_force=ledger.held)
+    challenge = due if isinstance(due, events.Challenged) else None
     content = control.next_control(
-        base, run, due.decision, changes={} if isinstance(due, events.Ending) else due.parameters,
-        command=None if isinstance(due, events.Challenged) else due.command, issued=issued, based_on_step=due.step,
-        valid_until_step=None, at_step=None,
-        keep=_keep(ledger, policy, commands) if isinstance(due, events.Challenged) else None,
-    )  # fmt: skip
+        base,
+        run,
+        due.decision,
+        changes={} if isinstance(due, events.Ending) else due.parameters,
+        command=None if isinstance(due, events.Challenged) else due.command,
+        issued=issued,
+        based_on_step=due.step,
+        valid_until_step=challenge.valid_until_step if challenge else None,
+        at_step=None,
+        keep=TRIAL if challenge else None,
+    )
     return events.OverrideIssued(decision=due.decision, origin="probation", control=content)
 
 

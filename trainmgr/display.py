@@ -72,7 +72,11 @@ def reversal_in_words(event: events.Reverted) -> str:
     back = ", ".join(f"{name} = {shown(value)}" for name, value in event.parameters.items())
     todo = "; ".join(part for part in (command_in_words(event.command), back) if part)
     if event.challenge:
-        text = f"the recipe of the start did harm: {number(event.measured)} where {number(event.forecast)} was forecast"
+        what = "crashed with" if event.why == "crash" else "did harm with"
+        text = (
+            f"the workload {what} the recipe of the start: {number(event.measured)} where {number(event.forecast)} was"
+        )
+        text += " forecast"
         return f"{text}: {todo or 'nothing is changed'}"
     why = {"harm": "", "no proof": "no proof that it helped, ", "crash": "the workload crashed meanwhile, "}[event.why]
     cost = losses_in_words(event.lost, event.idle)
@@ -161,7 +165,8 @@ def event_in_words(event: events.Payload, state: RunState) -> str | None:
             back = ", ".join(f"{name} = {shown(value)}" for name, value in event.parameters.items())
             return f"no new best since step {event.best_step:,}: the recipe of the start goes on trial: {back}"
         case events.Kept(challenge=True):
-            return f"the recipe of the start does no worse: it stays ({number(event.measured)})"
+            expected = number(event.forecast)
+            return f"the recipe of the start does no harm: it stays ({number(event.measured)}, forecast {expected})"
         case events.Kept():
             expected = f" where {number(event.forecast)} was forecast" if event.forecast is not None else ""
             return f"{', '.join(event.decisions[-4:])} proved good: {number(event.measured)}{expected}"

@@ -86,6 +86,8 @@ class Closing(Wire):
     """Steps in trials of other changes that brought nothing."""
     demoted: Annotated[bool, Field(exclude_if=operator.not_)] = False
     """Whether the manager had lost so much that nothing of it was applied any more."""
+    challenges: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """How often the recipe of the start was put on trial against the manager's."""
 
 
 class Check(Wire):
@@ -329,6 +331,8 @@ class Challenged(Wire):
     """Evaluations until now."""
     parameters: dict[str, Value]
     """The values of the start, of what a manager has changed."""
+    valid_until_step: int | None
+    """The last step at which it may take effect."""
 
 
 class Ending(Wire):

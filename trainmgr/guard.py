@@ -127,7 +127,7 @@ def _stale(
     state: RunState, ledger: Ledger, policy: Policy, based_on_step: int, age_seconds: float
 ) -> str | None:  # fmt: skip
     if ledger.overtaken:
-        return "changes were taken back since the snapshot, or the run is being ended"
+        return "probation has changed the recipe since the snapshot, or the run is being ended"
     age, limit = state.step - based_on_step, policy.max_age(state.total_steps)
     if age < 0:
         return f"the snapshot is of step {based_on_step}; the run went back to step {state.step} since"

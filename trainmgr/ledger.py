@@ -158,6 +158,7 @@ class Ledger:
             "steps_lost": self.lost,
             "steps_in_vain": self.idle,
             "demoted": self.demoted,
+            "challenges": self.challenges,
         }
 
     def fold(self, payload: events.Payload) -> None:
@@ -212,7 +213,8 @@ class Ledger:
             case events.Restarted():
                 self.restarts += 1
                 self.trials, self.ending = [], False  # what would come of them starts from other weights
-                self.due, self.carrying = self.due or self.carrying, None
+                left, self.carrying = self.due or self.carrying, None
+                self.due = None if isinstance(left, events.Challenged) else left  # its grounds are gone
             case events.Stalled() | events.Operator():
                 self.ending = True
             case events.Failure():

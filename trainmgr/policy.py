@@ -142,7 +142,8 @@ class Probation(Section):
     """The same of steps in trials of other changes that brought nothing, from the third reversal on."""
     challenge_evals: Count = 8
     """After this many evaluations without a new best, the recipe of the start is put on trial in place of what a
-    manager has made of it: it stays unless it harms. Twice as many before each further time; 0: never."""
+    manager has made of it, where the workload can keep and restore its weights: it stays unless it harms. Nobody is
+    asked, and the reach of one change does not bind it. Twice as many before each further time; 0: never."""
     max_reversals: Count = 5
     """Instead, where no number of steps is planned: how often changes may be taken back."""
     fallback: Literal["proven", "start"] = "proven"

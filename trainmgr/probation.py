@@ -44,7 +44,9 @@ def assess(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256:
 
     ``offset`` and ``sha256`` say how much telemetry was read.
     """
-    if ledger.started is None or ledger.ending or ledger.due or ledger.carrying or not state.evaluations:
+    if ledger.started is None or ledger.ending or ledger.due or not state.evaluations:
+        return None
+    if ledger.carrying is not None and not isinstance(ledger.carrying, events.Challenged):
         return None
     manifest, total = ledger.started.manifest, state.total_steps
     over = state.end is not None or (total is not None and state.step >= total)
@@ -56,13 +58,15 @@ def assess(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256:
             return _reverted(state, ledger, policy, offset, sha256, harm=True)
         if _measured(state, oldest) >= policy.probation.window_evals:
             if oldest.challenge:
+                if oldest.forecast.level is None or not math.isfinite(state.measured[-1][2]):  # nothing can be compared
+                    return _reverted(state, ledger, policy, offset, sha256, harm=True)
                 return _kept(state, ledger, policy, offset, sha256, state.step)
             if (through := proven(state, oldest, policy)) is not None:
                 return _kept(state, ledger, policy, offset, sha256, through)
             if not _promising(state, ledger, policy):
                 return _reverted(state, ledger, policy, offset, sha256, harm=False)
     elif manifest.mode != "shadow" and (values := _challenger(state, ledger, policy)):
-        return _challenged(state, ledger, offset, sha256, values)
+        return _challenged(state, ledger, policy, offset, sha256, values)
     if ledger.ends_on_best and manifest.mode != "shadow":
         return _ending(state, ledger, offset, sha256)
     return None
@@ -279,7 +283,9 @@ def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: 
     good, oldest = [trial for trial in ledger.trials if trial.step < through] or ledger.trials[:1], ledger.trials[0]
     names = [name for trial in good for name in (*trial.before, *([ROLLBACK] if trial.rollback else []))]
     watch = policy.probation
-    if oldest.challenge:
+    if oldest.challenge and not _beats(state, oldest):
+        trust = {}
+    elif oldest.challenge:
         trust = {name: max(watch.least_trust, ledger.trust.get(name, 1.0) * watch.shrink) for name in names}
     else:
         trust = {
@@ -304,6 +310,8 @@ def _challenger(state: RunState, ledger: Ledger, policy: Policy) -> dict[str, Va
     watch, space = policy.probation, state.space.parameters
     if not watch.challenge_evals or not ledger.on_probation or ledger.outstanding is not None or state.best is None:
         return {}
+    if not _can_go_back(state, policy) or "divergence" in ledger.alarms or not math.isfinite(state.measured[-1][2]):
+        return {}
     changes = [at for at in (*state.changed_at.values(), state.rollback_at) if at is not None]
     if state.evals - max(changes, default=state.evals) < watch.patience:  # what was taken back must be seen to be back
         return {}
@@ -322,10 +330,17 @@ def _challenger(state: RunState, ledger: Ledger, policy: Policy) -> dict[str, Va
     }
 
 
+def _can_go_back(state: RunState, policy: Policy) -> bool:
+    """Whether the weights from before a challenge can be kept, and had back: nobody asked for it."""
+    offered = set(state.start.commands) if state.start else set()
+    return policy.actions.rollback and policy.probation.checkpoint and {"checkpoint", "rollback"} <= offered
+
+
 def _challenged(
-    state: RunState, ledger: Ledger, offset: int, sha256: str, values: dict[str, Value]
+    state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str, values: dict[str, Value]
 ) -> events.Challenged:  # fmt: skip
     assert state.best is not None
+    age = policy.max_age(state.total_steps)
     return events.Challenged(
         decision=f"probation{ledger.revision + 1}",
         telemetry_offset=offset,
@@ -336,6 +351,7 @@ def _challenged(
         best_step=state.best[0],
         evals=state.evals,
         parameters=values,
+        valid_until_step=None if age is None else state.step + age,
     )
 
 

@@ -255,7 +255,9 @@ class Prover:
         if moment.ledger.demoted:
             self._find(place, "an override of a manager that had lost too much")
         elif moment.ledger.overtaken:
-            self._find(place, "an override on what was seen before changes were taken back")
+            self._find(place, "an override on what was seen before probation changed the recipe")
+        elif moment.ledger.challenged:
+            self._find(place, "an override of the manager while the recipe of the start was on trial")
         ruling = self._verdicts.get(event.decision)
         mode = moment.ledger.started.manifest.mode if moment.ledger.started else "auto"
         if ruling is None or ruling.result == "rejected":

@@ -110,13 +110,7 @@ def derived(moment: Moment) -> events.Payload | None:
                 commands=state.space.commands,
             )
         case events.OverrideIssued(origin="probation"):
-            return decision.own(
-                ledger,
-                policy,
-                run=ledger.started.manifest.id,
-                issued=data.control.issued,
-                commands=state.space.commands,
-            )
+            return decision.own(ledger, run=ledger.started.manifest.id, issued=data.control.issued)
         case events.Acknowledged():
             record = moment.answer
             return decision.acknowledgment(record, state, ledger, moment.offset) if record is not None else None

@@ -71,6 +71,8 @@ def _status(state: RunState, ledger: Ledger) -> Text:
         status = ledger.ended.closing.status
         return Text(status, style="green" if status in ("completed", "stopped") else "red")
     if ledger.carrying is not None:
+        if isinstance(ledger.carrying, events.Challenged):
+            return Text("trying the recipe of the start", style="yellow")
         return Text("taking changes back" if isinstance(ledger.carrying, events.Reverted) else "ending", style="yellow")
     if ledger.waiting is not None:
         return Text("deciding", style="cyan")

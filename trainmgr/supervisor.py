@@ -279,13 +279,7 @@ class Supervisor:
 
     def _own(self) -> None:
         """Issue what is on record as due."""
-        event = decision.own(
-            self.ledger,
-            self.policy,
-            run=self.paths.id,
-            issued=self._issued(),
-            commands=self.state.space.commands,
-        )
+        event = decision.own(self.ledger, run=self.paths.id, issued=self._issued())
         if event is not None:
             self._write(event)
 
@@ -382,7 +376,7 @@ class Supervisor:
         answer = {True: "yes", False: "no", None: "none"}[message.answer]
         if self._append(events.Approval.model_validate({"decision": pending.id, "answer": answer})) and message.answer:
             if self.ledger.overtaken:
-                self._fail("probation", "earlier changes were taken back since this was asked: not applied", pending.id)
+                self._fail("probation", "probation changed the recipe since this was asked: not applied", pending.id)
             self._issue(pending.ruling, pending.step)
         self._decided()
 

@@ -157,7 +157,7 @@ def print_rebuilt(console: Console, result: replay.Rebuilt) -> None:
 
 
 def _plural(kind: str, count: int) -> str:
-    word = {"reverted": "reversal", "kept": "proof"}.get(kind, kind)
+    word = {"reverted": "reversal", "kept": "proof", "challenged": "challenge"}.get(kind, kind)
     return word if count == 1 or word == "acknowledged" else f"{word}s"
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from trainmgr.comparison import measured, results
 from trainmgr.comparison.experiment import Experiment, Plan, plans
 from trainmgr.comparison.pooling import pool
-from trainmgr.comparison.trials import Cell, Outcome
+from trainmgr.comparison.trials import Cell, Outcome, sections
 from trainmgr.errors import UserError
 from trainmgr.files import sha256
 from trainmgr.policy import Policy
 from trainmgr.signals import rounded
+from trainmgr.wire import plain
 
 POINTS = 60  # of a curve in the results
 
@@ -122,9 +123,9 @@ def _settings(rules: Policy) -> dict[str, Any]:
 
 
 def _rules(cell: Cell) -> str:
-    """Digest of what the manager can read of the policy."""
-    content: bytes = cell.key[-1]
-    return sha256(content)[:16]
+    """Digest of what the manager can read of the policy, defaults included."""
+    read = {name: plain(values) for name, values in sections(cell.request.policy, cell.request.manager).items()}
+    return sha256(json.dumps(read, sort_keys=True).encode())[:16]
 
 
 def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results.Run:

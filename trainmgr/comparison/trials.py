@@ -153,6 +153,17 @@ def _relevant(rules: Policy, manager: str) -> Policy:
     return rules.model_copy(update=unread)
 
 
+def sections(rules: Policy, manager: str) -> dict[str, Section]:
+    """What of a policy this manager, and the supervisor for it, reads whole."""
+    read, kind = _relevant(rules, manager), manager.partition(":")[0]
+    return {
+        name: values
+        for name in type(rules).model_fields
+        if isinstance(values := getattr(rules, name), Section)
+        and (getattr(read, name) is values or (name == "actions" and kind != "none"))
+    }
+
+
 # -- what is there already ---------------------------------------------------------------------------------------------
 
 
@@ -176,12 +187,9 @@ def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, events.RunFile]]:
 def _unknown(paths: RunPaths, manifest: events.Manifest) -> bool:
     """Whether a manager read settings that the version of then did not write down: other defaults, maybe."""
     written = json.loads(paths.manifest.read_bytes())["manifest"]["policy"]
-    read = _relevant(manifest.policy, manifest.manager)
     return any(
-        isinstance(values := getattr(manifest.policy, name), Section)
-        and getattr(read, name) is values
-        and not set(type(values).model_fields) <= set(written.get(name, {}))
-        for name in type(read).model_fields
+        not set(type(values).model_fields) <= set(written.get(name, {}))
+        for name, values in sections(manifest.policy, manifest.manager).items()
     )
 
 
