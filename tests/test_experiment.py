@@ -62,6 +62,14 @@ def test_what_is_said_instead_holds_in_every_case(tmp_path: Path) -> None:
     assert plans[1].policy == "case.toml"
 
 
+def test_single_cases_can_be_named(tmp_path: Path) -> None:
+    plan = loaded(tmp_path, FULL)
+    assert [case.name for case in plan.only(["reckless"]).cases] == ["reckless"]
+    assert plan.only([]) == plan
+    with pytest.raises(UserError, match="no case 'calm'; there are: 'cautious', 'reckless'"):
+        plan.only(["cautious", "calm"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

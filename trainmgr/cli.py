@@ -326,6 +326,9 @@ def compare(
     reference: Annotated[
         str | None, typer.Option(metavar="NAME", help="The manager that the others are compared with; else the first.")
     ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this case of the experiment; may be given again.")
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="Metrics at the end, with commas between; =min or =max says which way is better.")
     ] = "",
@@ -354,7 +357,7 @@ def compare(
     chosen, goals = _metrics(metrics)
     if what.suffix == ".json":
         files = [what, *map(Path, arguments or [])]
-        if managers or seeds or reference or reuse or any(file.suffix != ".json" for file in files):
+        if managers or seeds or reference or reuse or case or any(file.suffix != ".json" for file in files):
             raise UserError(
                 f"{what} is printed again as it was measured: what may follow it are other results (.json), --metrics, "
                 "--test, --show-seeds and --out. Name a script or an experiment to train."
@@ -363,7 +366,7 @@ def compare(
     else:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs, as Ctrl-C does
-        plan = _experiment(what, arguments or [], managers, seeds, reference, policy)
+        plan = _experiment(what, arguments or [], managers, seeds, reference, policy).only(case or [])
         folder = what.parent if what.suffix == ".toml" else Path()
         cells = trials.cells(plan, folder, runs_dir)
         there = _reused(plan, cells, reuse) if reuse else None

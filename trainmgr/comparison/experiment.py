@@ -67,6 +67,14 @@ class Experiment(Wire):
         cases = [case.model_copy(update=dict.fromkeys(changed, None)) for case in self.cases]
         return self.model_copy(update={**changed, "cases": cases})
 
+    def only(self, names: list[str]) -> Experiment:
+        """With the named cases alone; all of them where none is named. Raises UserError for what is no case."""
+        there = {case.name: case for case in self.cases}
+        if unknown := [name for name in names if name not in there]:
+            known = ", ".join(map(repr, there)) or "none"
+            raise UserError(f"The experiment has no case {unknown[0]!r}; there are: {known}.")
+        return self.model_copy(update={"cases": [case for case in self.cases if not names or case.name in names]})
+
 
 @dataclass(frozen=True)
 class Plan:
