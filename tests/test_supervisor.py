@@ -547,12 +547,21 @@ ORPHANED = """
             if step == 10:
                 until(lambda: (RUN / "go").exists())
             if step == 12:
-                until(lambda: "verdict" in "".join(e["kind"] for e in log()).partition("attached")[2])
+                until(handed_over)
+"""
+HANDED_OVER = """
+def handed_over():
+    events = log()
+    cut = [e["kind"] for e in events].index("attached")
+    issued = [e["control"]["revision"] for e in events[cut:] if e["kind"] == "override"]
+    return bool(issued) and json.loads((RUN / "control.json").read_bytes())["revision"] >= issued[0]
+
+
 """
 
 
 def test_the_child_outlives_its_supervisor_and_attach_takes_over(tmp_path: Path) -> None:
-    body = LINE.replace("            until(lambda: settled(evals))\n", ORPHANED)
+    body = HANDED_OVER + LINE.replace("            until(lambda: settled(evals))\n", ORPHANED)
     script = write_child(tmp_path, body)
     command = [PYTHON, "-m", "trainmgr", "run", str(script), "--manager", "schedule:cosine", "--runs-dir",
                str(tmp_path / "runs"), "--seed", "1", "--quiet"]  # fmt: skip
