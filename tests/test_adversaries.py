@@ -398,7 +398,9 @@ def test_whatever_they_do_the_log_holds(name: str, tmp_path: Path) -> None:
     policy = NO_STOP.model_copy(update={"staleness": Staleness(max_age_seconds=0.01 if late else 600)})
     paths, closing, heard = supervise(tmp_path, MINIMAL, catalog.make(name, policy, tmp_path), policy=policy)
     on_best = bool(heard.of(events.Ending))  # one evaluation before the end, where that was not the best
-    assert (closing.status, closing.steps == 1000) == (("stopped", False) if on_best else ("completed", True))
+    stopped = any(record.command and record.command.name == "stop" for record in heard.of(protocol.Applied))
+    assert closing.status == ("stopped" if stopped else "completed")  # so short a run may end before it hears of it
+    assert on_best if stopped else closing.steps == 1000
     verdicts = heard.of(events.Verdict)
     assert len(verdicts) > 1
     if late:
