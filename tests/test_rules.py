@@ -112,7 +112,7 @@ def overfitted(**options: Any) -> Run:
 def test_overfitting_rolls_back_slows_down_and_regularizes() -> None:
     proposal = overfitted().obey()
     assert (proposal.diagnosis, proposal.action, proposal.to) == ("overfitting", "rollback", "best")
-    assert proposal.changes == {"rate": 1.2e-3, "drop": 0.2, "decay": 1.2, "mean": pytest.approx(1 - 1 / 60, rel=1e-5)}
+    assert proposal.changes == {"rate": 1.2e-3, "drop": 0.2, "decay": 1.8, "mean": pytest.approx(1 - 1 / 60, rel=1e-5)}
     assert "4.8 at step 540" in proposal.evidence
 
 
@@ -127,6 +127,44 @@ def test_without_a_counterpart_and_without_a_way_back_the_changes_alone() -> Non
     assert set(proposal.changes) == {"rate", "drop", "decay", "mean"}
 
 
+def test_overfitting_early_in_the_run_begins_it_anew() -> None:
+    proposal = overfitted(total=60_000).obey()
+    assert (proposal.diagnosis, proposal.action, proposal.to) == ("overfitting", "rollback", "initial")
+    assert proposal.changes == {"rate": 6e-4, "drop": 0.2, "decay": 1.8, "mean": pytest.approx(1 - 1 / 60, rel=1e-5)}
+    assert overfitted(total=60_000, counterpart=None).obey().to == "best"  # nobody knows that it is overfitting
+    assert overfitted(total=60_000, commands=()).obey().action == "adjust"
+
+
+def test_the_way_back_from_the_initial_weights_is_neither_overfitting_nor_a_plateau() -> None:
+    run = overfitted(total=60_000)
+    run.obey()
+    for i in range(30):
+        run.evaluate(7.8 - i / 10 + (i % 3) / 8, 7.0 - i / 10).obey()  # up now and then
+    assert len(run.log) == 1
+    proposal = run.evaluate(4.7, 4.0).obey()  # a new best at last
+    assert (proposal.diagnosis, set(proposal.changes)) == ("scheduled", {"mean"})
+    run.curve([7.0] * 4, 3.0)
+    assert (run.obey().diagnosis, run.log[-1][1].to) == ("overfitting", "best")
+
+
+def test_a_way_back_that_leads_nowhere_is_left() -> None:
+    run = overfitted(total=60_000)
+    run.obey()
+    for _ in range(2 * run.policy.rules.patience + 1):
+        run.evaluate(7.0, 4.0).obey()
+    assert [(p.diagnosis, p.to) for _, p in run.log] == [("overfitting", "initial"), ("overfitting", "best")]
+
+
+def test_averages_grow_with_the_run() -> None:
+    run = Run(space=[MEAN.model_copy(update={"value": 0.95})], total=None)
+    for i in range(100):
+        run.evaluate(9.0 - i / 100, 8.9 - i / 100).obey()
+    steps = [step for step, _ in run.log]
+    assert steps[0] == 240  # when 48 steps are more than twice as many as 20
+    assert all(2 <= b / a < 2.5 for a, b in pairwise(steps))
+    assert run.state.recipe["mean"] == pytest.approx(1 - 1 / (0.2 * steps[-1]), rel=1e-5)
+
+
 def test_one_bad_evaluation_is_not_overfitting() -> None:
     assert Run().curve(LEARNING).evaluate(5.7, 4.0).obey().action == "keep"
 
@@ -136,8 +174,8 @@ def test_noise_alone_is_not_overfitting() -> None:
     run = Run(total=None).curve([9.0, 7.0, 6.0, 5.0])
     for x in noise * 8:
         run.evaluate(5.0 + x, 4.5 + x / 2).obey()
-    assert {p.diagnosis for _, p in run.log} <= {"plateau"}
-    assert len(run.log) <= 88 / run.policy.rules.plateau_evals
+    assert {p.diagnosis for _, p in run.log} <= {"plateau", "over-regularization", "scheduled"}
+    assert len([p for _, p in run.log if p.diagnosis != "scheduled"]) <= 88 / run.policy.rules.plateau_evals
 
 
 def test_a_change_is_measured_before_the_next() -> None:
@@ -226,12 +264,23 @@ def test_a_plateau_with_a_wide_gap_is_regularized() -> None:
     assert (proposal.diagnosis, set(proposal.changes)) == ("plateau", {"drop", "decay", "mean"})
 
 
+def test_a_regularization_that_brought_no_new_best_is_not_repeated() -> None:
+    run = plateau(1.0, total=None, policy=Policy.model_validate({"rules": {"average": 0}}))
+    run.obey()
+    tried = dict(run.state.recipe)
+    run.curve([4.81] * (3 * run.policy.rules.plateau_evals), 1.0)
+    proposal = run.obey()
+    assert (proposal.diagnosis, proposal.action, proposal.to) == ("over-regularization", "rollback", "best")
+    assert all(value < float(tried[name]) for name, value in proposal.changes.items())
+    assert set(proposal.changes) == {"rate", "drop", "decay"}
+
+
 def test_a_plateau_with_a_narrow_gap_takes_back_what_was_tightened() -> None:
-    run = overfitted(total=60_000)
+    run = overfitted(total=None, policy=Policy.model_validate({"rules": {"average": 0}}))
     run.obey()
     run.curve([4.8] * 14, 0.01)
     proposal = run.obey()
-    assert (proposal.diagnosis, proposal.changes) == ("over-regularization", {"drop": 0.1, "decay": 0.6})
+    assert (proposal.diagnosis, proposal.changes) == ("over-regularization", {"drop": 0.1, "decay": 1.2})
 
 
 def test_over_regularization_goes_back_to_the_start_and_no_further() -> None:

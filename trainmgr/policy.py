@@ -166,12 +166,19 @@ class Rules(Section):
     """Plateau: the objective worse than on training data by more than this fraction of the best: regularize more."""
     narrow_gap: Positive = 0.02
     """Plateau: worse by less than this fraction: what the rules have tightened was too tight."""
-    first_notch: Share = 0.4
+    first_notch: Share = 0.6
     """A regularizer that is off goes up by this fraction of its range (pilots), ..."""
     notch: Share = 0.2
     """... and one that is on by this fraction."""
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """The learning rate is multiplied by this (pilots)."""
+    early: Share = 0.1
+    """Overfitting in this first part of the run, with the recipe of the start: back to the initial weights, ..."""
+    anew: Share = 0.15
+    """... with the learning rate at the start times this (pilots)."""
+    average: Share = 0.2
+    """Averages of weights that are on reach back over this share of the steps so far, when that doubles them; 0: as far
+    as at first."""
     lr_floor: Share = 0.05
     """Never below this fraction of the learning rate at the start: rules without a floor freeze a run."""
     anneal: Share = 0.25

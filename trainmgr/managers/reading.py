@@ -26,6 +26,32 @@ def settled(snapshot: Snapshot) -> float:
     return min(snapshot.signals.evals_since_best, since_change(snapshot))
 
 
+def climbing(snapshot: Snapshot, evals: int) -> bool:
+    """Whether the run went back to its initial weights last, is not back at its best, and on its way there: the best
+    since then is one of the last ``evals`` evaluations."""
+    past, table = snapshot.interventions[-1] if snapshot.interventions else None, snapshot.evaluations
+    if past is None or "initial" not in (past.command or "") or (snapshot.signals.best_step or 0) > past.step:
+        return False
+    turn, since = 1 if snapshot.mode == "min" else -1, []
+    for values in table.rows:
+        row = dict(zip(table.columns, values, strict=True))
+        value = row.get(snapshot.objective)
+        if (row["step"] or 0) > past.step and value is not None and math.isfinite(value):
+            since.append(turn * value)
+    return not since[:-evals] or min(since[-evals:]) < min(since[:-evals])
+
+
+def raised_in_vain(snapshot: Snapshot, group: str) -> bool:
+    """Whether the last change of this group raised it, but not on the way back to a checkpoint, and without a new best
+    since."""
+    names = {row.name for row in real(snapshot, group)}
+    past = next((past for past in reversed(snapshot.interventions) if names & past.changes.keys()), None)
+    if past is None or past.command is not None or (snapshot.signals.best_step or 0) > past.step:
+        return False
+    moves = [past.changes[name] for name in names & past.changes.keys()]
+    return any(number(old) and number(new) and float(new) > float(old) for old, new in moves)
+
+
 def spacing(snapshot: Snapshot) -> float:
     """Steps from one evaluation to the next, on average. The first one may have been before the first step."""
     progress = snapshot.progress

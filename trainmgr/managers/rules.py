@@ -10,6 +10,7 @@ and chosen by validation loss. What other kinds of runs need is in modules of it
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from trainmgr.managers import exploration, imbalance, reading
@@ -20,6 +21,7 @@ from trainmgr.snapshot import Snapshot
 from trainmgr.wire import plain
 
 EVIDENCE = 1000  # characters that a proposal may have of it
+AGAIN = 2.0  # an average is lengthened when it may be this many times as long
 
 
 class RulesManager:
@@ -32,7 +34,14 @@ class RulesManager:
         self._rules, self._explore, self._balance = policy.rules, policy.exploration, policy.imbalance
 
     def decide(self, snapshot: Snapshot) -> Any:
-        supervised = (self._imbalanced, self._instability, self._overfitting, self._annealing, self._plateau)
+        supervised = (
+            self._imbalanced,
+            self._instability,
+            self._overfitting,
+            self._annealing,
+            self._averaging,
+            self._plateau,
+        )
         learning = exploration.episodes(snapshot) is not None
         for rule in (
             self._divergence,
@@ -125,14 +134,20 @@ class RulesManager:
         Where the gap to the training data is no wider than it was at the best, training lost ground itself: that is no
         overfitting, and slower is enough. Where nobody measures that gap, overfitting is assumed; but not where the
         gradients of several terms are measured, since how the terms are weighed explains a rise as well.
+
+        Early in the run, with the recipe of the start and a gap that is measured: back to the initial weights. The best
+        ones are the work of a wrong recipe, and little is lost (pilots: a run that goes on from them stays behind).
         """
         if not self._risen(snapshot):
             return None
         slower, now, then = self._slower(snapshot), reading.gap(snapshot), reading.gap_at_best(snapshot)
         if now is not None and then is not None and now <= then:
             return self._retreat(snapshot, "instability", reading.figures(snapshot), slower) if slower else None
+        to = "best"
+        if now is not None and self._early(snapshot) and "rollback" in snapshot.actions:
+            slower, to = self._scaled(snapshot, 0.0, self._rules.anew), "initial"
         changes = {**slower, **self._tighter(snapshot), **self._averaged(snapshot)}
-        return self._retreat(snapshot, "overfitting", reading.figures(snapshot), changes) if changes else None
+        return self._retreat(snapshot, "overfitting", reading.figures(snapshot), changes, to) if changes else None
 
     def _annealing(self, snapshot: Snapshot) -> Proposal | None:
         """The last part of the run: the learning rate falls in a straight line, to end on settled weights.
@@ -147,18 +162,36 @@ class RulesManager:
         changes = {**self._scaled(snapshot, share, self._rules.anneal_to), **self._averaged(snapshot)}
         return self._adjust(snapshot, "scheduled", f"{left} steps are left; {reading.figures(snapshot)}", changes)
 
+    def _averaging(self, snapshot: Snapshot) -> Proposal | None:
+        """Averages of weights that are on reach back over a share of the run so far: longer, each time it has doubled.
+
+        (Averages whose length grows with the run: Karras et al. 2024, https://arxiv.org/abs/2312.02696.) Not on the
+        way back to the best, which a longer average would make slower.
+        """
+        if reading.since_change(snapshot) < self._rules.patience or self._climbing(snapshot):
+            return None
+        length, changes = self._rules.average * snapshot.progress.step, Changes()
+        for row in reading.real(snapshot, "averaging"):
+            if not row.resting and row.value != row.off and length * (1 - float(row.value)) >= AGAIN:
+                changes |= reading.move(row, 1 - 1 / length, up=True)
+        return self._adjust(snapshot, "scheduled", reading.figures(snapshot), changes)
+
     def _plateau(self, snapshot: Snapshot) -> Proposal | None:
         """No new best for long, and no rise either. The gap to the training data says what is in the way.
 
-        Wide: still overfitting, so averaged and more regularized. Narrow: over-regularization, so what the rules have
-        tightened goes one notch back; or underfitting, so a rate that they have cut to its floor rises again. In all
-        other cases, and without a gap to look at, slower.
+        Wide: still overfitting, so averaged and more regularized; where that was tried last and brought no new best,
+        it was too much: back to the best, a notch looser, and slower. Narrow: over-regularization, so what the rules
+        have tightened goes one notch back; or underfitting, so a rate that they have cut to its floor rises again.
+        In all other cases, and without a gap to look at, slower.
         """
-        if reading.settled(snapshot) < self._rules.plateau_evals or self._late(snapshot):
+        if reading.settled(snapshot) < self._rules.plateau_evals or self._late(snapshot) or self._climbing(snapshot):
             return None
         gap, evidence, slower = reading.gap(snapshot), reading.figures(snapshot), self._slower(snapshot)
         changes = self._averaged(snapshot)
         if gap is not None and gap > self._rules.wide_gap:
+            if reading.raised_in_vain(snapshot, "regularization"):
+                changes = {**slower, **self._looser(snapshot)}
+                return self._retreat(snapshot, "over-regularization", evidence, changes) if changes else None
             changes |= self._tighter(snapshot)
         elif gap is not None and gap < self._rules.narrow_gap:
             if looser := self._looser(snapshot):
@@ -179,6 +212,8 @@ class RulesManager:
     def _risen(self, snapshot: Snapshot) -> bool:
         """Whether the objective is above its best beyond noise, for long enough to be put down to overfitting."""
         now, patience = imbalance.terms(snapshot), self._rules.patience
+        if self._climbing(snapshot):
+            return False
         if now is not None and reading.gap(snapshot) is None:
             return False
         if now is not None and imbalance.balancing(snapshot, now):
@@ -189,6 +224,15 @@ class RulesManager:
         """Whether the objective is above its best by more than noise explains, or not finite."""
         rise, noise = snapshot.signals.rise, snapshot.signals.noise or 0.0
         return rise is not None and not rise <= max(self._rules.rise, self._rules.noise_factor * noise)
+
+    def _early(self, snapshot: Snapshot) -> bool:
+        """Whether this is the first part of the run, with the recipe of the start."""
+        step, total = snapshot.progress.step, snapshot.progress.total_steps
+        return total is not None and step <= self._rules.early * total and reading.since_change(snapshot) == math.inf
+
+    def _climbing(self, snapshot: Snapshot) -> bool:
+        """Whether the run begins anew, and is still on its way back to the best it had."""
+        return reading.climbing(snapshot, 2 * self._rules.patience)
 
     def _late(self, snapshot: Snapshot) -> bool:
         """Whether this is the last part of the run."""
