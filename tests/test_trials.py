@@ -230,8 +230,8 @@ def test_a_run_is_only_reused_where_its_manager_could_read_the_same(folder: Path
         return [run.manager for each in gathering.kept(plan, cells, before).cases for run in each.runs]
 
     assert reused() == ["none", "rules", "random"]
-    assert reused(rules="of other defaults") == []
-    assert reused(rules=None) == ["none"]  # by a version that did not tell
+    assert reused(policy_digest="of other defaults") == []
+    assert reused(policy_digest=None) == ["none"]  # by a version that did not tell
     assert reused(failure="failed") == []
     nothing = gathering.kept(plan, cells, found.model_copy(update={"cases": [], "disclosure": "x"}))
     assert (nothing.machines, nothing.versions, nothing.disclosure, nothing.wall_seconds) == ([], {}, "", 0.0)

@@ -53,10 +53,10 @@ def _is(run: results.Run, cell: Cell | None) -> bool:
     """Whether a run of before is the cell's."""
     if cell is None or run.failure is not None or cell.manager == "llm":
         return False
-    if run.rules is None:  # of a version that did not tell: these hardly read anything
+    if run.policy_digest is None:  # of a version that did not tell: these hardly read anything
         kind = cell.manager.partition(":")[0]
         return kind in ("none", "schedule") and not cell.request.policy.watches(cell.manager)
-    return run.rules == _rules(cell)
+    return run.policy_digest == _policy_digest(cell)
 
 
 def missing(cases: list[list[Cell]], there: results.Results) -> list[list[Cell]]:
@@ -122,7 +122,7 @@ def _settings(rules: Policy) -> dict[str, Any]:
     return {section: values for section, values in found.items() if values}
 
 
-def _rules(cell: Cell) -> str:
+def _policy_digest(cell: Cell) -> str:
     """Digest of what the manager can read of the policy, defaults included."""
     read = {name: plain(values) for name, values in sections(cell.request.policy, cell.request.manager).items()}
     return sha256(json.dumps(read, sort_keys=True).encode())[:16]
@@ -133,7 +133,7 @@ def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results
     return results.Run(
         manager=outcome.cell.manager,
         asked=outcome.file.manifest.manager if outcome.file else None,
-        rules=_rules(outcome.cell),
+        policy_digest=_policy_digest(outcome.cell),
         seed=outcome.cell.seed,
         run=outcome.paths.id if outcome.paths else None,
         status=outcome.status,

@@ -84,7 +84,7 @@ def _pooled(one: Case, two: Case) -> Case:
 def _alike(where: str, runs: list[Run]) -> None:
     """Raises UserError where the runs of one manager had other settings or another model."""
     for what, found in (
-        ("settings", {run.rules for run in runs if run.rules is not None}),
+        ("settings", {run.policy_digest for run in runs if run.policy_digest is not None}),
         ("models", {run.asked for run in runs if run.asked is not None}),
     ):
         if len(found) > 1:

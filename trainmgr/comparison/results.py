@@ -21,7 +21,7 @@ class Run(Wire):
     """As the experiment calls it."""
     asked: str | None = None
     """The manager's own name, with the model that an endpoint chose for it."""
-    rules: str | None = None
+    policy_digest: str | None = None
     """Digest of what this manager could read of the policy, defaults of then included."""
     seed: int
     run: str | None
