@@ -131,28 +131,95 @@ def test_overfitting_early_in_the_run_begins_it_anew() -> None:
     proposal = overfitted(total=60_000).obey()
     assert (proposal.diagnosis, proposal.action, proposal.to) == ("overfitting", "rollback", "initial")
     assert proposal.changes == {"rate": 6e-4, "drop": 0.2, "decay": 1.8, "mean": pytest.approx(1 - 1 / 60, rel=1e-5)}
-    assert overfitted(total=60_000, counterpart=None).obey().to == "best"  # nobody knows that it is overfitting
     assert overfitted(total=60_000, commands=()).obey().action == "adjust"
 
 
-def test_the_way_back_from_the_initial_weights_is_neither_overfitting_nor_a_plateau() -> None:
+ON_PROBATION = Policy.model_validate({"probation": {"enabled": True}})
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("nobody knows that it is overfitting", {"counterpart": None}),
+        ("whether it is early is not known", {"total": None}),
+        ("it would be judged as harm", {"policy": ON_PROBATION}),
+        ("one change does not slow it down enough", {"space": [LR.model_copy(update={"min_ratio": 0.9}), DROP]}),
+        ("nothing would slow down", {"space": [DROP]}),
+        (
+            "the start was that of a warm-up",
+            {"space": [LR.model_copy(update={"value": 1e-5, "scheduled": True}), DROP]},
+        ),
+    ],
+)
+def test_otherwise_overfitting_goes_back_to_the_best(what: str, options: dict[str, Any]) -> None:
+    run = overfitted(**{"total": 60_000, **options})
+    if "warm-up" in what:
+        run.write(
+            protocol.Eval, event="eval", step=run.step, metrics={"goal": 5.8, "train": 3.2}, params={"rate": 4e-3}
+        )
+    assert (run.obey().diagnosis, run.log[-1][1].to) == ("overfitting", "best"), what
+
+
+def test_a_rise_of_training_itself_early_in_the_run_does_not_begin_it_anew() -> None:
+    run = Run(total=60_000).curve(LEARNING)
+    for loss in (5.1, 5.4, 5.7):
+        run.evaluate(loss, loss - 0.51)  # a gap that is wider by a hair
+    assert run.obey().to == "best"
+
+
+def test_what_the_workload_refused_is_not_asked_for_again() -> None:
     run = overfitted(total=60_000)
+    assert run.ask().to == "initial"
+    ledger = Ledger(rejections=["refused by the workload: there is no checkpoint 'initial' yet"])
+    raw = run.manager.decide(snapshot.take(run.state, ledger, run.policy, "evaluation"))
+    assert raw["to"] == "best"
+
+
+def test_averages_that_grew_before_do_not_keep_a_run_from_beginning_anew() -> None:
+    run = Run(space=[LR, DROP, MEAN.model_copy(update={"value": 0.95})], total=60_000)
+    for loss in LEARNING:
+        run.evaluate(loss, loss - 0.5).obey()
+    for i, loss in enumerate((5.1, 5.4, 5.7)):
+        run.evaluate(loss, 4.0 - i / 5).obey()
+    assert {"mean"} == set(run.log[0][1].changes)
+    assert run.log[-1][1].to == "initial"
+
+
+@pytest.mark.parametrize("first", [0, 60])
+def test_the_way_back_from_the_initial_weights_is_no_overfitting_no_plateau_and_no_divergence(first: int) -> None:
+    run = Run(total=60_000)
+    run.step += first  # the initial weights were evaluated, or they were not
+    run.curve(LEARNING)
+    for i, loss in enumerate((5.1, 5.4, 5.7)):
+        run.evaluate(loss, 4.0 - i / 5)
     run.obey()
     for i in range(30):
-        run.evaluate(7.8 - i / 10 + (i % 3) / 8, 7.0 - i / 10).obey()  # up now and then
-    assert len(run.log) == 1
+        run.evaluate(12.0 - i / 4 + (i % 5) / 3, 11.5 - i / 4).obey()  # up now and then
+    assert [p.to for _, p in run.log] == ["initial"]
     proposal = run.evaluate(4.7, 4.0).obey()  # a new best at last
     assert (proposal.diagnosis, set(proposal.changes)) == ("scheduled", {"mean"})
     run.curve([7.0] * 4, 3.0)
     assert (run.obey().diagnosis, run.log[-1][1].to) == ("overfitting", "best")
 
 
-def test_a_way_back_that_leads_nowhere_is_left() -> None:
+def test_the_learning_rate_falls_on_the_way_back_too() -> None:
+    run = overfitted(total=7200)
+    run.obey()
+    for i in range(100):
+        run.evaluate(7.8 - i * 0.038, 7.6 - i * 0.038).obey()  # not back before the rate falls
+    assert {p.action for _, p in run.log[1:]} == {"adjust"}
+    assert {p.diagnosis for _, p in run.log[1:]} == {"scheduled"}
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-3])
+def test_a_way_back_that_leads_nowhere_is_left(slope: float) -> None:
     run = overfitted(total=60_000)
     run.obey()
-    for _ in range(2 * run.policy.rules.patience + 1):
-        run.evaluate(7.0, 4.0).obey()
-    assert [(p.diagnosis, p.to) for _, p in run.log] == [("overfitting", "initial"), ("overfitting", "best")]
+    for i in range(100):
+        run.evaluate(7.0 - slope * i, 4.0).obey()
+    assert [(p.diagnosis, p.to) for _, p in run.log[:2]] == [("overfitting", "initial"), ("overfitting", "best")]
+    evaluations = (run.log[1][0] - run.log[0][0]) / run.spacing
+    assert evaluations == (14 if not slope else 81)  # no best of its own in 12; 12 at a rate of 0.15
 
 
 def test_averages_grow_with_the_run() -> None:
@@ -163,6 +230,31 @@ def test_averages_grow_with_the_run() -> None:
     assert steps[0] == 240  # when 48 steps are more than twice as many as 20
     assert all(2 <= b / a < 2.5 for a, b in pairwise(steps))
     assert run.state.recipe["mean"] == pytest.approx(1 - 1 / (0.2 * steps[-1]), rel=1e-5)
+
+
+def test_an_average_grows_only_where_one_change_reaches_far_enough() -> None:
+    space = [
+        MEAN.model_copy(update={"value": 0.95, "max_delta": 0.001}),
+        MEAN.model_copy(update={"name": "rate of it", "value": 0.95, "off": None}),
+    ]
+    run = Run(space=space, total=None)
+    for i in range(100):
+        run.evaluate(9.0 - i / 100, 8.9 - i / 100).obey()
+    assert run.log == []
+
+
+def test_averages_do_not_take_the_last_interventions() -> None:
+    policy = Policy.model_validate({"limits": {"max_interventions": 4}})
+    run = Run(space=[MEAN.model_copy(update={"value": 0.95})], total=None, policy=policy).curve(LEARNING)
+    for spent, action in ((1, "adjust"), (2, "keep")):
+        taken = snapshot.take(run.state, Ledger(accepted=spent), run.policy, "evaluation")
+        assert run.manager.decide(taken)["action"] == action
+
+
+def test_a_regularizer_on_a_logarithmic_scale_moves_on_it() -> None:
+    decay = Parameter(name="decay", type="float", low=1e-6, high=1.0, scale="log", value=1e-2, group="regularization")
+    proposal = overfitted(space=[decay]).obey()
+    assert proposal.changes["decay"] == pytest.approx(10 ** (-2 + 0.2 * 6), rel=1e-5)
 
 
 def test_one_bad_evaluation_is_not_overfitting() -> None:
@@ -264,15 +356,15 @@ def test_a_plateau_with_a_wide_gap_is_regularized() -> None:
     assert (proposal.diagnosis, set(proposal.changes)) == ("plateau", {"drop", "decay", "mean"})
 
 
-def test_a_regularization_that_brought_no_new_best_is_not_repeated() -> None:
-    run = plateau(1.0, total=None, policy=Policy.model_validate({"rules": {"average": 0}}))
-    run.obey()
-    tried = dict(run.state.recipe)
-    run.curve([4.81] * (3 * run.policy.rules.plateau_evals), 1.0)
-    proposal = run.obey()
-    assert (proposal.diagnosis, proposal.action, proposal.to) == ("over-regularization", "rollback", "best")
-    assert all(value < float(tried[name]) for name, value in proposal.changes.items())
-    assert set(proposal.changes) == {"rate", "drop", "decay"}
+def test_a_regularization_that_brought_no_new_best_is_taken_back_once_and_not_repeated() -> None:
+    run = Run(total=None, policy=Policy.model_validate({"rules": {"average": 0}})).curve(LEARNING, 1.0)
+    for _ in range(200):
+        run.evaluate(4.81, 3.81).obey()
+    tight, back, *others = [p for _, p in run.log]
+    assert (tight.diagnosis, tight.changes["drop"], tight.changes["decay"]) == ("plateau", 0.2, 1.8)
+    assert (back.diagnosis, back.action, back.to) == ("over-regularization", "rollback", "best")
+    assert back.changes == {"rate": 1.2e-3, "drop": 0.1, "decay": 1.2}
+    assert [set(p.changes) for p in others] == [{"rate"}] * 2  # down to its floor
 
 
 def test_a_plateau_with_a_narrow_gap_takes_back_what_was_tightened() -> None:

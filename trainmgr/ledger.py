@@ -13,6 +13,7 @@ from trainmgr.protocol import Control
 from trainmgr.wire import Value
 
 KEPT = 32  # decisions remembered
+REFUSED = "refused by the workload:"  # how a rejection of its begins
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ class Ledger:
             self.own += self.origins.get(payload.revision) == "probation"
         else:
             self.refused += 1
-            self._rejection(f"refused by the workload: {payload.reason}")
+            self._rejection(f"{REFUSED} {payload.reason}")
         settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
         if payload.forecast is not None:
             self._on_trial(payload, payload.forecast, settled)

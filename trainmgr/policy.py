@@ -173,9 +173,10 @@ class Rules(Section):
     lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """The learning rate is multiplied by this (pilots)."""
     early: Share = 0.1
-    """Overfitting in this first part of the run, with the recipe of the start: back to the initial weights, ..."""
+    """Overfitting in this first part of the run, with the recipe of the start and a gap that is measured: back to the
+    initial weights, where changes are not on probation ..."""
     anew: Share = 0.15
-    """... with the learning rate at the start times this (pilots)."""
+    """... and one change brings the learning rate down to this fraction of that at the start (pilots)."""
     average: Share = 0.2
     """Averages of weights that are on reach back over this share of the steps so far, when that doubles them; 0: as far
     as at first."""

@@ -77,7 +77,7 @@ class LlmManager:
         self._model = model or policy.llm.model
         self._endpoint = _endpoint(policy, environment) if server is None else None
         self.name = name or f"llm:{self._model or ''}".rstrip(":")
-        self._rules = RulesManager(policy)
+        self._rules = RulesManager(policy, watched=policy.watches(self.name))
         self._level: Level = policy.llm.level
         self._proven = False  # whether the endpoint has answered in this form
         self._dropped: set[str] = set()  # parameters that the model refuses

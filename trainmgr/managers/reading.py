@@ -26,30 +26,18 @@ def settled(snapshot: Snapshot) -> float:
     return min(snapshot.signals.evals_since_best, since_change(snapshot))
 
 
-def climbing(snapshot: Snapshot, evals: int) -> bool:
-    """Whether the run went back to its initial weights last, is not back at its best, and on its way there: the best
-    since then is one of the last ``evals`` evaluations."""
-    past, table = snapshot.interventions[-1] if snapshot.interventions else None, snapshot.evaluations
-    if past is None or "initial" not in (past.command or "") or (snapshot.signals.best_step or 0) > past.step:
-        return False
-    turn, since = 1 if snapshot.mode == "min" else -1, []
-    for values in table.rows:
-        row = dict(zip(table.columns, values, strict=True))
-        value = row.get(snapshot.objective)
-        if (row["step"] or 0) > past.step and value is not None and math.isfinite(value):
-            since.append(turn * value)
-    return not since[:-evals] or min(since[-evals:]) < min(since[:-evals])
-
-
-def raised_in_vain(snapshot: Snapshot, group: str) -> bool:
-    """Whether the last change of this group raised it, but not on the way back to a checkpoint, and without a new best
-    since."""
+def moved(snapshot: Snapshot, group: str, *, up: bool) -> bool:
+    """Whether a change since the best moved one of this group up (down), of those that are shown. What answered to
+    overfitting, or went back to a checkpoint, does not count as up."""
     names = {row.name for row in real(snapshot, group)}
-    past = next((past for past in reversed(snapshot.interventions) if names & past.changes.keys()), None)
-    if past is None or past.command is not None or (snapshot.signals.best_step or 0) > past.step:
-        return False
-    moves = [past.changes[name] for name in names & past.changes.keys()]
-    return any(number(old) and number(new) and float(new) > float(old) for old, new in moves)
+    for past in snapshot.interventions:
+        answer = up and (past.command is not None or past.diagnosis == "overfitting")
+        if past.step < (snapshot.signals.best_step or 0) or answer:
+            continue
+        pairs = [past.changes[name] for name in names & past.changes.keys()]
+        if any(number(old) and number(new) and (new > old if up else new < old) for old, new in pairs):  # type: ignore[operator]
+            return True
+    return False
 
 
 def spacing(snapshot: Snapshot) -> float:
@@ -111,6 +99,18 @@ def at(row: RecipeRow, place: float) -> float:
     return float(row.low) + place * (float(row.high) - float(row.low))
 
 
+def place(row: RecipeRow) -> float:
+    """Where its value is in the declared range: what `at` takes back. Outside of 0 to 1 where it drifted out of it."""
+    assert row.low is not None
+    assert row.high is not None
+    value, low, high = float(row.value), float(row.low), float(row.high)
+    if not low < high:  # in the six digits that are shown
+        return 1.0
+    if row.scale == "log":
+        return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low)) if value > 0 else 0.0
+    return (value - low) / (high - low)
+
+
 def column(snapshot: Snapshot, name: str) -> list[float]:
     """A column of the evaluations, oldest first, without what was not measured."""
     table = snapshot.evaluations
@@ -131,13 +131,6 @@ def real(snapshot: Snapshot, group: str, types: tuple[str, ...] = ("float",)) ->
 
 def number(value: Value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def span(row: RecipeRow) -> tuple[float, float, float]:
-    """Value, lowest value and range."""
-    assert row.low is not None
-    assert row.high is not None
-    return float(row.value), float(row.low), float(row.high) - float(row.low)
 
 
 def move(row: RecipeRow, wanted: float, *, up: bool) -> Changes:

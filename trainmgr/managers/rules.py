@@ -10,10 +10,9 @@ and chosen by validation loss. What other kinds of runs need is in modules of it
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from trainmgr.managers import exploration, imbalance, reading
+from trainmgr.managers import anew, exploration, imbalance, reading
 from trainmgr.managers.reading import Changes
 from trainmgr.policy import Policy
 from trainmgr.proposal import Diagnosis, Expectation, Proposal, keep
@@ -22,6 +21,8 @@ from trainmgr.wire import plain
 
 EVIDENCE = 1000  # characters that a proposal may have of it
 AGAIN = 2.0  # an average is lengthened when it may be this many times as long
+LONGEST = 1e5  # steps: six digits say no more
+SPARE = 2  # interventions, where they are limited
 
 
 class RulesManager:
@@ -30,7 +31,10 @@ class RulesManager:
     name = "rules"
     deterministic = True
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, *, watched: bool | None = None) -> None:
+        """``watched``: whether its changes are on probation, where going back to the initial weights is harm. Default:
+        as the policy has it for `rules`."""
+        self._watched = policy.watches(self.name) if watched is None else watched
         self._rules, self._explore, self._balance = policy.rules, policy.exploration, policy.imbalance
 
     def decide(self, snapshot: Snapshot) -> Any:
@@ -61,7 +65,8 @@ class RulesManager:
         At once, since there is nothing to wait for.
         """
         signals = snapshot.signals
-        if not signals.non_finite and not (signals.diverging and self._beyond_noise(snapshot)):
+        diverging = signals.diverging and self._beyond_noise(snapshot) and not self._climbing(snapshot)
+        if not signals.non_finite and not diverging:
             return None
         evidence = f"{signals.non_finite} non-finite values; {reading.figures(snapshot)}"
         response = self._retreat(snapshot, "divergence", evidence, self._slower(snapshot))
@@ -135,8 +140,7 @@ class RulesManager:
         overfitting, and slower is enough. Where nobody measures that gap, overfitting is assumed; but not where the
         gradients of several terms are measured, since how the terms are weighed explains a rise as well.
 
-        Early in the run, with the recipe of the start and a gap that is measured: back to the initial weights. The best
-        ones are the work of a wrong recipe, and little is lost (pilots: a run that goes on from them stays behind).
+        Early in the run, with the recipe of the start: anew from the initial weights, still slower.
         """
         if not self._risen(snapshot):
             return None
@@ -144,8 +148,8 @@ class RulesManager:
         if now is not None and then is not None and now <= then:
             return self._retreat(snapshot, "instability", reading.figures(snapshot), slower) if slower else None
         to = "best"
-        if now is not None and self._early(snapshot) and "rollback" in snapshot.actions:
-            slower, to = self._scaled(snapshot, 0.0, self._rules.anew), "initial"
+        if not self._watched and anew.fits(snapshot, self._rules) and (rates := anew.rates(snapshot, self._rules)):
+            slower, to = rates, "initial"
         changes = {**slower, **self._tighter(snapshot), **self._averaged(snapshot)}
         return self._retreat(snapshot, "overfitting", reading.figures(snapshot), changes, to) if changes else None
 
@@ -166,21 +170,24 @@ class RulesManager:
         """Averages of weights that are on reach back over a share of the run so far: longer, each time it has doubled.
 
         (Averages whose length grows with the run: Karras et al. 2024, https://arxiv.org/abs/2312.02696.) Not on the
-        way back to the best, which a longer average would make slower.
+        way back to the best, which a longer average would make slower, and not with the last changes that are left.
         """
-        if reading.since_change(snapshot) < self._rules.patience or self._climbing(snapshot):
+        spare = snapshot.interventions_left is None or snapshot.interventions_left > SPARE
+        if reading.since_change(snapshot) < self._rules.patience or self._climbing(snapshot) or not spare:
             return None
-        length, changes = self._rules.average * snapshot.progress.step, Changes()
+        length, changes = min(self._rules.average * snapshot.progress.step, LONGEST), Changes()
         for row in reading.real(snapshot, "averaging"):
-            if not row.resting and row.value != row.off and length * (1 - float(row.value)) >= AGAIN:
-                changes |= reading.move(row, 1 - 1 / length, up=True)
+            if length > 1 and not row.resting and row.off is not None and row.value != row.off:
+                longer = reading.move(row, 1 - 1 / length, up=True)
+                if longer and AGAIN * (1 - float(longer[row.name])) <= 1 - float(row.value):
+                    changes |= longer
         return self._adjust(snapshot, "scheduled", reading.figures(snapshot), changes)
 
     def _plateau(self, snapshot: Snapshot) -> Proposal | None:
         """No new best for long, and no rise either. The gap to the training data says what is in the way.
 
-        Wide: still overfitting, so averaged and more regularized; where that was tried last and brought no new best,
-        it was too much: back to the best, a notch looser, and slower. Narrow: over-regularization, so what the rules
+        Wide: still overfitting, so averaged and more regularized; where that was tried since the best, it was too much:
+        back to the best, a notch looser, and slower, once. Narrow: over-regularization, so what the rules
         have tightened goes one notch back; or underfitting, so a rate that they have cut to its floor rises again.
         In all other cases, and without a gap to look at, slower.
         """
@@ -189,10 +196,10 @@ class RulesManager:
         gap, evidence, slower = reading.gap(snapshot), reading.figures(snapshot), self._slower(snapshot)
         changes = self._averaged(snapshot)
         if gap is not None and gap > self._rules.wide_gap:
-            if reading.raised_in_vain(snapshot, "regularization"):
-                changes = {**slower, **self._looser(snapshot)}
-                return self._retreat(snapshot, "over-regularization", evidence, changes) if changes else None
-            changes |= self._tighter(snapshot)
+            if not reading.moved(snapshot, "regularization", up=True):
+                changes |= self._tighter(snapshot)
+            elif not reading.moved(snapshot, "regularization", up=False) and (looser := self._looser(snapshot)):
+                return self._retreat(snapshot, "over-regularization", evidence, {**slower, **looser})
         elif gap is not None and gap < self._rules.narrow_gap:
             if looser := self._looser(snapshot):
                 return self._adjust(snapshot, "over-regularization", evidence, looser)
@@ -225,14 +232,9 @@ class RulesManager:
         rise, noise = snapshot.signals.rise, snapshot.signals.noise or 0.0
         return rise is not None and not rise <= max(self._rules.rise, self._rules.noise_factor * noise)
 
-    def _early(self, snapshot: Snapshot) -> bool:
-        """Whether this is the first part of the run, with the recipe of the start."""
-        step, total = snapshot.progress.step, snapshot.progress.total_steps
-        return total is not None and step <= self._rules.early * total and reading.since_change(snapshot) == math.inf
-
     def _climbing(self, snapshot: Snapshot) -> bool:
-        """Whether the run begins anew, and is still on its way back to the best it had."""
-        return reading.climbing(snapshot, 2 * self._rules.patience)
+        """Whether the run began anew, and is still on its way back to the best it had."""
+        return anew.climbing(snapshot, self._rules)
 
     def _late(self, snapshot: Snapshot) -> bool:
         """Whether this is the last part of the run."""
@@ -268,17 +270,17 @@ class RulesManager:
         """Every regularizer one notch up."""
         changes: Changes = {}
         for row in reading.free(snapshot, "regularization"):
-            value, low, span = reading.span(row)
-            notch = self._rules.first_notch if value <= low else self._rules.notch
-            changes |= reading.move(row, value + notch * span, up=True)
+            place = reading.place(row)
+            notch = self._rules.first_notch if place <= 0 else self._rules.notch
+            changes |= reading.move(row, reading.at(row, min(place + notch, 1.0)), up=True)
         return changes
 
     def _looser(self, snapshot: Snapshot) -> Changes:
         """Every regularizer that is above its start one notch down, not below its start."""
         changes: Changes = {}
         for row in reading.free(snapshot, "regularization"):
-            value, _, span = reading.span(row)
-            changes |= reading.move(row, max(value - self._rules.notch * span, float(row.start_value)), up=False)
+            wanted = reading.at(row, max(reading.place(row) - self._rules.notch, 0.0))
+            changes |= reading.move(row, max(wanted, float(row.start_value)), up=False)
         return changes
 
     def _averaged(self, snapshot: Snapshot) -> Changes:
