@@ -248,7 +248,12 @@ def test_what_does_not_belong_together_is_not_pooled(other: results.Results, mes
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("policy_digest", "the settings of none differ"), ("asked", "models of none differ: a, b")]
+    ("name", "words"),
+    [
+        ("policy_digest", "the settings of none differ"),
+        ("asked", "models of none differ: a, b"),
+        ("arguments", "arguments of none differ: a, b"),
+    ],
 )
 def test_one_manager_is_one_manager(name: str, words: str) -> None:
     parts = [part(["none"], [seed]) for seed in (1, 2)]

@@ -44,16 +44,37 @@ def loaded(tmp_path: Path, text: str) -> experiment.Experiment:
 def test_a_case_takes_from_the_head_what_it_does_not_say(tmp_path: Path) -> None:
     cautious, reckless = experiment.plans(loaded(tmp_path, FULL))
     assert cautious == experiment.Plan(
-        "cautious", ["--profile", "full", "--regime", "cautious"], ["none", "rules"], "none", "head.toml", [40, 41, 42]
+        "cautious",
+        ["--profile", "full", "--regime", "cautious"],
+        ["none", "rules"],
+        "none",
+        "head.toml",
+        [40, 41, 42],
+        {},
     )
     assert reckless == experiment.Plan(
-        "reckless", ["--profile", "full"], ["schedule:cosine", "none"], "none", "case.toml", [7, 9]
+        "reckless", ["--profile", "full"], ["schedule:cosine", "none"], "none", "case.toml", [7, 9], {}
     )
 
 
 def test_without_cases_there_is_one_and_the_reference_is_the_first(tmp_path: Path) -> None:
     (plan,) = experiment.plans(loaded(tmp_path, 'script = "a.py"\nmanagers = ["rules", "none"]'))
     assert (plan.name, plan.reference, plan.seeds) == ("", "rules", [1, 2, 3])
+
+
+def test_a_variant_belongs_to_the_cases_that_train_it(tmp_path: Path) -> None:
+    text = """
+script = "a.py"
+managers = ["none", "searched"]
+variants.searched.arguments = ["--lr", "1"]
+[[cases]]
+name = "a"
+[[cases]]
+name = "b"
+managers = ["none"]
+"""
+    a, b = experiment.plans(loaded(tmp_path, text))
+    assert (a.variants, b.variants) == ({"searched": experiment.Variant(manager="none", arguments=["--lr", "1"])}, {})
 
 
 def test_what_is_said_instead_holds_in_every_case(tmp_path: Path) -> None:

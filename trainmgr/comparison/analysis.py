@@ -8,6 +8,7 @@ contain 0; with so few seeds that no such p is possible, that is what is said.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -180,10 +181,18 @@ def _on_best(results: Results) -> list[str]:
     return [f"{text}Figures of the end compare the two kinds, figures of the best weights do not."]
 
 
+def _variants(results: Results) -> list[str]:
+    """What the names stand for that are no manager's."""
+    runs = [run for case in results.cases for run in case.runs if run.arguments]
+    each = {run.manager: f"{run.manager}: {run.asked} with {shlex.join(run.arguments)}." for run in runs if run.asked}
+    return [*each.values()]
+
+
 def notes(results: Results) -> list[str]:
     """What a reader must know about how the runs were made."""
     found = []
     every = [(case, run) for case in results.cases for run in case.runs]
+    found += _variants(results)
     found += _on_best(results)
     if failed := [f"{case.name} {run.manager} seed {run.seed}".lstrip() for case, run in every if run.failure]:
         found.append(f"{len(failed)} of {len(every)} runs failed, and count nowhere: {', '.join(failed)}.")

@@ -39,6 +39,15 @@ class Case(Wire):
     seeds: Seeds | None = None
 
 
+class Variant(Wire):
+    """What stands among the managers under a name of its own: one of them, and more arguments for the script. A recipe
+    that was searched for, say, or the script's own way to balance its losses."""
+
+    manager: Annotated[str, Field(min_length=1)] = "none"
+    arguments: list[str]
+    """For the script, after those of the case."""
+
+
 class Experiment(Wire):
     """The content of an experiment file."""
 
@@ -60,6 +69,8 @@ class Experiment(Wire):
     """Which way each metric is better. Default: the objective's is known, no other."""
     disclosure: str = ""
     """What a reader must know, above all what was selected on which data: printed under the tables."""
+    variants: dict[Annotated[str, Field(min_length=1, max_length=64)], Variant] = {}
+    """Names to be used among the managers."""
     cases: list[Case] = []
 
     def narrowed(self, **changed: Any) -> Experiment:
@@ -87,6 +98,8 @@ class Plan:
     reference: str
     policy: str | None
     seeds: list[int]
+    variants: dict[str, Variant]
+    """Of its managers, those that are variants."""
 
 
 def load(path: Path) -> Experiment:
@@ -136,6 +149,7 @@ def _plan(experiment: Experiment, case: Case | None) -> Plan:
         reference=reference,
         policy=(case.policy if case else None) or experiment.policy,
         seeds=seeds_of(seeds, f"{where}seeds"),
+        variants={name: variant for name, variant in experiment.variants.items() if name in managers},
     )
 
 

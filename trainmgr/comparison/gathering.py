@@ -51,11 +51,13 @@ def kept(experiment: Experiment, cases: list[list[Cell]], before: results.Result
 
 def _is(run: results.Run, cell: Cell | None) -> bool:
     """Whether a run of before is the cell's."""
-    if cell is None or run.failure is not None or cell.manager == "llm":
+    if cell is None or run.failure is not None or run.arguments != _arguments(cell):
+        return False
+    name = cell.variant.manager if cell.variant else cell.manager
+    if name == "llm":
         return False
     if run.policy_digest is None:  # of a version that did not tell: these hardly read anything
-        kind = cell.manager.partition(":")[0]
-        return kind in ("none", "schedule") and not cell.request.policy.watches(cell.manager)
+        return name.partition(":")[0] in ("none", "schedule") and not cell.request.policy.watches(name)
     return run.policy_digest == _policy_digest(cell)
 
 
@@ -122,6 +124,10 @@ def _settings(rules: Policy) -> dict[str, Any]:
     return {section: values for section, values in found.items() if values}
 
 
+def _arguments(cell: Cell) -> list[str]:
+    return cell.variant.arguments if cell.variant else []
+
+
 def _policy_digest(cell: Cell) -> str:
     """Digest of what the manager can read of the policy, defaults included."""
     read = {name: plain(values) for name, values in sections(cell.request.policy, cell.request.manager).items()}
@@ -133,6 +139,7 @@ def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results
     return results.Run(
         manager=outcome.cell.manager,
         asked=outcome.file.manifest.manager if outcome.file else None,
+        arguments=_arguments(outcome.cell),
         policy_digest=_policy_digest(outcome.cell),
         seed=outcome.cell.seed,
         run=outcome.paths.id if outcome.paths else None,

@@ -86,11 +86,12 @@ def _alike(where: str, runs: list[Run]) -> None:
     for what, found in (
         ("settings", {run.policy_digest for run in runs if run.policy_digest is not None}),
         ("models", {run.asked for run in runs if run.asked is not None}),
+        ("arguments", {" ".join(run.arguments) for run in runs}),
     ):
         if len(found) > 1:
             raise UserError(
                 f"{where} cannot be put together: the {what} of {runs[0].manager} differ"
-                f"{': ' + ', '.join(sorted(found)) if what == 'models' else ', or the defaults of two versions do'}. "
+                f"{', or the defaults of two versions do' if what == 'settings' else ': ' + ', '.join(sorted(found))}. "
                 "Take runs that were started alike."
             )
 

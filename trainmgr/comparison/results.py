@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from trainmgr.errors import UserError
 from trainmgr.protocol import Mode, explain
@@ -21,6 +22,8 @@ class Run(Wire):
     """As the experiment calls it."""
     asked: str | None = None
     """The manager's own name, with the model that an endpoint chose for it."""
+    arguments: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    """For the script, after those of the case: of a variant."""
     policy_digest: str | None = None
     """Digest of what this manager could read of the policy, defaults of then included."""
     seed: int

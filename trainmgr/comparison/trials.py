@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from trainmgr import audit, display, events, history, manifest, policy, protocol
 from trainmgr.comparison import measured
-from trainmgr.comparison.experiment import Experiment, Plan, plans
-from trainmgr.errors import TrainmgrError
+from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
+from trainmgr.errors import TrainmgrError, UserError
 from trainmgr.launch import Request, launch
 from trainmgr.managers import catalog
 from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
@@ -50,6 +50,8 @@ class Cell:
     request: Request
     key: Key
     """What a run must have been started with to be this cell's: cells that are alike share one."""
+    variant: Variant | None = None
+    """Where the manager is one."""
 
     @property
     def words(self) -> str:
@@ -106,18 +108,22 @@ def _cells(plan: Plan, script: Path, folder: Path, runs_dir: Path) -> list[Cell]
     rules = policy.load(folder / plan.policy if plan.policy else None)
     found = []
     for manager in plan.managers:
-        kind, _, file = manager.partition(":")
-        name = f"local:{folder / Path(file).expanduser()}" if kind == "local" and file else manager
+        variant = plan.variants.get(manager)
+        if variant and catalog.known(manager):
+            raise UserError(f"The variant {manager!r} has the name of a manager. Give it a name of its own.")
+        arguments = [*plan.arguments, *(variant.arguments if variant else [])]
+        kind, _, file = asked = (variant.manager if variant else manager).partition(":")
+        name = f"local:{folder / Path(file).expanduser()}" if kind == "local" and file else "".join(asked)
         name = catalog.make(name, rules, runs_dir).name
         for rank, seed in enumerate(plan.seeds):
             parts = (script.stem, plan.name, manager, f"s{seed}")
             slug = re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(part for part in parts if part))
             request = Request(
-                script=_short(script), arguments=plan.arguments, manager=name, policy=rules, seed=seed,
+                script=_short(script), arguments=arguments, manager=name, policy=rules, seed=seed,
                 runs_dir=runs_dir, name=slug,
             )  # fmt: skip
-            key = _key(request.directory / request.script, plan.arguments, name, seed, rules)
-            found.append(Cell(plan.name, manager, seed, rank, request, key))
+            key = _key(request.directory / request.script, arguments, name, seed, rules)
+            found.append(Cell(plan.name, manager, seed, rank, request, key, variant))
     return found
 
 

@@ -31,6 +31,11 @@ NAMES = (
 )
 
 
+def known(name: str) -> bool:
+    """Whether a manager could have this name, by its part before the colon."""
+    return name.partition(":")[0] in {entry.partition("[")[0].partition(":")[0] for entry in NAMES}
+
+
 def choose(name: str, policy: Policy) -> tuple[str, str]:
     """The manager that "auto" stands for, and why; any other name stands for itself."""
     if name != "auto":
