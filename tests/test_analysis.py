@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainmgr.comparison import analysis, page, plots, pooling, report, results, statistics
+from trainmgr.comparison import analysis, experiment, page, plots, pooling, report, results, statistics
 from trainmgr.errors import UserError
 
 NOISE = [0.01, -0.02, 0.015, 0.0, -0.01, 0.02, 0.005, -0.015, 0.01, -0.005]
@@ -252,7 +252,6 @@ def test_what_does_not_belong_together_is_not_pooled(other: results.Results, mes
     [
         ("policy_digest", "the settings of none differ"),
         ("asked", "models of none differ: a, b"),
-        ("arguments", "arguments of none differ: a, b"),
     ],
 )
 def test_one_manager_is_one_manager(name: str, words: str) -> None:
@@ -339,3 +338,23 @@ def test_a_scale_holds_its_values_with_few_round_ticks(values: list[float], coun
 def test_nothing_to_draw_is_no_plot() -> None:
     assert plots.strips([plots.Strip("none", 0, [], None, None)], "x") == ""
     assert plots.curves([plots.Curve("none", 0, [], [], [])], "x") == ""
+
+
+def variant(arguments: list[str], **case: Any) -> results.Results:
+    one = part(["none", "found"], [1])
+    variants = {"found": experiment.Variant(arguments=arguments)}
+    return one.model_copy(update={"cases": [one.cases[0].model_copy(update={"variants": variants, **case})]})
+
+
+def test_a_variant_is_one_variant() -> None:
+    with pytest.raises(
+        UserError, match="'found' is none with --a '--b c' in one part and none with --a --b c in another"
+    ):
+        pooling.pool([variant(["--a", "--b c"]), variant(["--a", "--b", "c"])])
+
+
+def test_what_the_names_of_variants_stand_for_is_said() -> None:
+    (note,) = analysis.notes(variant([]))[:1]
+    assert note == "found: none."
+    two = pooling.pool([variant(["--a"], name="x"), variant(["--b"], name="y")])
+    assert analysis.notes(two)[:2] == ["found (x): none with --a.", "found (y): none with --b."]

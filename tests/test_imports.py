@@ -84,7 +84,7 @@ ALLOWED: dict[str, str] = {
     "comparison.statistics": "errors",
     "comparison.experiment": "errors protocol wire",
     "comparison.measured": "events files paths protocol",
-    "comparison.results": "errors protocol wire",
+    "comparison.results": "comparison.experiment errors protocol wire",
     "comparison.analysis": "protocol comparison.results comparison.statistics",
     "comparison.report": "comparison.analysis comparison.results comparison.statistics display",
     "comparison.plots": "wire",

@@ -193,22 +193,43 @@ def test_only_what_is_missing_is_trained(folder: Path) -> None:
     assert run(plan.model_copy(update={"policy": "slow.toml"}), folder)[1].reused == 2  # `none` reads no cadence
 
 
-def test_a_variant_is_one_of_the_arms_with_arguments_of_its_own(folder: Path) -> None:
-    text = 'script = "code/tiny.py"\nseeds = [1]\nmanagers = ["none", "found"]\nvariants.found.arguments = ["--hard"]\n'
-    (folder / "variant.toml").write_text(text)
+VARIANT = """
+script = "code/tiny.py"
+seeds = [1]
+managers = ["none", "found"]
+[variants.found]
+manager = "schedule:cosine"
+arguments = ["--hard"]
+"""
+
+
+def test_a_variant_is_one_of_the_arms_with_a_manager_and_arguments_of_its_own(folder: Path) -> None:
+    (folder / "variant.toml").write_text(VARIANT)
     printed = trainmgr(folder, "variant.toml", "--out", "out").stdout
-    assert "found: none with --hard." in printed
+    assert "found: schedule:cosine with --hard." in printed
     (case,) = results.load(folder / "out" / "results.json").cases
-    assert [(r.manager, r.asked, r.arguments, r.metrics["val_loss"]) for r in case.runs] == [
-        ("none", "none", [], 1.0), ("found", "none", ["--hard"], 2.0)
-    ]  # fmt: skip
-    assert trainmgr(folder, "variant.toml", "--reuse", "out/results.json", "--runs-dir", "others").stdout == printed
-    (folder / "variant.toml").write_text(text.replace('"--hard"', '"--soft"'))
-    other = trainmgr(folder, "variant.toml", "--reuse", "out/results.json", "--runs-dir", "others")
-    assert "[1/1] found seed 1" in other.stderr
-    (folder / "variant.toml").write_text(text.replace("found", "rules"))
-    refused = trainmgr(folder, "variant.toml", expect=errors.EXIT_USAGE)
-    assert "The variant 'rules' has the name of a manager." in refused.stderr
+    assert [(r.manager, r.asked, r.metrics["val_loss"]) for r in case.runs] == [
+        ("none", "none", 1.0),
+        ("found", "schedule:cosine", 2.0),
+    ]
+    again = ("variant.toml", "--reuse", "out/results.json", "--runs-dir", "others")
+    assert trainmgr(folder, *again).stdout == printed
+    for one, other in (('"--hard"', '"--soft"'), ("cosine", "plateau")):
+        (folder / "variant.toml").write_text(VARIANT.replace(one, other))
+        assert "[1/1] found seed 1" in trainmgr(folder, *again).stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ("found", "rules", "The variant 'rules' has the name of a manager."),
+        ('"schedule:cosine"', '"rulez"', "The variant 'found': There is no manager 'rulez'"),
+        ('"none", "found"', '"none", "fund", "found"', "Variants of this experiment: found."),
+    ],
+)
+def test_a_variant_that_cannot_be(folder: Path, one: str, other: str, message: str) -> None:
+    (folder / "variant.toml").write_text(VARIANT.replace(one, other))
+    assert message in trainmgr(folder, "variant.toml", expect=errors.EXIT_USAGE).stderr
 
 
 def test_only_what_other_results_lack_is_trained(folder: Path) -> None:

@@ -8,7 +8,6 @@ contain 0; with so few seeds that no such p is possible, that is what is said.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -183,9 +182,15 @@ def _on_best(results: Results) -> list[str]:
 
 def _variants(results: Results) -> list[str]:
     """What the names stand for that are no manager's."""
-    runs = [run for case in results.cases for run in case.runs if run.arguments]
-    each = {run.manager: f"{run.manager}: {run.asked} with {shlex.join(run.arguments)}." for run in runs if run.asked}
-    return [*each.values()]
+    cases: dict[tuple[str, str], list[str]] = {}
+    for case in results.cases:
+        for name, variant in case.variants.items():
+            cases.setdefault((name, variant.words), []).append(case.name)
+    names = [name for name, _ in cases]
+    where = {
+        key: f" ({', '.join(filter(None, found))})" if names.count(key[0]) > 1 else "" for key, found in cases.items()
+    }
+    return [f"{name}{where[name, words]}: {words}." for name, words in cases]
 
 
 def notes(results: Results) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,15 @@ def _seeds(value: object) -> object:
 
 
 Seeds = Annotated[str | list[int], BeforeValidator(_seeds)]
+Arguments = list[Annotated[str, Field(pattern=r"^[^\x00]*$")]]  # no process can be given a NUL
+VariantName = Annotated[str, Field(max_length=64, pattern=r"^\w[\w.+/=-]*( [\w.+/=-]+)*$")]
 
 
 class Case(Wire):
     """One regime of the experiment; what it does not say is as in the file's head."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    arguments: list[str] = []
+    arguments: Arguments = []
     """For the script, after those of the head."""
     managers: Names | None = None
     policy: str | None = None
@@ -44,8 +47,12 @@ class Variant(Wire):
     that was searched for, say, or the script's own way to balance its losses."""
 
     manager: Annotated[str, Field(min_length=1)] = "none"
-    arguments: list[str]
+    arguments: Arguments = []
     """For the script, after those of the case."""
+
+    @property
+    def words(self) -> str:
+        return f"{self.manager} with {shlex.join(self.arguments)}" if self.arguments else self.manager
 
 
 class Experiment(Wire):
@@ -54,7 +61,7 @@ class Experiment(Wire):
     title: str = ""
     script: str
     """Relative to the experiment's folder."""
-    arguments: list[str] = []
+    arguments: Arguments = []
     """For every run, before the case's."""
     policy: str | None = None
     """Policy file, relative to the experiment's folder."""
@@ -69,7 +76,7 @@ class Experiment(Wire):
     """Which way each metric is better. Default: the objective's is known, no other."""
     disclosure: str = ""
     """What a reader must know, above all what was selected on which data: printed under the tables."""
-    variants: dict[Annotated[str, Field(min_length=1, max_length=64)], Variant] = {}
+    variants: dict[VariantName, Variant] = {}
     """Names to be used among the managers."""
     cases: list[Case] = []
 
@@ -114,9 +121,17 @@ def load(path: Path) -> Experiment:
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or beyond what Python parses
         raise UserError(f"The experiment file {path} is not TOML: {error}.") from None
     try:
-        return Experiment.model_validate(values)
+        experiment = Experiment.model_validate(values)
     except ValidationError as error:
         raise UserError(f"The experiment file {path}: {explain(error, Experiment)}.") from None
+    used = {
+        name for managers in (experiment.managers, *(c.managers or [] for c in experiment.cases)) for name in managers
+    }
+    if unused := next((name for name in experiment.variants if name not in used), None):
+        raise UserError(
+            f"The experiment file {path}: the variant {unused!r} is not among the managers. Add it to them."
+        )
+    return experiment
 
 
 def plans(experiment: Experiment) -> list[Plan]:

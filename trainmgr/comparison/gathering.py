@@ -34,9 +34,18 @@ def kept(experiment: Experiment, cases: list[list[Cell]], before: results.Result
         settings, by_name = _settings(cells[0].request.policy), {(cell.manager, cell.seed): cell for cell in cells}
         for case in before.cases:
             if (case.name, case.arguments, case.settings) == (plan.name, plan.arguments, settings):
-                runs = [run for run in case.runs if _is(run, by_name.get((run.manager, run.seed)))]
-                changed = {"managers": plan.managers, "reference": plan.reference, "seeds": plan.seeds, "runs": runs}
-                found.append(case.model_copy(update=changed))
+                same = [run for run in case.runs if plan.variants.get(run.manager) == case.variants.get(run.manager)]
+                found.append(
+                    case.model_copy(
+                        update={
+                            "managers": plan.managers,
+                            "variants": plan.variants,
+                            "reference": plan.reference,
+                            "seeds": plan.seeds,
+                            "runs": [run for run in same if _is(run, by_name.get((run.manager, run.seed)))],
+                        }
+                    )
+                )
     runs = [run for case in found for run in case.runs]
     whole: dict[str, Any] = {
         "script": experiment.script,
@@ -51,7 +60,7 @@ def kept(experiment: Experiment, cases: list[list[Cell]], before: results.Result
 
 def _is(run: results.Run, cell: Cell | None) -> bool:
     """Whether a run of before is the cell's."""
-    if cell is None or run.failure is not None or run.arguments != _arguments(cell):
+    if cell is None or run.failure is not None:
         return False
     name = cell.variant.manager if cell.variant else cell.manager
     if name == "llm":
@@ -96,8 +105,12 @@ def gather(experiment: Experiment, outcomes: list[Outcome], before: results.Resu
 
 def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
     read = [(outcome, measured.read(outcome.paths)) for outcome in outcomes]
-    told = next((found for _, found in read if found.objective), measured.Measured())
+    every = sorted(read, key=lambda one: one[0].cell.manager != plan.reference)
+    told = next((found for _, found in every if found.objective), measured.Measured())
     shown = {name for _, found in read for name in found.shown}
+    for _, found in read:
+        if (found.objective, found.goal) != (told.objective, told.goal):  # a variant may have one of its own
+            found.curve.clear()
     kept = _thinned([found.curve for _, found in read])
     runs = [_row(outcome, found, kept) for outcome, found in read]
     order = {manager: rank for rank, manager in enumerate(plan.managers)}
@@ -107,6 +120,7 @@ def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
         policy=plan.policy,
         settings=_settings(outcomes[0].cell.request.policy),
         managers=plan.managers,
+        variants=plan.variants,
         reference=plan.reference,
         seeds=plan.seeds,
         objective=told.objective,
@@ -124,10 +138,6 @@ def _settings(rules: Policy) -> dict[str, Any]:
     return {section: values for section, values in found.items() if values}
 
 
-def _arguments(cell: Cell) -> list[str]:
-    return cell.variant.arguments if cell.variant else []
-
-
 def _policy_digest(cell: Cell) -> str:
     """Digest of what the manager can read of the policy, defaults included."""
     read = {name: plain(values) for name, values in sections(cell.request.policy, cell.request.manager).items()}
@@ -139,7 +149,6 @@ def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results
     return results.Run(
         manager=outcome.cell.manager,
         asked=outcome.file.manifest.manager if outcome.file else None,
-        arguments=_arguments(outcome.cell),
         policy_digest=_policy_digest(outcome.cell),
         seed=outcome.cell.seed,
         run=outcome.paths.id if outcome.paths else None,

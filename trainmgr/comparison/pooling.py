@@ -56,6 +56,13 @@ def _pooled(one: Case, two: Case) -> Case:
                 f"{where} cannot be put together: the {field} of the parts differ ({quoted(a)} and {quoted(b)}). "
                 "Take runs that were started alike."
             )
+    for name in one.variants.keys() & two.variants.keys():
+        a, b = one.variants[name], two.variants[name]
+        if a != b:
+            raise UserError(
+                f"{where} cannot be put together: {name!r} is {a.words} in one part and {b.words} in another. "
+                "Give one of them another name."
+            )
     there = {(run.manager, run.seed): run for run in one.runs}
     for run in two.runs:
         other = there.get((run.manager, run.seed))
@@ -74,6 +81,7 @@ def _pooled(one: Case, two: Case) -> Case:
             "objective": one.objective or two.objective,
             "goal": one.goal or two.goal,
             "managers": managers,
+            "variants": {**one.variants, **two.variants},
             "seeds": sorted(_all((one.seeds, two.seeds))),
             "held_out": _held_out(one, two),
             "runs": sorted(there.values(), key=lambda run: (managers.index(run.manager), run.seed)),
@@ -86,12 +94,11 @@ def _alike(where: str, runs: list[Run]) -> None:
     for what, found in (
         ("settings", {run.policy_digest for run in runs if run.policy_digest is not None}),
         ("models", {run.asked for run in runs if run.asked is not None}),
-        ("arguments", {" ".join(run.arguments) for run in runs}),
     ):
         if len(found) > 1:
             raise UserError(
                 f"{where} cannot be put together: the {what} of {runs[0].manager} differ"
-                f"{', or the defaults of two versions do' if what == 'settings' else ': ' + ', '.join(sorted(found))}. "
+                f"{': ' + ', '.join(sorted(found)) if what == 'models' else ', or the defaults of two versions do'}. "
                 "Take runs that were started alike."
             )
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from trainmgr.comparison.experiment import Variant
 from trainmgr.errors import UserError
 from trainmgr.protocol import Mode, explain
 from trainmgr.wire import Number, Wire, plain
@@ -22,8 +23,6 @@ class Run(Wire):
     """As the experiment calls it."""
     asked: str | None = None
     """The manager's own name, with the model that an endpoint chose for it."""
-    arguments: Annotated[list[str], Field(exclude_if=operator.not_)] = []
-    """For the script, after those of the case: of a variant."""
     policy_digest: str | None = None
     """Digest of what this manager could read of the policy, defaults of then included."""
     seed: int
@@ -68,6 +67,8 @@ class Case(Wire):
     settings: dict[str, Any] = {}
     """What it says that is not the default, without the endpoint."""
     managers: list[str]
+    """Or names of variants."""
+    variants: Annotated[dict[str, Variant], Field(exclude_if=operator.not_)] = {}
     reference: str
     seeds: list[int]
     objective: str | None

@@ -101,20 +101,25 @@ def cells(experiment: Experiment, folder: Path, runs_dir: Path) -> list[list[Cel
     """
     script = folder / experiment.script
     manifest.command_of(script, [])
-    return [_cells(plan, script, folder, runs_dir) for plan in plans(experiment)]
+    if taken := next((name for name in experiment.variants if catalog.known(name)), None):
+        raise UserError(f"The variant {taken!r} has the name of a manager. Give it a name of its own.")
+    return [_cells(plan, script, folder, runs_dir, [*experiment.variants]) for plan in plans(experiment)]
 
 
-def _cells(plan: Plan, script: Path, folder: Path, runs_dir: Path) -> list[Cell]:
+def _cells(plan: Plan, script: Path, folder: Path, runs_dir: Path, variants: list[str]) -> list[Cell]:
     rules = policy.load(folder / plan.policy if plan.policy else None)
     found = []
     for manager in plan.managers:
         variant = plan.variants.get(manager)
-        if variant and catalog.known(manager):
-            raise UserError(f"The variant {manager!r} has the name of a manager. Give it a name of its own.")
         arguments = [*plan.arguments, *(variant.arguments if variant else [])]
         kind, _, file = asked = (variant.manager if variant else manager).partition(":")
         name = f"local:{folder / Path(file).expanduser()}" if kind == "local" and file else "".join(asked)
-        name = catalog.make(name, rules, runs_dir).name
+        try:
+            name = catalog.make(name, rules, runs_dir).name
+        except UserError as error:
+            where = f"The variant {manager!r}: " * bool(variant)
+            more = f" Variants of this experiment: {', '.join(variants)}." * bool(variants and not variant)
+            raise UserError(f"{where}{error}{more}") from None
         for rank, seed in enumerate(plan.seeds):
             parts = (script.stem, plan.name, manager, f"s{seed}")
             slug = re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(part for part in parts if part))
