@@ -167,11 +167,13 @@ def _relevant(rules: Policy, manager: str) -> Policy:
 def sections(rules: Policy, manager: str) -> dict[str, Section]:
     """What of a policy this manager, and the supervisor for it, reads whole."""
     read, kind = _relevant(rules, manager), manager.partition(":")[0]
+    if kind == "none":  # whose other sections are those of the defaults, maybe the same objects
+        return {"process": rules.process}
     return {
         name: values
         for name in type(rules).model_fields
         if isinstance(values := getattr(rules, name), Section)
-        and (getattr(read, name) is values or (name == "actions" and kind != "none"))
+        and (getattr(read, name) is values or name == "actions")
     }
 
 
