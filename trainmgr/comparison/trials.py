@@ -172,8 +172,7 @@ def sections(rules: Policy, manager: str) -> dict[str, Section]:
     return {
         name: values
         for name in type(rules).model_fields
-        if isinstance(values := getattr(rules, name), Section)
-        and (getattr(read, name) is values or name == "actions")
+        if isinstance(values := getattr(rules, name), Section) and (getattr(read, name) is values or name == "actions")
     }
 
 
