@@ -173,7 +173,8 @@ def test_an_approval_that_comes_after_the_harm_was_seen_changes_nothing(tmp_path
         "#EACH",
         """
             evals == 5 and until(lambda: sum(e["kind"] == "verdict" for e in log()) == 2)
-            evals == 6 and until(lambda: issued(2))""",
+            evals == 6 and until(lambda: issued(2))
+            evals == 7 and until(lambda: any(e["kind"] == "failure" for e in log()))""",
     )
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), manager, policy=policy, mode="approve",
                                   listener=Slow())  # fmt: skip
