@@ -166,6 +166,7 @@ def test_mistakes_are_found_before_anything_is_trained(folder: Path, arguments: 
 
 def test_a_metric_that_no_run_has_is_said_after_the_first_run(folder: Path) -> None:
     told = trainmgr(folder, "tiny.toml", "--metrics", "accuracy,val_loss=min").stderr.splitlines()
+    assert told[0].startswith("runs to train: ")
     (place,) = [i for i, line in enumerate(told) if "ended without accuracy, which others may have. It has: " in line]
     assert "[1/" in told[place - 1]
     again = trainmgr(folder, "tiny.toml", "--metrics", "accuracy,val_loss=min").stderr

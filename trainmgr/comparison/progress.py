@@ -42,7 +42,9 @@ class Bar:
     def begin(self, total: int, reused: int) -> None:
         self._total, self._missing = total, total - reused
         self._begun = time.monotonic()
-        self._bar.update(self._task, total=float(total))
+        self._bar.update(self._task, total=float(total), description=f"{reused} of {total} runs")
+        if self._missing and not self._console.is_terminal:  # there the bar shows it
+            self._say(f"runs to train: {self._missing}" + f"; trained before: {reused}" * bool(reused))
 
     def ended(self, outcome: Outcome) -> None:
         with self._lock:
