@@ -17,9 +17,29 @@ from trainmgr.managers.base import Manager
 from trainmgr.paths import RunPaths
 from trainmgr.policy import Policy, Probation, Staleness
 from trainmgr.telemetry import Feed
-from trainmgr.testing import Recorder
+from trainmgr.testing import Recorder, write_child
 
 TINY = ["--profile", "tiny"]
+
+WAITING = """
+import runpy
+
+report, evals = Workload.eval, 0
+
+
+def reported(self, *given, **more):
+    global evals
+    report(self, *given, **more)
+    evals += 1
+    until(lambda: settled(evals))
+
+
+Workload.eval = reported
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs the script that is its first argument, and lets it wait for each decision."""
 
 
 class Script:
@@ -48,7 +68,8 @@ class Script:
     ) -> RunPaths:
         """A child that a supervisor looks after, even if slow machines answer late; what it leaves can be proven."""
         request = launch.Request(
-            script=self.path, arguments=[*TINY, *more], seed=3, runs_dir=folder / "runs", schedule=schedule,
+            script=write_child(folder, WAITING), arguments=[str(self.path), *TINY, *more], seed=3,
+            runs_dir=folder / "runs", schedule=schedule,
             policy=Policy(staleness=Staleness(max_age_steps=self.steps), probation=Probation(enabled=False)),
         )  # fmt: skip
         paths, closing = launch.launch(request, lambda *_: Recorder(), manager=manager)

@@ -409,7 +409,8 @@ def test_whatever_they_do_the_log_holds(name: str, tmp_path: Path) -> None:
         assert not on_best  # the recipe was the operator's throughout
         assert not paths.control.exists()
     else:  # what training did in the meantime: more steps than an answer may be old, divergence, near the end, the end
-        assert failed_checks(verdicts) <= {"fresh", "joint", "available", "running"}
+        judged = [v for v in verdicts if not any("probation has changed" in check.reason for check in v.checks)]
+        assert failed_checks(judged) <= {"fresh", "joint", "available", "running"}
     assert [str(finding) for finding in proof.prove(paths).findings] == []
     rebuilt = replay.rebuild(paths, catalog.make(name, policy, tmp_path))
     assert rebuilt.differences == []

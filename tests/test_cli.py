@@ -81,7 +81,8 @@ def test_runs_says_whether_a_supervisor_lives(runs: Path, tmp_path: Path) -> Non
     assert found == {lives.name: "running", died.name: "supervisor died"}
     assert f"trainmgr attach {died.name}" in table
     assert f"trainmgr attach {lives.name}" not in table
-    assert json.loads(trainmgr("runs", "--json", cwd=runs).stdout)[0]["status"] == "stopped"
+    status = json.loads(trainmgr("runs", "--json", cwd=runs).stdout)[0]["status"]
+    assert status in ("stopped", "completed")  # so short a run may end before it hears of its stop
 
 
 @pytest.mark.parametrize("command", ["run", "attach"])

@@ -11,6 +11,7 @@ import pytest
 from factories import applied, checkpoint, evaluation, fold, lr, start, step, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import WAITING
 
 from trainmgr import guard, history, launch, proof, protocol, replay
 from trainmgr.action_space import Parameter
@@ -23,7 +24,7 @@ from trainmgr.proposal import Diagnosis, Proposal
 from trainmgr.protocol import MetricInfo, Objective
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Feed
-from trainmgr.testing import Recorder
+from trainmgr.testing import Recorder, write_child
 
 LIMITS = Imbalance()
 EVERY = 10
@@ -263,8 +264,8 @@ def test_whatever_is_measured_the_guard_accepts_the_answer(
 def trained(folder: Path, policy: Policy, *more: str) -> RunPaths:
     """A run of 120 steps under the rules, which training waits for."""
     request = launch.Request(
-        script=Path(pinn.__file__), seed=3, manager="rules", runs_dir=folder, policy=policy, blocking=True,
-        arguments=["--profile", "tiny", "--steps", "120", *more],
+        script=write_child(folder, WAITING), seed=3, manager="rules", runs_dir=folder, policy=policy,
+        arguments=[pinn.__file__, "--profile", "tiny", "--steps", "120", *more],
     )  # fmt: skip
     paths, closing = launch.launch(request, lambda *_: Recorder())
     assert closing.exit_code == 0, paths.stderr.read_text()

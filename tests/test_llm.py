@@ -31,7 +31,7 @@ from trainmgr.managers.base import Answer
 from trainmgr.managers.llm import LlmManager
 from trainmgr.managers.rules import RulesManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Budget, Limits, Llm, Policy, Price, Probation
+from trainmgr.policy import Budget, Cadence, Limits, Llm, Policy, Price, Probation
 from trainmgr.snapshot import Snapshot
 from trainmgr.testing import (
     LINE,
@@ -368,7 +368,6 @@ def test_three_calls_are_three_calls(tmp_path: Path, script: list[Behaviour], se
         ({"money": 0.0}, {"scripted": (1.0, 10.0)}, KEEP, 0, "0 of 0 are spent"),
         ({"money": 0.0}, {}, KEEP, 12, None),
         ({"money": 0.0}, {"another": (1.0, 10.0)}, KEEP, 12, None),
-        ({"seconds": 0.01}, {}, Propose(answer(), delay=0.05), 1, "0 of 0 seconds were waited"),
         ({"calls": 0}, {}, KEEP, 0, "0 of 0 calls are made"),
     ],
 )  # fmt: skip
@@ -385,6 +384,19 @@ def test_a_call_that_could_exceed_a_budget_is_not_made(
     assert all(isinstance(found, Answer) for found in said[calls:])
     spent = [reply.money for reply in desk.of(events.Reply)]
     assert spent == [0.002 if "scripted" in prices else 0.0] * calls
+
+
+def test_the_seconds_that_were_waited_are_counted_and_limited() -> None:
+    rules = policy_of().model_copy(update={"budget": Budget(seconds=30.0)})
+    with ScriptedEndpoint([Propose(answer(), delay=0.05)]) as endpoint:
+        desk = Desk(endpoint, rules)
+        assert desk.decide() == answer()
+        assert 0.05 <= desk.spent.seconds < 30.0
+        desk.spent = Spent(calls=1, seconds=30.0)
+        assert isinstance(desk.decide(), Answer)
+        desk.manager.close()
+    assert len(asked(endpoint)) == 1
+    assert [event.reason for event in desk.of(events.BudgetSpent)] == ["30 of 30 seconds were waited"]
 
 
 def test_a_price_that_is_not_known_is_not_counted_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -824,8 +836,10 @@ def test_with_blocking_training_stands_still_during_a_call_and_goes_on_after_it(
 
     listener = Recorder(on_event=hear)
     with ScriptedEndpoint(script) as endpoint:
-        body = long(400, f"if step == 400: {kind('verdict')}")
-        paths, closing, _ = managed(tmp_path, endpoint, Policy(probation=UNWATCHED), body,
+        last = "[e['snapshot']['progress']['evaluations'] for e in log() if e['kind'] == 'snapshot'][-1:] == [40]"
+        body = long(400, f"if step == 400: until(lambda: {last} and log()[-1]['kind'] == 'verdict')")
+        rules = Policy(probation=UNWATCHED, cadence=Cadence(min_steps=0))
+        paths, closing, _ = managed(tmp_path, endpoint, rules, body,
                                     blocking=True, listener=listener)  # fmt: skip
     assert (closing.status, closing.steps) == ("completed", 400)
     assert sizes

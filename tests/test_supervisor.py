@@ -448,7 +448,8 @@ with w:
 """
     )
     paths, closing, heard = supervise(tmp_path, write_child(tmp_path, body), listener=interrupt_at(5))
-    assert (closing.status, closing.exit_code, closing.steps) == ("interrupted", 0, 6)
+    assert (closing.status, closing.exit_code) == ("interrupted", 0)
+    assert closing.steps in (5, 6)  # the stop may be there before the step that asked for it has looked
     assert [e.status for e in heard.of(protocol.End)] == ["stopped"]
     assert [o.action for o in of(paths, events.Operator)] == ["stop"]
     holds(paths)
@@ -480,8 +481,7 @@ for step in w.steps():
     w.step(step, {"loss": 1.0})
     if step == 5:
         until(lambda: (RUN / "control.json").exists())
-    if step == 6:
-        until(lambda: False)
+until(lambda: False)
 """
     )
     listener = interrupt_at(5, again_on=events.Acknowledged)

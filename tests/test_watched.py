@@ -166,7 +166,7 @@ def test_an_approval_that_comes_after_the_harm_was_seen_changes_nothing(tmp_path
             if isinstance(event, events.Acknowledged) and event.decision.startswith("probation") and self.later:
                 self.later(True)
 
-    body = BODY.replace("until(lambda: seen", "until(lambda: evals > 4 or seen")
+    body = BODY.replace("until(lambda: seen", "until(lambda: evals in (5, 6) or seen")
     policy = EXACTLY.model_copy(update={"limits": Limits(), "probation": Probation(catastrophe=1e3, loss_budget=1.0)})
     manager = ScriptedManager([HARM, answer("adjust", {"kind": "b"})])
     body = body.replace(
@@ -174,11 +174,11 @@ def test_an_approval_that_comes_after_the_harm_was_seen_changes_nothing(tmp_path
         """
             evals == 5 and until(lambda: sum(e["kind"] == "verdict" for e in log()) == 2)
             evals == 6 and until(lambda: issued(2))
-            evals == 7 and until(lambda: any(e["kind"] == "failure" for e in log()))""",
+            evals == 7 and until(lambda: any(e["kind"] == "error" for e in log()))""",
     )
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), manager, policy=policy, mode="approve",
                                   listener=Slow())  # fmt: skip
-    assert closing.reversals == 1
+    assert (closing.status, closing.reversals) == ("completed", 1)
     assert [o.origin for o in of(paths, events.OverrideIssued)] == ["manager", "probation"]
     assert ["not applied" in failure.message for failure in of(paths, events.Failure)] == [True]
     assert final(paths).recipe["kind"] == "a"
@@ -232,7 +232,12 @@ def test_a_child_that_crashes_before_a_change_was_taken_back(tmp_path: Path) -> 
                 until(lambda: any(e["kind"] == "override" and e["origin"] == "probation" for e in log()))
                 os._exit(3)
 """
+    deaf = """
+            if step == 14 and not resumed:
+                w._poll = lambda: None  # it must not hear of what its last evaluation brings about
+            w.eval("""
     body = BODY.replace("            #EACH\n", crash).replace("(lambda: seen", "(lambda: resumed or seen")
+    body = body.replace("\n            w.eval(", deaf)
     policy = Policy(limits=Limits(lead_steps=1), probation=Probation(loss_budget=1.0), process=Process(restarts=1),
                     actions=Actions(end_on_best=False))  # fmt: skip
     manager = ScriptedManager([answer(), answer(), HARM])
