@@ -220,9 +220,9 @@ def footnotes(results: Results, sections: list[Section], test: Test) -> list[str
 def took(results: Results) -> str:
     """How long all of it took, and on what."""
     runs = [run for case in results.cases for run in case.runs]
-    together = sum({run.run: run.seconds for run in runs}.values())
-    text = f"{len({run.run for run in runs})} runs took {clock(together)} together, {clock(results.wall_seconds)} by "
-    text += "the clock on the wall"
+    seconds = {run.run: run.seconds for run in runs}
+    text = f"{len(seconds)} run{'s' * (len(seconds) != 1)} took {clock(sum(seconds.values()))} together, "
+    text += f"{clock(results.wall_seconds)} by the clock on the wall"
     for machine in results.machines:
         threads = machine.get("threads") or "as many as it likes"
         text += f"; {machine.get('processor') or 'unknown processor'}, {machine.get('cores', '?')} cores, threads of a "
