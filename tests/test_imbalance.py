@@ -19,7 +19,7 @@ from trainmgr.ledger import Decision, Ledger
 from trainmgr.managers import imbalance
 from trainmgr.managers.rules import RulesManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Imbalance, Policy, Staleness
+from trainmgr.policy import Imbalance, Policy, Rules, Staleness
 from trainmgr.proposal import Diagnosis, Proposal
 from trainmgr.protocol import MetricInfo, Objective
 from trainmgr.run_state import RunState
@@ -164,6 +164,18 @@ def test_once_balanced_it_is_done_although_norms_scatter() -> None:
     run.obey()
     assert run.measure((2000.0, 2000 / (LIMITS.balanced - 1), 700.0)).obey().action == "keep"
     assert run.measure((2000.0, 2000 / (LIMITS.balanced + 5), 700.0)).obey().action == "keep"
+
+
+def test_on_a_plateau_less_of_it_is_mended_before_the_learning_rate_falls() -> None:
+    tilted, flat = (2000.0, 2000 / (LIMITS.balanced + 10), 700.0), Rules().plateau_evals
+    run = Run(measured(begun(), *[tilted] * flat, val=[0.5] + [0.6] * (flat - 1)))
+    assert run.obey().action == "keep"
+    got = run.measure(tilted, val=0.6).obey()
+    assert got.diagnosis == "loss-imbalance"
+    assert got.changes == {"b": pytest.approx(LIMITS.share * (LIMITS.balanced + 10), rel=1e-5)}
+    for _ in range(flat - 1):
+        assert run.measure(BALANCED, val=0.6).obey().action == "keep"
+    assert run.measure(BALANCED, val=0.6).obey().diagnosis == "plateau"
 
 
 def test_somebody_elses_change_of_a_weight_does_not_begin_it() -> None:

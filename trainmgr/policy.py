@@ -231,7 +231,7 @@ class Imbalance(Section):
     """Thresholds of `rules` for a loss of several terms, whose weighted gradients are compared by their norms."""
 
     trigger: Annotated[float, Field(ge=1)] = 100.0
-    """Loss imbalance: the largest norm is more than this many times the smallest, ..."""
+    """Loss imbalance: the largest norm is more than this many times the smallest (on a plateau: `balanced`), ..."""
     patience: Annotated[int, Field(ge=2)] = 3
     """... by the geometric means of the last this many evaluations: the weights of the small ones rise, ..."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.1

@@ -73,14 +73,16 @@ def tilted(now: Terms, limits: Imbalance) -> bool:
     return not now.ratio(limits.patience) <= limits.balanced
 
 
-def unbalanced(snapshot: Snapshot, now: Terms, limits: Imbalance) -> bool:
-    """Whether to do something about it: for long enough beyond what is tolerated; or begun, and not done yet.
+def unbalanced(snapshot: Snapshot, now: Terms, limits: Imbalance, *, stuck: bool) -> bool:
+    """Whether to do something about it: for long enough beyond what is tolerated, which is less where the objective is
+    stuck; or begun, and not done yet.
 
     Done is what was balanced once: the norms scatter, and who goes on for long goes too far.
     """
     if now.rows and balancing(snapshot, now) and min(now.ratios) > limits.balanced:
         return True
-    return len(now.rows) >= limits.patience and now.ratio(limits.patience) > limits.trigger
+    tolerated = limits.balanced if stuck else limits.trigger
+    return len(now.rows) >= limits.patience and now.ratio(limits.patience) > tolerated
 
 
 def raised(snapshot: Snapshot, now: Terms, limits: Imbalance) -> Changes:

@@ -109,10 +109,11 @@ class RulesManager:
     def _imbalanced(self, snapshot: Snapshot) -> Proposal | None:
         """A loss of several terms, some of whose gradients are drowned by another's: more weight for these.
 
-        Not in the last part of the run, where the learning rate falls.
+        On a plateau for less of it: there the weights are tried before the learning rate. Not in the last part of the
+        run, where that falls.
         """
         now = imbalance.terms(snapshot)
-        if now is None or self._late(snapshot) or not imbalance.unbalanced(snapshot, now, self._balance):
+        if now is None or self._late(snapshot) or not self._unbalanced(snapshot, now):
             return None
         changes = imbalance.raised(snapshot, now, self._balance)
         return self._adjust(snapshot, "loss-imbalance", f"{now}; {reading.figures(snapshot)}", changes)
@@ -191,7 +192,7 @@ class RulesManager:
         have tightened goes one notch back; or underfitting, so a rate that they have cut to its floor rises again.
         In all other cases, and without a gap to look at, slower.
         """
-        if reading.settled(snapshot) < self._rules.plateau_evals or self._late(snapshot) or self._climbing(snapshot):
+        if not self._stuck(snapshot) or self._late(snapshot):
             return None
         gap, evidence, slower = reading.gap(snapshot), reading.figures(snapshot), self._slower(snapshot)
         changes = self._averaged(snapshot)
@@ -212,9 +213,16 @@ class RulesManager:
         if exploration.episodes(snapshot) is not None:
             return "healthy"
         now = imbalance.terms(snapshot)
-        if now is not None and imbalance.unbalanced(snapshot, now, self._balance):
+        if now is not None and self._unbalanced(snapshot, now):
             return "loss-imbalance"
         return "overfitting" if self._risen(snapshot) else "healthy"
+
+    def _unbalanced(self, snapshot: Snapshot, now: imbalance.Terms) -> bool:
+        return imbalance.unbalanced(snapshot, now, self._balance, stuck=self._stuck(snapshot))
+
+    def _stuck(self, snapshot: Snapshot) -> bool:
+        """No new best and no change for long, and not on the way back to the best either."""
+        return reading.settled(snapshot) >= self._rules.plateau_evals and not self._climbing(snapshot)
 
     def _risen(self, snapshot: Snapshot) -> bool:
         """Whether the objective is above its best beyond noise, for long enough to be put down to overfitting."""
