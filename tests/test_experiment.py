@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainmgr import policy
-from trainmgr.comparison import experiment
+from trainmgr.comparison import experiment, results
 from trainmgr.errors import UserError
 
 FULL = """
@@ -155,3 +155,16 @@ def test_every_file_beside_the_workloads_is_a_policy_or_an_experiment_that_can_b
     for case in experiment.plans(plan):
         policy.load(path.parent / case.policy if case.policy else None)
     assert plan.disclosure
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_result_beside_them_can_be_read_and_is_of_the_experiment_of_its_name(path: Path) -> None:
+    plans = {plan.name: plan for plan in experiment.plans(experiment.load(path.with_suffix(".toml")))}
+    found = results.load(path).cases
+    assert found
+    for case in found:
+        plan = plans[case.name]
+        assert (case.arguments, case.variants) == (plan.arguments, plan.variants)
+        assert {run.manager for run in case.runs} <= set(plan.managers)
+        assert {run.seed for run in case.runs} <= set(plan.seeds)
+        assert [run.failure for run in case.runs if run.failure is not None] == []
