@@ -298,8 +298,8 @@ def test_a_setting_counts_for_the_managers_that_it_changes(folder: Path, setting
 
 
 @pytest.mark.parametrize(("section", "key", "lost"), [
-    ("probation", "challenge_evals", {"random"}), ("rules", "lr_factor", {"rules", "random"}),
-    ("llm", "timeout", {"random"}), ("actions", "stop_after", {"rules", "random", "schedule:plateau"}),
+    ("probation", "challenge_evals", {"random"}), ("rules", "lr_factor", {"rules"}),
+    ("llm", "timeout", set()), ("actions", "stop_after", {"rules", "random", "schedule:plateau"}),
     ("process", "restarts", {"none", "rules", "random", "schedule:plateau"}),
 ])  # fmt: skip
 def test_a_run_of_other_defaults_is_none_of_todays(folder: Path, section: str, key: str, lost: set[str]) -> None:

@@ -33,6 +33,7 @@ from trainmgr.telemetry import Item
 from trainmgr.wire import to_json
 
 GOOD = ("completed", "stopped")
+BLIND = ("schedule", "random", "adversary", "flipflop", "late")  # managers that read no thresholds of the rules
 
 Key = tuple[Any, ...]
 
@@ -148,9 +149,9 @@ def _relevant(rules: Policy, manager: str) -> Policy:
     if kind == "none":  # the end on the best is the supervisor's own doing
         return Policy(process=rules.process, actions=Actions(end_on_best=bool(rules.actions.end_on_best)))
     unread: dict[str, Any] = {}
-    if kind in ("rules", "schedule"):
+    if kind in ("rules", *BLIND):
         unread |= {"llm": Llm(), "budget": Budget(), "prices": {}}
-    if kind == "schedule":  # which is asked at alarms, too: these have the thresholds of the rules
+    if kind in BLIND:  # but they are asked at alarms, too, which have some
         thresholds = Rules(rise=rules.rules.rise, noise_factor=rules.rules.noise_factor)
         unread |= {"rules": thresholds, "exploration": Exploration(), "imbalance": Imbalance()}
     if not rules.watches(manager):
