@@ -184,6 +184,9 @@ def test_parts_of_one_experiment_are_printed_together() -> None:
     assert whole.versions == {"torch": ["2.1", "2.2"]}
     assert len(whole.machines) == 2
     assert whole.disclosure == "Seeds [2, 3]. Seeds [1]."
+    again = part(["searched"], [1]).model_copy(update={"disclosure": "Seeds [1]. Searched."})
+    assert pooling.pool([whole, part(["none"], [4]), again]).disclosure.endswith("Seeds [4]. Seeds [1]. Searched.")
+    assert pooling.pool([part(["rules"], [1]), again]).disclosure == "Seeds [1]. Searched."  # said once
     (section,) = analysis.analyse(whole, "permutation")
     verdicts = [
         arm.entries["val_loss"].difference.verdict for arm in section.arms if arm.entries["val_loss"].difference

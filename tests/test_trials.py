@@ -15,6 +15,7 @@ import pytest
 from trainmgr import errors, history
 from trainmgr.comparison import experiment, gathering, results, trials
 from trainmgr.errors import TrainmgrError
+from trainmgr.managers import catalog
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.process import alive
 from trainmgr.wire import to_json
@@ -138,6 +139,11 @@ def test_an_experiment_from_its_file_to_its_page(folder: Path) -> None:
     assert again.stderr.count("reused") == 6
     assert results.Results.model_validate_json(again.stdout) == found
     assert trainmgr(folder, "out/results.json", "--show-seeds").stdout == first.stdout
+    trainmgr(folder, "tiny.toml", "--case", "easy", "--out", "easy")
+    turned = trainmgr(folder, "easy/results.json", "--reference", "schedule:plateau").stdout
+    assert "| test_loss (less is better) | none | 2 of 2 |" in turned
+    nobody = trainmgr(folder, "out/results.json", "--reference", "schedule:plateau", expect=2)
+    assert "Case 'hard' of these results has no manager 'schedule:plateau'; there are: none." in nobody.stderr
     twice = trainmgr(folder, "out/results.json", "out/results.json", expect=2)
     assert "was measured twice" in twice.stderr
     assert (folder / "out" / "results.md").read_text() == first.stdout
@@ -295,6 +301,11 @@ def test_a_setting_counts_for_the_managers_that_it_changes(folder: Path, setting
     (plain,) = trials.cells(plan, folder, folder / "runs")
     (other,) = trials.cells(plan.model_copy(update={"policy": "other.toml"}), folder, folder / "runs")
     assert {a.manager for a, b in zip(plain, other, strict=True) if a.key != b.key} == readers
+
+
+def test_of_every_manager_it_is_known_whether_it_reads_the_thresholds_of_the_rules() -> None:
+    named = {name.partition("[")[0].partition(":")[0] for name in catalog.NAMES}
+    assert named == {*trials.BLIND, "rules", "none", "auto", "llm", "local", "replay"}
 
 
 @pytest.mark.parametrize(("section", "key", "lost"), [

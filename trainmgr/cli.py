@@ -341,7 +341,7 @@ def compare(
         Path | None,
         typer.Option(metavar="RESULTS.json", help="Results of before, of another machine say: its runs count, too."),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time; each gets one thread.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, of OMP_NUM_THREADS threads each, else one.", min=1)] = 1,
     policy: PolicyOption = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
@@ -349,7 +349,7 @@ def compare(
     """Run a script under several managers, seeds and cases, and print what can be said. Finished runs are reused.
 
     Examples: `trainmgr compare workloads/minimal.py --managers none,schedule:cosine,rules --seeds 1-6 --jobs 2`,
-    `trainmgr compare experiment.toml --out results`, `trainmgr compare results/results.json`,
+    `trainmgr compare experiment.toml --out results`, `trainmgr compare results/results.json --reference rules`,
     `trainmgr compare here/results.json there/results.json --out both` (parts of one experiment, from two machines),
     `trainmgr compare experiment.toml --reuse there/results.json` (only what is not there is trained here)
     """
@@ -357,12 +357,14 @@ def compare(
     chosen, goals = _metrics(metrics)
     if what.suffix == ".json":
         files = [what, *map(Path, arguments or [])]
-        if managers or seeds or reference or reuse or case or any(file.suffix != ".json" for file in files):
+        if managers or seeds or reuse or case or any(file.suffix != ".json" for file in files):
             raise UserError(
-                f"{what} is printed again as it was measured: what may follow it are other results (.json), --metrics, "
-                "--test, --show-seeds and --out. Name a script or an experiment to train."
+                f"{what} is printed again as it was measured: what may follow it are other results (.json), "
+                "--reference, --metrics, --test, --show-seeds and --out. Name a script or an experiment to train."
             )
         found = pooling.pool([results.load(file) for file in files])
+        if reference:
+            found = results.against(found, reference)
     else:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs, as Ctrl-C does

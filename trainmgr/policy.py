@@ -42,7 +42,8 @@ class Cadence(Section):
     """With every_steps: ask this many steps ahead of it, on what is known by then. Default: a quarter of it."""
     on_alarm: bool = True
     """Ask all the same when a metric turns NaN or infinite (without waiting for an evaluation), when the objective
-    begins to diverge, and when overfitting begins, by the thresholds of the rules."""
+    begins to diverge, and when overfitting begins, by the thresholds of the rules. With every_steps only the first of
+    these."""
 
 
 class Staleness(Section):
@@ -88,8 +89,8 @@ class Actions(Section):
     """Offer a stop only after this fraction of the total steps."""
     stop_settled_evals: Count | None = None
     """Offer a stop only when the last new best and the last change are this many evaluations ago, or when at most one
-    and a half evaluations are left. Default: 5, and a manager on probation may in any case stop only when what is left
-    of the run fits into its loss budget."""
+    and a half evaluations are left. Default: 5, and a manager on probation may stop only when what is left of the run
+    fits into its loss budget."""
     stop_metric: str | None = None
     """Instead: offer a stop only when this metric of the evaluations is at least ..."""
     stop_least: float = 1.0
@@ -97,8 +98,8 @@ class Actions(Section):
     stop_evals: Annotated[int, Field(ge=1, le=16)] = 1
     """... at each of the last this many evaluations."""
     end_on_best: bool | None = None
-    """End on the best: every stop does, and so does a run that is worse than that one evaluation before its end.
-    Default: where a manager on probation changed something. Nobody is asked, in mode approve either."""
+    """End on the best: every stop of a manager does, and so does a run that is worse than that one evaluation before
+    its end. Default: where a manager on probation changed something. Nobody is asked, in mode approve either."""
 
 
 class Joint(Section):
@@ -114,7 +115,8 @@ class Probation(Section):
     enabled: bool | None = None
     """Whether there is one. Default: for every manager but `rules`, schedules, `replay` and `none`, which are known."""
     first_evals: Count = 4
-    """Nobody is asked before this many evaluations, but in an alarm: nothing could be compared yet."""
+    """Nobody is asked before this many evaluations: nothing could be compared yet. But after the first of them, when a
+    value is not finite."""
     window_evals: Annotated[int, Field(ge=1, le=12)] = 5
     """A change is on trial for this many evaluations, measured against a forecast from before it. Then it has brought
     a new best, or something better than forecast that is near the best: else it is taken back."""
@@ -159,7 +161,7 @@ class Rules(Section):
     noise_factor: Positive = 3.0
     """... and by more than this many times its noise."""
     patience: Annotated[int, Field(ge=1)] = 2
-    """Overfitting: evaluations since the best and since the last change. No other rule but divergence is faster."""
+    """Overfitting: evaluations since the best and since the last change."""
     plateau_evals: Annotated[int, Field(ge=2)] = 12
     """Plateau: evaluations since the best and since the last change, without a rise."""
     wide_gap: Positive = 0.1
@@ -284,7 +286,7 @@ class Llm(Section):
     timeout: Positive = 120.0
     """Seconds for one decision, with all retries."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """After a refused connection, status 408, 409, 429 or 5xx; Retry-After is kept to."""
+    """After a refused connection, status 408, 409, 425, 429 or 5xx; Retry-After is kept to."""
     repair: bool = True
     """Ask once more, with the exact objection, when an answer is not valid."""
     breaker_failures: Annotated[int, Field(ge=1)] = 4

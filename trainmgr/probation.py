@@ -1,10 +1,11 @@
 """The watch over what a manager changed: whether it harmed, whether it helped, and what is done then. Pure.
 
-A change is on trial from the moment when it took effect until ``window_evals`` evaluations have come. What was measured
-is compared with the forecast that was made from before the oldest change on trial, and with the best until then. What
-harms is taken back at once, and so is, at the end of its trial, what has not proven itself: a forecast cannot see a
-harm that looks like what went before, and a change that did nothing is no loss. Effects that overlap are not told
-apart: all changes on trial are taken back together.
+A change is on trial from the moment when it took effect until ``window_evals`` evaluations have come, or longer while
+it is better than forecast, but far from the best, and the loss budget allows it. What was measured is compared with
+the forecast that was made from before the oldest change on trial, and with the best until then. What harms is taken
+back at once, and so is, at the end of its trial, what has not proven itself: a forecast cannot see a harm that looks
+like what went before, and a change that did nothing is no loss. Effects that overlap are not told apart: all changes on
+trial are taken back together.
 
 A proof does not last for ever. Where nothing new was learned for ``challenge_evals`` evaluations, the recipe of the
 start goes on trial in place of the one that a manager has made, and stays unless it harms: a recipe that has proven

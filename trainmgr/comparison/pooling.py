@@ -37,7 +37,7 @@ def pool(parts: Sequence[Results]) -> Results:
     return first.model_copy(
         update={
             "goals": goals,
-            "disclosure": " ".join(dict.fromkeys(part.disclosure for part in parts if part.disclosure)),
+            "disclosure": " ".join(_disclosures(parts)),
             "versions": {name: sorted(_all(part.versions.get(name, []) for part in parts)) for name in packages},
             "machines": _all(part.machines for part in parts),
             "revisions": revisions,
@@ -111,6 +111,12 @@ def _held_out(one: Case, two: Case) -> list[str]:
         for name in _all((one.held_out, two.held_out))
         if all(name in case.held_out or name not in known[id(case)] for case in (one, two))
     ]
+
+
+def _disclosures(parts: Sequence[Results]) -> list[str]:
+    """What each part discloses, but for what is said in another."""
+    said = list(dict.fromkeys(part.disclosure.strip() for part in parts))
+    return [one for one in said if not any(one != other and one in other for other in said)]
 
 
 def _all(lists: Iterable[list[Item]]) -> list[Item]:

@@ -116,6 +116,19 @@ def load(path: Path) -> Results:
         ) from None
 
 
+def against(results: Results, reference: str) -> Results:
+    """The same with another manager that the others are compared with.
+
+    Raises UserError where a case has no such manager.
+    """
+    for case in results.cases:
+        if reference not in case.managers:
+            where = f"Case {case.name!r} of these results" if case.name else "These results"
+            raise UserError(f"{where} has no manager {reference!r}; there are: {', '.join(case.managers)}.")
+    cases = [case.model_copy(update={"reference": reference}) for case in results.cases]
+    return results.model_copy(update={"cases": cases})
+
+
 def render(results: Results) -> str:
     """results.json: a line for each run, so that two versions of it can be compared line by line."""
     values = plain(results)
