@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,17 @@ def test_a_setting_counts_for_the_managers_that_it_changes(folder: Path, setting
     (plain,) = trials.cells(plan, folder, folder / "runs")
     (other,) = trials.cells(plan.model_copy(update={"policy": "other.toml"}), folder, folder / "runs")
     assert {a.manager for a, b in zip(plain, other, strict=True) if a.key != b.key} == readers
+
+
+def test_results_name_the_file_of_a_model_but_not_its_folder(folder: Path) -> None:
+    plan = experiment.Experiment(script="code/tiny.py", seeds=[1], managers=["none"])
+    (outcome,) = trials.run(trials.cells(plan, folder, folder / "runs")[0], folder / "runs", 1, Silent())
+    assert outcome.file is not None
+    manifest = outcome.file.manifest.model_copy(update={"manager": f"local:{folder / 'small.gguf'}"})
+    outcome = replace(outcome, file=outcome.file.model_copy(update={"manifest": manifest}))
+    found = gathering.gather(plan, [outcome])
+    assert found.cases[0].runs[0].asked == "local:small.gguf"
+    assert str(folder) not in results.render(found)
 
 
 def test_of_every_manager_it_is_known_whether_it_reads_the_thresholds_of_the_rules() -> None:

@@ -148,7 +148,7 @@ def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results
     closing = outcome.file.closing if outcome.file else None
     return results.Run(
         manager=outcome.cell.manager,
-        asked=outcome.file.manifest.manager if outcome.file else None,
+        asked=_asked(outcome.file.manifest.manager) if outcome.file else None,
         policy_digest=_policy_digest(outcome.cell),
         seed=outcome.cell.seed,
         run=outcome.paths.id if outcome.paths else None,
@@ -167,6 +167,12 @@ def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results
         metrics=measured.final_metrics(closing) if closing and not outcome.failure else {},
         curve=[(step, rounded(value)) for step, value in found.curve if step in steps],
     )
+
+
+def _asked(manager: str) -> str:
+    """A manager's own name, a model's file without its folder: that is of one machine, and results go to others."""
+    kind, _, file = manager.partition(":")
+    return f"local:{Path(file).name}" if kind == "local" else manager
 
 
 def _thinned(curves: list[list[tuple[int, float]]]) -> set[int]:

@@ -22,7 +22,7 @@ class Run(Wire):
     manager: str
     """As the experiment calls it."""
     asked: str | None = None
-    """The manager's own name, with the model that an endpoint chose for it."""
+    """The manager's own name, with the model that an endpoint chose for it; a model's file without its folder."""
     policy_digest: str | None = None
     """Digest of what this manager could read of the policy, defaults of then included."""
     seed: int
