@@ -87,6 +87,10 @@ def test_the_figures_are_those_of_the_roles() -> None:
     assert str(now) == "success 0.50, unsafe 0.12, neither 0.38, policy step 0.3 of its limit, action noise 0.40"
 
 
+def test_a_new_best_is_no_step_down() -> None:
+    assert reading.figures(view(run(*LEARNING))) == "val 0.55, best 0.55 at step 40 (+0.0%, 0 evaluations ago)"
+
+
 @pytest.mark.parametrize("missing", ["w", "x"])
 def test_without_shares_of_success_and_harm_it_is_no_exploration(missing: str) -> None:
     metrics = {name: info for name, info in METRICS.items() if name != missing}

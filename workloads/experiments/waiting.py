@@ -168,7 +168,7 @@ def main() -> None:
             "stale": managed(script, steps, work, seconds, stale=True),
         }
         print(
-            f"{'':<10}{'steps/s':>9}{'of unmanaged':>14}{'ms idle':>9}{'in flight':>11}{'ratio':>7}{'longest ms':>12}"
+            f"{'':<10}{'steps/s':>9}{'of unmanaged':>14}{'ms idle':>9}{'in flight':>11}{'ratio':>10}{'longest ms':>12}"
         )
         for label, arm in arms.items():
             ratio = "-"
@@ -176,7 +176,7 @@ def main() -> None:
                 ratio = f"{statistics.median(arm.flying) / statistics.median(arm.idle):.3g}"
             print(
                 f"{label:<10}{arm.pace:>9.1f}{arm.pace / arms['unmanaged'].pace:>14.3f}{middle(arm.idle):>9}"
-                f"{middle(arm.flying):>11}{ratio:>7}{max([*arm.flying, *arm.idle], default=0.0):>12.0f}"
+                f"{middle(arm.flying):>11}{ratio:>10}{max([*arm.flying, *arm.idle], default=0.0):>12.0f}"
             )
         for label, arm in arms.items():
             for note in arm.notes:
