@@ -17,7 +17,7 @@ import pytest
 from trainmgr import audit, control, events, launch, process, proof, protocol, replay
 from trainmgr.errors import ManagerError, UserError, WorkloadError
 from trainmgr.paths import RunPaths, list_runs
-from trainmgr.policy import Approval, Limits, ParameterLimits, Policy, Probation, Process
+from trainmgr.policy import Approval, Cadence, Limits, ParameterLimits, Policy, Probation, Process
 from trainmgr.testing import (
     LINE,
     PYTHON,
@@ -851,13 +851,16 @@ with w:
     holds(paths)
 
 
-SHELL = r"""
+BEGIN = r"""
 GOAL='"objective":{"metric":"loss","mode":"min"}'
 SPACE='{"name":"lr","type":"float","low":0.0,"high":1.0,"value":0.5,"from the future":1}'
 T="$TRAINMGR_RUN_DIR/telemetry.jsonl"
 say() { printf '%s\n' "$1" >> "$T"; }
 WHO='"event":"start","workload":"shell","pid":'$$
-say '{"v":1,"seq":0,"t":1.0,'"$WHO"',"total_steps":4,'"$GOAL"',"action_space":['"$SPACE"']}'
+say '{"v":1,"seq":0,"t":1.0,'"$WHO"',"total_steps":40,'"$GOAL"',"action_space":['"$SPACE"']}'
+"""
+
+REPLYING = r"""
 say '{"v":1,"seq":1,"t":2.0,"event":"step","step":1,"metrics":{"loss":"NaN"}}'
 say '{"v":1,"seq":2,"t":3.0,"event":"from the future","step":1}'
 say '{"v":1,"seq":3,"t":3.0,"event":"eval","step":1,"metrics":{"loss":0.75}}'
@@ -874,8 +877,35 @@ def test_a_shell_script_is_a_workload_too(tmp_path: Path) -> None:
     policy = unwatched(limits=Limits(lead_steps=0))
     answers = [answer("adjust", {"lr": 0.25})] * 2  # an alarm asks first, for the NaN
     manager = ScriptedManager(answers)
-    paths, closing, _ = supervise(tmp_path, write_shell(tmp_path, SHELL), manager, policy=policy)
+    paths, closing, _ = supervise(tmp_path, write_shell(tmp_path, BEGIN + REPLYING), manager, policy=policy)
     assert (closing.status, closing.exit_code, closing.final, closing.interventions) == ("completed", 0, 0.5, 1)
+    holds(paths)
+
+
+AT_ONCE = r"""
+measured() { printf '{"v":1,"seq":%s,"t":1.0,"event":"eval","step":%s,"metrics":{"loss":0.75}}' "$1" "$2"; }
+stepped() { printf '{"v":1,"seq":%s,"t":1.0,"event":"step","step":%s,"metrics":{"loss":0.75}}' "$1" "$2"; }
+printf '%s\n%s\n%s\n%s\n%s\n' \
+    "$(stepped 1 9)" "$(measured 2 10)" "$(stepped 3 14)" "$(stepped 4 15)" "$(stepped 5 16)" >> "$T"
+i=0
+while [ ! -f "$TRAINMGR_RUN_DIR/control.json" ] && [ $i -lt 3000 ]; do sleep 0.02; i=$((i + 1)); done
+say '{"v":1,"seq":6,"t":4.0,"event":"applied","revision":1,"step":20,"boundary":"step","changes":{"lr":[0.5,0.25]}}'
+say '{"v":1,"seq":7,"t":6.0,"event":"end","status":"completed","step":20}'
+"""
+
+
+@pytest.mark.parametrize(("exact", "based_on"), [
+    ({"limits": Limits(lead_steps=10)}, 10), ({"cadence": Cadence(every_steps=20, ahead_steps=5)}, 15),
+])  # fmt: skip
+def test_how_many_records_are_read_at_once_does_not_move_an_exact_change(
+    tmp_path: Path, exact: dict[str, Any], based_on: int
+) -> None:
+    manager = ScriptedManager([answer("adjust", {"lr": 0.25})])
+    script = write_shell(tmp_path, BEGIN + AT_ONCE)
+    paths, closing, _ = supervise(tmp_path, script, manager, policy=unwatched(**exact))
+    [issued] = of(paths, events.OverrideIssued)
+    assert (issued.control.based_on_step, issued.control.at_step) == (based_on, 20)
+    assert closing.interventions == 1
     holds(paths)
 
 

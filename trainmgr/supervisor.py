@@ -132,6 +132,7 @@ class Supervisor:
         self._heard = 0.0
         self._truncated = False
         self._blind = False
+        self._exact = self.policy.due(0) is not None  # answers take effect so many steps after what they are based on
 
     # -- a run, from outside -------------------------------------------------------------------------------------
 
@@ -262,6 +263,8 @@ class Supervisor:
                 self._append(outcome)
             if isinstance(record, protocol.Eval):
                 self._watch()
+            if self._exact:  # with the records behind it the step would depend on how many were read at once
+                self._ask()
         if self._feed.tail.truncated and not self._truncated:
             self._truncated = True
             self._fail("telemetry", "telemetry.jsonl became shorter or was replaced; nothing more is read from it")
