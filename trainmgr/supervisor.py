@@ -241,7 +241,7 @@ class Supervisor:
 
     # -- telemetry -----------------------------------------------------------------------------------------------
 
-    def _consume(self) -> None:
+    def _consume(self, *, asking: bool = True) -> None:
         """Fold what is new; put acknowledgments and outcomes on record."""
         for record in self._feed.records():
             self._heard = time.monotonic()
@@ -263,7 +263,7 @@ class Supervisor:
                 self._append(outcome)
             if isinstance(record, protocol.Eval):
                 self._watch()
-            if self._exact:  # with the records behind it the step would depend on how many were read at once
+            if asking and self._exact:  # with the records behind it the step would depend on how many were read at once
                 self._ask()
         if self._feed.tail.truncated and not self._truncated:
             self._truncated = True
@@ -492,7 +492,7 @@ class Supervisor:
 
     def _ended(self, end: Exit) -> events.Closing | None:
         """The child is gone: read the rest, then start it again or close the run."""
-        self._consume()
+        self._consume(asking=False)
         interrupted = self._status in ("interrupted", "failed")
         if not end.known and self.state.end is None:
             end = replace(end, code=1)
