@@ -9,12 +9,13 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainmgr import audit, control, events, launch, process, proof, protocol, replay
+from trainmgr import audit, control, events, launch, process, proof, protocol, replay, supervisor, telemetry
 from trainmgr.errors import ManagerError, UserError, WorkloadError
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.policy import Approval, Cadence, Limits, ParameterLimits, Policy, Probation, Process
@@ -906,6 +907,19 @@ def test_how_many_records_are_read_at_once_does_not_move_an_exact_change(
     [issued] = of(paths, events.OverrideIssued)
     assert (issued.control.based_on_step, issued.control.at_step) == (based_on, 20)
     assert closing.interventions == 1
+    holds(paths)
+
+
+def test_nobody_is_asked_about_what_a_dead_script_had_left_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "Watcher", lambda *_: nullcontext())
+    monkeypatch.setattr(supervisor, "POLL", 60.0)  # so that the end of the child is the first that is heard of it
+    manager = ScriptedManager([answer("adjust", {"lr": 0.25})])
+    script = write_shell(tmp_path, BEGIN + AT_ONCE[: AT_ONCE.index("i=0")] + "exit 3")
+    paths, closing, _ = supervise(tmp_path, script, manager, policy=unwatched(limits=Limits(lead_steps=10)))
+    assert (closing.status, closing.exit_code, closing.steps) == ("failed", 3, 16)
+    assert (manager.snapshots, failures(paths)) == ([], [])
     holds(paths)
 
 

@@ -66,8 +66,8 @@ class Limits(Section):
     """Changes in the whole run. Default: no limit."""
     lead_steps: Count = 0
     """Apply a change exactly this many steps after the snapshot (0: at the next boundary). What arrives later than that
-    is refused, and a run with the same seed and a deterministic manager repeats itself bit for bit, unless probation
-    takes something back, which it does at once. Not used with cadence.every_steps."""
+    is refused. As long as no answer is late, a run with the same seed and a deterministic manager repeats itself bit
+    for bit, unless probation takes something back, which it does at once. Not used with cadence.every_steps."""
 
 
 class Actions(Section):

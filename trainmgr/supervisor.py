@@ -242,7 +242,7 @@ class Supervisor:
     # -- telemetry -----------------------------------------------------------------------------------------------
 
     def _consume(self, *, asking: bool = True) -> None:
-        """Fold what is new; put acknowledgments and outcomes on record."""
+        """Fold what is new; put acknowledgments and outcomes on record; with exact steps, ask at the very record."""
         for record in self._feed.records():
             self._heard = time.monotonic()
             self.state.fold(record)
@@ -263,7 +263,7 @@ class Supervisor:
                 self._append(outcome)
             if isinstance(record, protocol.Eval):
                 self._watch()
-            if asking and self._exact:  # with the records behind it the step would depend on how many were read at once
+            if asking and self._exact:  # later, the step would depend on how many records were read at once
                 self._ask()
         if self._feed.tail.truncated and not self._truncated:
             self._truncated = True
