@@ -21,9 +21,12 @@ ALLOWED: dict[str, str] = {
     "testing.endpoint": "testing.behaviours",
     "workload.records": "",
     "workload.overrides": "workload.records",
-    "workload.parameters": "workload.overrides",
+    "workload.optimizers": "",
+    "workload.persistence": "",
+    "workload.parameters": "workload.optimizers workload.overrides",
     "workload.checkpoints": "",
-    "workload.__init__": "workload.checkpoints workload.overrides workload.parameters workload.records",
+    "workload.__init__": "workload.checkpoints workload.overrides workload.parameters workload.persistence "
+    "workload.records",
     "paths": "errors",
     "wire": "",
     "action_space": "wire",
@@ -35,7 +38,8 @@ ALLOWED: dict[str, str] = {
     "process": "errors paths",
     "telemetry": "files protocol",
     "lineage": "protocol",
-    "run_state": "action_space lineage protocol wire",
+    "interventions": "protocol wire",
+    "run_state": "action_space interventions lineage protocol wire",
     "events": "action_space forecast policy proposal protocol wire",
     "schemas": "errors events policy proposal protocol",
     "ledger": "budget events forecast proposal protocol wire",
@@ -73,13 +77,14 @@ ALLOWED: dict[str, str] = {
     "telemetry wire",
     "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
     "run_state snapshot telemetry",
-    "proof": "audit decision errors events files history ledger paths protocol replay run_state telemetry wire",
+    "proof": "audit decision errors events files history interventions ledger paths protocol replay run_state "
+    "telemetry wire",
     "supervisor": "audit control decision errors events files history ledger managers.base paths process "
     "protocol run_state snapshot telemetry wire",
     "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
     "protocol supervisor",
     "check": "action_space manifest paths process protocol run_state telemetry wire",
-    "display": "events ledger lineage protocol run_state telemetry wire",
+    "display": "events interventions ledger lineage protocol run_state telemetry wire",
     "comparison.__init__": "",
     "comparison.statistics": "errors",
     "comparison.experiment": "errors protocol wire",
@@ -117,6 +122,7 @@ THIRD_PARTY = {  # package to the modules that may import it
 }  # torch: nowhere
 LONGEST = 450
 LONG = {
+    "workload.__init__": "everything that a training script calls, in one place",
     "policy": "every key that an operator can set, with its explanation",
     "events": "every kind of record in the log, with its explanation",
     "supervisor": "the one thread that owns all state, in one place",

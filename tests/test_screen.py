@@ -15,8 +15,9 @@ from rich.console import Console
 
 from trainmgr import display, events, protocol, screen
 from trainmgr.action_space import Parameter
+from trainmgr.interventions import Intervention
 from trainmgr.ledger import Ledger
-from trainmgr.run_state import Intervention, RunState
+from trainmgr.run_state import RunState
 
 POINTS = st.lists(
     st.tuples(st.integers(0, 10**9), st.floats(-1e300, 1e300)), max_size=30, unique_by=lambda point: point[0]

@@ -725,36 +725,62 @@ def test_a_warm_up_from_zero_keeps_the_ratios_that_come_after_it(run: Path) -> N
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([5e-3, 5e-4])
 
 
-@pytest.mark.parametrize("scheduled", [True, False])
-def test_a_change_that_a_scheduler_overwrites_shows_in_the_read_back(run: Path, scheduled: bool) -> None:
-    import torch
-
-    layers = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
-    groups = [{"params": layers[0].parameters(), "lr": 0.01}, {"params": layers[1].parameters(), "lr": 0.001}]
-    optimizer = torch.optim.AdamW(groups)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch)
+def test_a_value_that_the_script_overwrites_is_reported_once_with_what_it_is(run: Path) -> None:
+    recipe = {"lr": 0.1}
     w = Workload("test", objective="loss")
-    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=0.1, scheduled=scheduled)
-    for step in range(1, 5):
+    w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.001, high=1.0)
+    for step in range(1, 6):
         if step == 2:
             control(run, 1, {"lr": 0.05})
-        optimizer.zero_grad()
-        layers[1](layers[0](torch.ones(1, 2))).sum().backward()
-        optimizer.step()
-        scheduler.step()
-        w.step(step, {"loss": 1.0})  # after the scheduler: this is where a change takes effect
+        if step == 4:
+            recipe["lr"] = 0.09
+        w.step(step, {"loss": 1.0})
         w.eval(step, {"loss": 1.0})
-    (applied,) = records(run, "applied")
-    assert applied["changes"]["lr"][1] == 0.05
-    assert applied["groups"]["lr"] == pytest.approx([0.05, 0.005])
-    seen = [r["params"]["lr"] for r in records(run, "eval")]
-    assert seen[1] == 0.05
-    assert seen[2] < 0.05
-    drifts = folded(run).drifts
-    if scheduled:  # the script says that it moves the value itself: no breach, and the recipe follows
-        assert drifts == []
-    else:
-        assert any(d.name == "lr" and d.expected == 0.05 and d.step == 3 for d in drifts)
+    (lost,) = records(run, "overwritten")
+    assert {n: lost[n] for n in ("name", "revision", "set_at", "value", "step", "found")} == {
+        "name": "lr", "revision": 1, "set_at": 2, "value": 0.05, "step": 4, "found": 0.09,
+    }  # fmt: skip
+    state = folded(run)
+    assert state.overwritten == {"lr": 1}
+    assert [(d.step, d.expected, d.found, d.set_at) for d in state.drifts] == [(4, 0.05, 0.09, 2)]
+    assert state.interventions[0].lost == {"lr": (4, 0.09)}
+    assert state.recipe == {"lr": 0.09}
+
+
+@pytest.mark.parametrize("computed", [True, False])
+def test_of_a_value_that_moves_by_itself_a_change_that_is_gone_is_told_from_one_that_moves_on(
+    run: Path, computed: bool
+) -> None:
+    recipe = {"lr": 0.1}
+    w = Workload("test", objective="loss")
+    w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=1e-5, high=1.0, scheduled=True)
+    for step in range(1, 41):
+        recipe["lr"] = 0.1 * 0.95**step if computed else 0.95 * recipe["lr"]
+        if step in (10, 20, 30):
+            control(run, step, {"lr": {10: 0.05, 20: 0.08, 30: 0.03}[step]})
+        w.step(step, {"loss": 1.0})
+        if step % 4 == 0:
+            w.eval(step, {"loss": 1.0})
+    assert [r["set_at"] for r in records(run, "overwritten")] == ([10, 20, 30] if computed else [])
+    assert folded(run).overwritten == ({"lr": 3} if computed else {})
+
+
+def test_a_number_that_the_supervisor_finds_overwritten_by_itself(run: Path) -> None:
+    """A workload in another language reports what it reads back, and nothing else."""
+    state = RunState()
+    for line in (
+        {"event": "start", "workload": "w", "pid": 1, "objective": {"metric": "loss", "mode": "min"}, "action_space": [
+            {"name": "lr", "type": "float", "low": 0.001, "high": 1.0, "value": 0.1}]},
+        {"event": "applied", "revision": 1, "step": 2, "boundary": "step", "changes": {"lr": [0.1, 0.05]}},
+        {"event": "eval", "step": 3, "metrics": {"loss": 1.0}, "params": {"lr": 0.1}},
+        {"event": "eval", "step": 4, "metrics": {"loss": 1.0}, "params": {"lr": 0.1}},
+    ):  # fmt: skip
+        record = protocol.parse_telemetry(json.dumps({"v": 1, "seq": state.next_seq, "t": 0.0, **line}).encode())
+        assert not isinstance(record, protocol.Unreadable), record
+        state.fold(record)
+    assert state.overwritten == {"lr": 1}
+    assert state.interventions[0].lost == {"lr": (3, 0.1)}
+    assert [(d.step, d.set_at) for d in state.drifts] == [(3, 2)]
 
 
 # ---- several ranks ---------------------------------------------------------------------------------------
@@ -840,11 +866,8 @@ foreign = {n for n in new if n.partition(".")[0] not in sys.stdlib_module_names}
 print(sorted(ours), sorted(foreign))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    own = [
-        "trainmgr",
-        "trainmgr.workload",
-        *(f"trainmgr.workload.{n}" for n in ("checkpoints", "overrides", "parameters", "records")),
-    ]
+    parts = "checkpoints", "optimizers", "overrides", "parameters", "persistence", "records"
+    own = ["trainmgr", "trainmgr.workload", *(f"trainmgr.workload.{n}" for n in parts)]
     assert done.stdout.strip() == f"{own} []"
 
 

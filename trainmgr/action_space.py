@@ -45,7 +45,7 @@ class Parameter(Lenient):
     """optimizer, regularization, loss weight, exploration, reward, data, other."""
     description: str = ""
     scheduled: bool = False
-    """The workload itself moves the value too (a learning-rate scheduler), so that drift is no breach."""
+    """The workload itself moves the value too, as a learning-rate scheduler does: then that it moves is no breach."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from typing import IO
 
 from trainmgr import events, protocol
+from trainmgr.interventions import Drift, Intervention
 from trainmgr.ledger import Ledger
 from trainmgr.lineage import is_trial
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Item
 from trainmgr.wire import Value, plain
+
+TOLD = 256  # parameters that are not what they were set to, each named once
 
 
 def clean(text: str) -> str:
@@ -45,6 +48,23 @@ def changes_in_words(changes: dict[str, tuple[Value, Value]]) -> str:
 
 def shown(value: Value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def drift_in_words(drift: Drift) -> str:
+    """What a parameter was found at, and what was in force."""
+    expected, found = shown(drift.expected), shown(drift.found)
+    if drift.set_at is None or drift.restart:
+        return f"{drift.name} went from {expected} to {found} at step {drift.step:,}, and nobody here asked for it"
+    return (
+        f"{drift.name} was set to {expected} at step {drift.set_at:,} and is {found} at step {drift.step:,}: "
+        "something overwrites it"
+    )
+
+
+def lost_in_words(item: Intervention) -> str:
+    """Which changes of an intervention something else overwrote; empty where all of them hold."""
+    names = ", ".join(f"{name} was {shown(found)} at step {step:,}" for name, (step, found) in item.lost.items())
+    return f"overwritten: {names}" if names else ""
 
 
 def command_in_words(command: protocol.Command | None) -> str:
@@ -230,6 +250,25 @@ class Keyboard:
             self._waiting.get()(None)
 
 
+class Drifts:
+    """Tells each parameter that is not what it was set to, once for each time that it was set."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._told: set[tuple[str, int | None]] = set()
+
+    def new(self, state: RunState) -> list[str]:
+        """What is new in words since the last call."""
+        fresh = state.drifts[-(state.drift_count - self._count) :] if state.drift_count > self._count else []
+        self._count = state.drift_count
+        found = []
+        for drift in fresh:
+            if not drift.restart and (drift.name, drift.set_at) not in self._told and len(self._told) < TOLD:
+                self._told.add((drift.name, drift.set_at))
+                found.append(drift_in_words(drift))
+        return found
+
+
 class Lines:
     """A plain line for each event, for logs and pipes."""
 
@@ -238,6 +277,7 @@ class Lines:
         self._quiet = quiet
         self._keyboard: Keyboard | None = None
         self._ledger = Ledger()
+        self._drifts = Drifts()
 
     def _say(self, step: int, text: str) -> None:
         print(f"step {step:>7}  {clean(text)}", file=self._out, flush=True)
@@ -245,6 +285,8 @@ class Lines:
     def record(self, record: Item, state: RunState) -> None:
         if self._quiet:
             return
+        for text in self._drifts.new(state):
+            self._say(state.step, text)
         match record:
             case protocol.Start():
                 self._say(

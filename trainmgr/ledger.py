@@ -37,6 +37,8 @@ class Trial:
     decisions: tuple[str, ...]
     before: dict[str, Value]
     """The values that they replaced."""
+    shares: dict[str, float]
+    """The same for numbers, as a share of what replaced them: for what the script itself has moved on since."""
     rollback: bool
     undone: int = 0
     """Steps of training that rollbacks among them undid."""
@@ -50,9 +52,22 @@ class Trial:
             revisions=(*self.revisions, *other.revisions)[-KEPT:],
             decisions=(*self.decisions, *other.decisions)[-KEPT:],
             before={**other.before, **self.before},
+            shares=multiplied(self.shares, other.shares),
             rollback=self.rollback or other.rollback,
             undone=self.undone + other.undone,
         )
+
+
+def multiplied(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """The shares of two changes, one after the other."""
+    return {name: first.get(name, 1.0) * second.get(name, 1.0) for name in {**first, **second}}
+
+
+def _share(old: Value, new: Value) -> float | None:
+    """``old`` as a multiple of ``new``; None where one of them is no number, or there is no such multiple."""
+    if any(isinstance(value, bool | str) for value in (old, new)) or not new:
+        return None
+    return float(old) / float(new)
 
 
 @dataclass
@@ -273,6 +288,7 @@ class Ledger:
             revisions=(payload.revision,),
             decisions=(payload.decision,),
             before={name: old for name, (old, _) in payload.changes.items()},
+            shares={name: share for name, pair in payload.changes.items() if (share := _share(*pair)) is not None},
             rollback=command is not None and command.name == "rollback",
             undone=payload.undone,
             challenge=isinstance(self.carrying, events.Challenged),

@@ -18,7 +18,7 @@ import math
 from typing import Literal
 
 from trainmgr import events, forecast
-from trainmgr.ledger import Ledger, Trial
+from trainmgr.ledger import Ledger, Trial, multiplied
 from trainmgr.lineage import Saved
 from trainmgr.policy import Policy
 from trainmgr.protocol import Command
@@ -263,10 +263,17 @@ def _restored(state: RunState, ledger: Ledger, *, start: bool) -> dict[str, Valu
     """
     assert state.start is not None
     space, values, moved = state.space.parameters, dict[str, Value](), dict[str, Value]()
+    shares: dict[str, float] = {}
     for trial in reversed(ledger.trials):
         values.update(trial.before)
+        shares = multiplied(trial.shares, shares)
+    for name in shares.keys() & state.moving.keys() & space.keys():  # the script has moved it on since
+        now, parameter = state.recipe[name], space[name]
+        if isinstance(now, float) and parameter.low is not None and parameter.high is not None:
+            values[name] = min(max(now * shares[name], float(parameter.low)), float(parameter.high))
     if start:
         values.update({name: state.begun[name] for name in space if not space[name].scheduled})
+        values.update({name: moving.value for name, moving in state.moving.items() if name in ledger.in_force})
     if ledger.outstanding is not None:
         wanted, held = ledger.outstanding.params, ledger.held
         moved = {name: state.recipe[name] for name in wanted if wanted[name] != held.get(name) and name in space}

@@ -234,11 +234,21 @@ def _parameters(view: Snapshot, detail: Detail) -> list[str]:
             text[i] += f"  one of: {_choices(row.choices)}"
         elif row.off is not None:
             text[i] += f"  or {_limit(int(row.off) if row.type == 'int' else row.off)}: off"
+        text[i] += _moves(row)
         if row.description and detail.description:
             text[i] += f"  {_quote(row.description, detail.description)}"
     hidden = len(view.recipe) - len(rows)
     note = f" ({hidden} more are not shown and stay as they are)" if hidden else ""
     return [f"parameters{note}:", *text]
+
+
+def _moves(row: RecipeRow) -> str:
+    """What becomes of the value without a manager."""
+    if row.overwritten:
+        return "  changes do not last: the program overwrites it"
+    if row.end is not None:
+        return f"  the program's schedule brings it to {figure(row.end)} by the end"
+    return "  the program's schedule moves it" if row.moves else ""
 
 
 def _reach(row: RecipeRow) -> list[str]:
@@ -286,6 +296,9 @@ def _change(past: Past, detail: Detail) -> str:
     if past.taken_back:
         reason = {"harm": "it did harm and was", "no proof": "no help; it was"}.get(past.taken_back, "a crash; it was")
         state = f" ({reason} taken back)"
+    if past.overwritten:
+        names = ", ".join(word(name, detail.name) for name in past.overwritten[: detail.changes])
+        state += f" (did not last: the program overwrote {names})"
     own = "probation" if past.decision.startswith("probation") else "unknown"
     return (
         f"step {past.step}, {past.diagnosis or own}: {'; '.join(what)}{expected}; "

@@ -15,9 +15,10 @@ from typing import Any
 from trainmgr import audit, decision, events, files, protocol, replay
 from trainmgr.errors import RecordError
 from trainmgr.history import History, Moment
+from trainmgr.interventions import Drift
 from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths
-from trainmgr.run_state import Drift, figures
+from trainmgr.run_state import figures
 from trainmgr.telemetry import Item
 from trainmgr.wire import plain, to_json
 
@@ -53,6 +54,8 @@ class Change:
     after: list[tuple[int, float]] = field(default_factory=list)
     taken_back: str | None = None
     """Why probation took it back, where it did."""
+    overwritten: str | None = None
+    """Which of its values something in the script overwrote."""
 
 
 @dataclass
@@ -102,6 +105,7 @@ class Prover:
         self._beyond = False  # whether these are records that no supervisor has spoken of yet
         self._anchor = (0, 0)  # bytes and lines of telemetry that are known to be good
         self._drifts = 0
+        self._overwritten: set[tuple[str, int]] = set()  # parameters with the step at which they had been set
         self._manifest: dict[str, Any] | None = None  # as the log has them
         self._closing: dict[str, Any] | None = None
 
@@ -330,8 +334,15 @@ class Prover:
         text = f"{drift.name} was {drift.found!r} at step {drift.step} where {drift.expected!r} was in force"
         if drift.restart:
             self.proof.notes.append(f"After the restart {text}.")
-        else:
+        elif drift.set_at is None:
             self._find("telemetry.jsonl", f"{text}: a change without an override")
+        elif (drift.name, drift.set_at) not in self._overwritten:
+            self._overwritten.add((drift.name, drift.set_at))
+            self._find("telemetry.jsonl", f"{drift.name} was set to {drift.expected!r} at step {drift.set_at}, and is "
+                                          f"{drift.found!r} at step {drift.step}: something overwrites it")  # fmt: skip
+            for change in self._changes.values():
+                if change.step == drift.set_at and drift.name in change.changes:
+                    change.overwritten = f"overwritten: {drift.name} was {drift.found!r} at step {drift.step}"
 
     def _rest(self, last: events.Payload | None) -> None:
         if isinstance(last, events.RunEnded):

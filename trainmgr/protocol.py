@@ -118,6 +118,15 @@ class Step(Record):
     """Any of the training metrics, as sparse as the workload likes."""
 
 
+class Moving(Lenient):
+    """A parameter that the script moves by itself, as a learning-rate scheduler does."""
+
+    value: Number
+    """What it would be now without overrides."""
+    end: Number | None = None
+    """What it will be at the end of the run, with the overrides in force; null where nobody knows."""
+
+
 class Eval(Record):
     """An evaluation is done."""
 
@@ -127,6 +136,8 @@ class Eval(Record):
     """The objective among them."""
     params: dict[str, Value] = {}
     """The recipe in effect, read back: how a change without an override is found."""
+    moving: dict[str, Moving] = {}
+    """Of parameters that the script moves by itself, where it goes with them."""
     split: dict[str, dict[str, Number]] = {}
     """Metrics by part of the evaluation, name by name."""
 
@@ -157,6 +168,24 @@ class Applied(Record):
     """The command that was done."""
     groups: dict[str, list[Number]] = {}
     """For parameters of an optimizer: the values of all parameter groups."""
+    shares: dict[str, tuple[Number, Number]] = {}
+    """For parameters that stay a share of what the script has there: the value, and what the script had then."""
+
+
+class Overwritten(Record):
+    """A change that was acknowledged is not in effect any more, and no override took it back."""
+
+    event: Literal["overwritten"]
+    name: Name
+    revision: Whole
+    """That had set it."""
+    set_at: Whole
+    """The step at which it was acknowledged."""
+    value: Value
+    """What was acknowledged."""
+    step: Whole
+    """The step at which it was found."""
+    found: Value
 
 
 class Refused(Record):
@@ -187,9 +216,9 @@ class End(Record):
     """Final metrics; those of a test set may appear here, and only here."""
 
 
-Telemetry = Start | Step | Eval | Checkpoint | Applied | Refused | Log | End
+Telemetry = Start | Step | Eval | Checkpoint | Applied | Overwritten | Refused | Log | End
 _TELEMETRY: TypeAdapter[Telemetry] = TypeAdapter(Annotated[Telemetry, Field(discriminator="event")])
-_EVENTS = frozenset(("start", "step", "eval", "checkpoint", "applied", "refused", "log", "end"))
+_EVENTS = frozenset(("start", "step", "eval", "checkpoint", "applied", "overwritten", "refused", "log", "end"))
 
 
 class Unreadable(Lenient):

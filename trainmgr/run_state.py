@@ -14,6 +14,7 @@ from typing import Any
 
 from trainmgr import protocol
 from trainmgr.action_space import ActionSpace
+from trainmgr.interventions import Drift, Intervention
 from trainmgr.lineage import Lineage
 from trainmgr.wire import MAX_NAME, Value
 
@@ -69,35 +70,6 @@ class Evaluation:
 
 
 @dataclass
-class Intervention:
-    """A change that the workload applied, and what the objective did afterwards, until the next change."""
-
-    revision: int
-    step: int
-    boundary: str
-    changes: dict[str, tuple[Value, Value]]
-    command: protocol.Command | None
-    before: float | None
-    """The objective at the evaluation before it."""
-    after: list[tuple[int, float]] = field(default_factory=list)
-    """(step, objective) of the evaluations since, OUTCOME_EVALS at most."""
-    closed: str | None = None
-    """Why measuring ended: "measured", "next change" or "end"; None while it goes on."""
-
-
-@dataclass(frozen=True)
-class Drift:
-    """A parameter that was found at a value which no override gave it."""
-
-    step: int
-    name: str
-    expected: Value
-    found: Value
-    restart: bool
-    """Whether a restart explains it."""
-
-
-@dataclass
 class RunState:
     """Everything that telemetry says, in constant space."""
 
@@ -119,6 +91,12 @@ class RunState:
     """The recipe of the first start; a restart begins with other values."""
     drifts: list[Drift] = field(default_factory=list)
     drift_count: int = 0
+    overwritten: dict[str, int] = field(default_factory=dict)
+    """Parameters to how many changes of theirs the script itself overwrote."""
+    moving: dict[str, protocol.Moving] = field(default_factory=dict)
+    """Of the parameters that the script moves by itself, as of the last evaluation."""
+    stopped_at: int | None = None
+    """The step at which the workload said that it stops; None before."""
     changed_at: dict[str, int] = field(default_factory=dict)
     """Parameter to the number of evaluations when it was last changed."""
     windows: dict[str, Window] = field(default_factory=dict)
@@ -184,6 +162,11 @@ class RunState:
         return (self.total_steps - self.step) / distance if distance > 0 else None
 
     @property
+    def trained_on(self) -> int:
+        """Steps that were trained after the workload had said that it stops."""
+        return 0 if self.stopped_at is None else max(0, self.step - self.stopped_at)
+
+    @property
     def nearly_over(self) -> bool:
         """Whether this was the last evaluation before the end."""
         left = self.evals_left
@@ -218,6 +201,8 @@ class RunState:
                 self._checkpoint(record)
             case protocol.Start():
                 self._start(record)
+            case protocol.Overwritten():
+                self._overwritten(record)
             case protocol.Refused():
                 self.acknowledged = max(self.acknowledged, record.revision)
             case protocol.Log():
@@ -245,6 +230,7 @@ class RunState:
         self.begun = {name: self.begun.get(name, value) for name, value in recipe.items()}
         self.changed_at = {name: at for name, at in self.changed_at.items() if name in recipe}
         self.step = record.resumed.step if record.resumed else 0
+        self.stopped_at = None
         self.start = record
         if self.starts > 1:
             self._forget(self.step)
@@ -303,6 +289,7 @@ class RunState:
         self.norm_count = self.spike_count = self.non_finite = 0
         self.split = {part: self._followed(row) for part, row in list(record.split.items())[:16]}
         self._read_back(record)
+        self.moving = {name: found for name, found in record.moving.items() if name in self.recipe}
         value = self.latest
         if value is None:
             return
@@ -345,12 +332,30 @@ class RunState:
             if expected is None or expected == found:
                 continue
             if name not in scheduled:
-                self._drift(Drift(record.step, name, expected, found, restart=False))
+                self._undone(record.step, name, self._set_by(name), expected, found)
             self.recipe[name] = found
+
+    def _overwritten(self, record: protocol.Overwritten) -> None:
+        if record.name in self.recipe:
+            item = next((i for i in self.interventions if i.revision == record.revision), None)
+            self._undone(record.step, record.name, item, record.value, record.found)
+            self.recipe[record.name] = record.found
+
+    def _set_by(self, name: str) -> Intervention | None:
+        """The last change of a parameter, where it is in force as far as is known."""
+        item = next((item for item in reversed(self.interventions) if name in item.changes), None)
+        return item if item is not None and name not in item.lost else None
 
     def _drift(self, drift: Drift) -> None:
         self.drift_count += 1
         self.drifts = [*self.drifts, drift][-INTERVENTIONS:]
+
+    def _undone(self, step: int, name: str, item: Intervention | None, expected: Value, found: Value) -> None:
+        """A parameter is found at a value that no override gave it; ``item`` had set it before."""
+        self._drift(Drift(step, name, expected, found, restart=False, set_at=item.step if item else None))
+        if item is not None and name not in item.lost:
+            item.lost[name] = (step, found)
+            self.overwritten[name] = self.overwritten.get(name, 0) + 1
 
     def _applied(self, record: protocol.Applied) -> None:
         self.acknowledged = max(self.acknowledged, record.revision)
@@ -370,6 +375,8 @@ class RunState:
         self.intervention_count += 1
         if record.command is not None and record.command.name == "rollback":
             self.rollback_at = self.evals
+        if record.command is not None and record.command.name == "stop":
+            self.stopped_at = record.step
 
     def _part(self, changes: Iterable[str]) -> None:
         """Forget what cannot be compared with what is to come: the metrics that depend on what was changed."""
@@ -401,7 +408,8 @@ def figures(state: RunState) -> dict[str, Any]:
     """What a run's closing says of its course: everything in it that follows from telemetry alone."""
     reported = state.end.metrics.get(state.start.objective.metric) if state.start and state.end else None
     last = state.interventions[-1].command if state.interventions else None
-    if reported is None and last is not None and (last.name, last.to) == ("stop", "best") and state.best:
+    kept = last is not None and (last.name, last.to) == ("stop", "best") and not state.trained_on
+    if reported is None and kept and state.best:
         reported = state.best[1]  # of the weights that were kept, not of those before the stop
     return {
         "steps": state.step,

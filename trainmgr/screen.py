@@ -206,7 +206,9 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
                 (decision.diagnosis or "") if decision else display.origin_in_words(ledger, item.revision),
                 style="yellow",
             ),
-            quoted(todo) + ("  [red](taken back)[/]" if item.revision in ledger.taken_back else ""),
+            quoted(todo)
+            + ("  [red](taken back)[/]" if item.revision in ledger.taken_back else "")
+            + (f"  [red]({quoted(display.lost_in_words(item))})[/]" if item.lost else ""),
             f"{display.number(item.before)} → {since}",
         )
     hidden = state.intervention_count - min(SHOWN, len(state.interventions))
@@ -231,6 +233,7 @@ class LiveView:
         self._drawn = 0.0
         self._question: Text | None = None
         self._keyboard: display.Keyboard | None = None
+        self._drifts = display.Drifts()
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -242,7 +245,8 @@ class LiveView:
         self._live.stop()
 
     def record(self, record: Item, state: RunState) -> None:
-        pass
+        for text in self._drifts.new(state):
+            self._console.print(Text(display.clean(text), style="yellow"))
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
         if isinstance(event, events.Approval):

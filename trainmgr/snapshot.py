@@ -30,6 +30,10 @@ SETTLED = 5  # evaluations without a best or a change after which a stop is offe
 TINY = 1e-9  # 0.94 - 0.84 is a little less than 0.1
 
 
+def _missing(value: object) -> bool:
+    return value is None
+
+
 class Progress(Wire):
     """How far the run is."""
 
@@ -61,6 +65,14 @@ class RecipeRow(Wire):
     """The value that the run began with."""
     resting: bool
     """Whether it may not be changed yet, because the last change is still being measured."""
+    moves: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether the script moves it by itself, as a learning-rate schedule does."""
+    own: Annotated[Number | None, Field(exclude_if=_missing)] = None
+    """What the script itself would have there now, without overrides."""
+    end: Annotated[Number | None, Field(exclude_if=_missing)] = None
+    """What the script's schedule brings it to by the end of the run if nothing more is changed."""
+    overwritten: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """How many changes of it the script itself overwrote: another one will hardly last."""
 
 
 class Past(Wire):
@@ -77,6 +89,8 @@ class Past(Wire):
     closed: str | None
     taken_back: Annotated[str, Field(exclude_if=operator.not_)] = ""
     """Why it was taken back: "harm", "no proof" or "crash"; empty where it was not."""
+    overwritten: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    """Parameters whose change did not last, since the script itself overwrote them."""
 
 
 class Table(Wire):
@@ -306,6 +320,10 @@ def _recipe(state: RunState, ledger: Ledger, policy: Policy) -> list[RecipeRow]:
                 description=_short(parameter.description, 120),
                 start_value=state.begun[name],
                 resting=resting(state, ledger, policy, parameter),
+                moves=parameter.scheduled,
+                own=rounded(moving.value) if (moving := state.moving.get(name)) else None,
+                end=rounded(moving.end) if moving else None,
+                overwritten=state.overwritten.get(name, 0),
             )
         )
     return rows
@@ -392,6 +410,7 @@ def _past(state: RunState, ledger: Ledger) -> list[Past]:
                 after=[(step, rounded(value)) for step, value in item.after],
                 closed=item.closed,
                 taken_back=ledger.taken_back.get(item.revision, ""),
+                overwritten=list(item.lost),
             )
         )
     return past

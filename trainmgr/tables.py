@@ -63,9 +63,14 @@ def print_closing(
                 by = "probation"
             repeated = f"as in {manifest.replay_of}" if manifest.replay_of else by
             mark = "  (taken back)" if item.revision in ledger.taken_back else ""
+            mark += f"  [yellow]({quoted(display.lost_in_words(item))})[/]" if item.lost else ""
             why = f"{decision.diagnosis} ({decision.evidence})" if decision else repeated
             parts = (display.command_in_words(item.command), display.changes_in_words(item.changes))
             out(f"  step {item.step:>6,}  {quoted(why)}: [bold]{quoted('; '.join(p for p in parts if p))}[/]{mark}")
+        if state.overwritten:
+            lost = counted(sum(state.overwritten.values()), "change")
+            out(f"[yellow]{lost} of {', '.join(map(quoted, state.overwritten))} did not last: something in the script "
+                f"overwrites them. What helps: trainmgr check {quoted(manifest.script)}[/]")  # fmt: skip
     else:
         out(f"No interventions (manager {quoted(manifest.manager)}, mode {manifest.mode}).")
     if manifest.mode == "shadow" and ledger.accepted:
@@ -119,7 +124,8 @@ def print_proof(console: Console, result: proof.Proof) -> None:
             quoted(what),
             quoted(change.expected or "–"),
             f"{display.number(change.before)} → {since}"
-            + (f"; taken back by probation: {change.taken_back}" if change.taken_back else ""),
+            + (f"; taken back by probation: {change.taken_back}" if change.taken_back else "")
+            + (f"; {quoted(change.overwritten)}" if change.overwritten else ""),
         )
     if result.changes:
         console.print(table)
@@ -277,6 +283,7 @@ def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledge
         "total_steps": state.total_steps,
         **figures(state),
         "recipe": state.recipe,
+        "overwritten": state.overwritten,
         "reversals": ledger.reversals,
         "demoted": ledger.demoted,
         "steps_lost": ledger.lost,

@@ -32,13 +32,13 @@ def fits(snapshot: Snapshot, limits: Rules) -> bool:
 
 
 def rates(snapshot: Snapshot, limits: Rules) -> Changes:
-    """Every learning rate as such a run is given it; none where one change does not reach so far, or where the rate is
-    above its start: in a warm-up of the workload's own."""
+    """Every learning rate as such a run is given it; none where one change does not reach so far, or where the script
+    moves the rate by itself: its schedule does not begin anew."""
     changes: Changes = {}
     for row in reading.rates(snapshot):
         wanted = float(row.start_value) * limits.anew
         changes |= reading.move(row, wanted, up=False)
-        if float(row.value) > float(row.start_value) or float(changes.get(row.name, 0.0)) > 1.01 * wanted:
+        if row.moves or float(row.value) > float(row.start_value) or float(changes.get(row.name, 0.0)) > 1.01 * wanted:
             return {}
     return changes
 

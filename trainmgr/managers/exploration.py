@@ -137,7 +137,8 @@ def _scaled(snapshot: Snapshot, share: float) -> Changes:
     """The learning rates at this share of what they are, down to the lowest that is declared."""
     changes: Changes = {}
     for row in reading.rates(snapshot):
-        changes |= reading.move(row, float(row.value) * share, up=False)
+        if not reading.settles(row):
+            changes |= reading.move(row, float(row.value) * share, up=False)
     return changes
 
 

@@ -76,8 +76,21 @@ def relative(snapshot: Snapshot, gap: float | None) -> float | None:
 
 
 def rates(snapshot: Snapshot) -> list[RecipeRow]:
-    """The learning rates that may be changed now."""
-    return [row for row in free(snapshot, "optimizer") if row.scale == "log"]
+    """The learning rates that may be changed now, and on which a change lasts."""
+    return [row for row in free(snapshot, "optimizer") if row.scale == "log" and not row.overwritten]
+
+
+def origin(row: RecipeRow) -> float:
+    """What the script itself has there: now, where it moves the value, else what the run began with."""
+    return float(row.start_value if row.own is None else row.own)
+
+
+def settles(row: RecipeRow) -> bool:
+    """Whether the script's own schedule brings a rate down by itself: to less than half of it, or nobody knows how far.
+
+    Then nobody else should: two schedules that multiply end on nothing.
+    """
+    return row.moves and (row.end is None or row.end < 0.5 * float(row.value))
 
 
 def free(snapshot: Snapshot, group: str) -> list[RecipeRow]:

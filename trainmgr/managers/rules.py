@@ -194,7 +194,8 @@ class RulesManager:
         """
         if not self._stuck(snapshot) or self._late(snapshot):
             return None
-        gap, evidence, slower = reading.gap(snapshot), reading.figures(snapshot), self._slower(snapshot)
+        gap, evidence = reading.gap(snapshot), reading.figures(snapshot)
+        slower = self._slower(snapshot, settling=False)
         changes = self._averaged(snapshot)
         if gap is not None and gap > self._rules.wide_gap:
             if not reading.moved(snapshot, "regularization", up=True):
@@ -251,27 +252,35 @@ class RulesManager:
 
     # -- responses ---------------------------------------------------------------------------------------------------
 
-    def _slower(self, snapshot: Snapshot) -> Changes:
-        """Every learning rate times the policy's factor, down to its floor."""
+    def _slower(self, snapshot: Snapshot, *, settling: bool = True) -> Changes:
+        """Every learning rate times the policy's factor, down to its floor: a share of what the script itself has.
+
+        ``settling``: also those that the script's own schedule brings down.
+        """
         changes: Changes = {}
         for row in reading.rates(snapshot):
-            least = float(row.start_value) * self._rules.lr_floor
-            changes |= reading.move(row, max(float(row.value) * self._rules.lr_factor, least), up=False)
+            if settling or not reading.settles(row):
+                least = reading.origin(row) * self._rules.lr_floor
+                changes |= reading.move(row, max(float(row.value) * self._rules.lr_factor, least), up=False)
         return changes
 
     def _faster(self, snapshot: Snapshot) -> Changes:
-        """Every learning rate up by the same factor, not over its start."""
+        """Every learning rate up by the same factor, not over what the script itself has, or had at the start."""
         changes: Changes = {}
         for row in reading.rates(snapshot):
-            changes |= reading.move(row, min(float(row.value) / self._rules.lr_factor, float(row.start_value)), up=True)
+            changes |= reading.move(row, min(float(row.value) / self._rules.lr_factor, reading.origin(row)), up=True)
         return changes
 
     def _scaled(self, snapshot: Snapshot, share: float, floor: float) -> Changes:
-        """Every learning rate down to ``share`` of its distance from ``floor`` times its start."""
+        """Every learning rate down to ``share`` of its distance from ``floor`` times its start.
+
+        Not those that the script's own schedule brings down.
+        """
         changes: Changes = {}
         for row in reading.rates(snapshot):
-            least = float(row.start_value) * floor
-            changes |= reading.move(row, least + share * (float(row.value) - least), up=False)
+            if not reading.settles(row):
+                least = reading.origin(row) * floor
+                changes |= reading.move(row, least + share * (float(row.value) - least), up=False)
         return changes
 
     def _tighter(self, snapshot: Snapshot) -> Changes:

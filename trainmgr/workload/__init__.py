@@ -31,6 +31,7 @@ from typing import Any
 from trainmgr.workload.checkpoints import Checkpoints
 from trainmgr.workload.overrides import BOUNDARIES, Inbox, torch_broadcast
 from trainmgr.workload.parameters import Declarations, Switch, Whole
+from trainmgr.workload.persistence import Change, Persistence
 from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, counted, goal
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
@@ -121,6 +122,7 @@ class Workload(Declarations):
         self._flushed = 0.0
         self._handled = -1  # the last revision that was acknowledged
         self._desired: dict[str, Any] = {}  # the overrides in force
+        self._persistence = Persistence()
         self._pending: list[dict[str, Any]] = []
         self._due = _NEVER  # no pending entry can apply before this step
         self._stepped: Whole | None = None  # the last step at the "step" boundary
@@ -179,6 +181,9 @@ class Workload(Declarations):
             if strange := set(metric.depends) - set(self._parameters):
                 raise ValueError(f"{name} depends on {min(strange)!r}, which is no parameter of this workload")
         self._converge()
+        for parameter in self._parameters.values():
+            if parameter.managed is not None and parameter.managed.moves:
+                parameter.spec["scheduled"] = True
         self._writer.report(
             "start",
             protocol=PROTOCOL_VERSION,
@@ -203,14 +208,19 @@ class Workload(Declarations):
         control = self._read() if self._writer.resuming else None
         self._inbox.again()  # what is newer is fetched again, as a pending override
         params = control["params"] if control and control["revision"] <= self._handled else {}
+        shares = self._writer.shares
         if self._world > 1 and (share := self._broadcast or torch_broadcast()):
-            params = share(params)
+            params, shares = share((params, shares))
         for name, value in params.items():
             parameter = self._parameters.get(name)
             if parameter is None or parameter.objection(value) is not None:
                 continue
             try:
-                parameter.set(value)
+                before = shares.get(name)
+                if parameter.managed is not None and before is not None:
+                    parameter.managed.resume(before)  # its schedule has moved on since
+                else:
+                    parameter.set(value)
                 self._desired[name] = value
             except Exception as error:  # training comes first here too; the next override sets it again
                 self.log("error", f"{name} could not be set to {value} again: {type(error).__name__}: {error}")
@@ -253,6 +263,8 @@ class Workload(Declarations):
                     self._poll()
             elif not all_finite(metrics):
                 self.flush()
+        if self._persistence.recent:
+            self._look(step)
         if self._world > 1 and step % self._sync_every == 0:
             self._poll()
         if step >= self._due and not self._applying and step != self._stepped:
@@ -267,6 +279,9 @@ class Workload(Declarations):
     ) -> None:
         """Report an evaluation, the objective among its metrics; then the "eval" boundary."""
         tables = {"split": {name: counted(row) for name, row in split.items()}} if split else {}
+        self._look(step)
+        moving = self._moving(step)
+        tables |= {"moving": moving} if moving else {}
         self._report("eval", step=step, metrics=counted(metrics), params=self._values(), **tables)
         self._boundary(step, "eval")
 
@@ -301,6 +316,27 @@ class Workload(Declarations):
 
     def _values(self) -> dict[str, Any]:
         return {name: parameter.get() for name, parameter in self._parameters.items()}
+
+    def _moving(self, step: Whole) -> dict[str, Any]:
+        """Of the values that a scheduler moves: what they would be without us, and what they will end on with us."""
+        managed = {name: p.managed for name, p in self._parameters.items() if p.managed and p.spec.get("scheduled")}
+        return {
+            name: {"value": found.own(), "end": found.planned(step, self.total_steps)}
+            for name, found in managed.items()
+        }
+
+    def _look(self, step: Whole) -> None:
+        """Report what is not in effect any more although it was acknowledged."""
+        for lost in self._persistence.look(step, lambda name: self._parameters[name].get()):
+            self._report(
+                "overwritten",
+                name=lost.name,
+                revision=lost.change.revision,
+                set_at=lost.change.step,
+                value=lost.change.new,
+                step=lost.step,
+                found=lost.found,
+            )
 
     # -- overrides ---------------------------------------------------------------------------------------------------
 
@@ -398,6 +434,7 @@ class Workload(Declarations):
             self._refuse(revision, step, objection)
             return
         before = self._values()
+        memos = {name: parameter.memo() for name, parameter in self._parameters.items()}
         command = entry["command"]
         changes = self._changes(entry)
         self._applying = True
@@ -406,10 +443,11 @@ class Workload(Declarations):
                 self.log("warning", problem)
             if command:
                 self._commands[command["name"]](command["to"] or "")
-                self._set({n: v for n, v in before.items() if self._parameters[n].get() != v})
+                for restore in memos.values():
+                    restore()
             self._set(changes)
         except Exception as error:  # the training loop must survive whatever a setter raises
-            self._restore(before)
+            self._restore(memos)
             self._refuse(revision, step, f"{type(error).__name__}: {error}")
             return
         finally:
@@ -417,7 +455,8 @@ class Workload(Declarations):
         self._desired.update(entry["params"])
         self._handled = revision
         after = self._values()
-        groups = {n: p.groups() for n, p in self._parameters.items() if p.groups and n in changes}
+        managed = {name: p.managed for name, p in self._parameters.items() if p.managed and name in changes}
+        shares = {name: pair for name, found in managed.items() if (pair := found.pair)}
         self._report(
             "applied",
             revision=revision,
@@ -425,8 +464,13 @@ class Workload(Declarations):
             boundary=kind,
             changes={n: [before[n], after[n]] for n in after if n in changes or before[n] != after[n]},
             command=command,
-            groups=groups,
+            groups={name: found.values() for name, found in managed.items()},
+            **({"shares": shares} if shares else {}),
         )
+        for name in changes:
+            if name not in managed or not managed[name].lasts:
+                moves = bool(self._parameters[name].spec.get("scheduled"))
+                self._persistence.changed(name, Change(revision, step, before[name], after[name], moves))
         if command and command["name"] == "stop":
             self.stopping = True
 
@@ -434,13 +478,12 @@ class Workload(Declarations):
         for name, value in values.items():
             self._parameters[name].set(value)
 
-    def _restore(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
+    def _restore(self, memos: Mapping[str, Callable[[], None]]) -> None:
+        for name, restore in memos.items():
             try:
-                if self._parameters[name].get() != value:
-                    self._parameters[name].set(value)
+                restore()
             except Exception as error:
-                self.log("error", f"{name} could not be set back to {value}: {type(error).__name__}: {error}")
+                self.log("error", f"{name} could not be set back: {type(error).__name__}: {error}")
 
     def _refuse(self, revision: Whole, step: Whole, reason: str) -> None:
         self._handled = max(self._handled, revision)

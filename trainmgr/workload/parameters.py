@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from trainmgr.workload.optimizers import Managed
 from trainmgr.workload.overrides import BOUNDARIES, COMMANDS
 
 MAX_NAME = 64  # characters
@@ -20,16 +21,19 @@ Switch: TypeAlias = bool
 class Parameter:
     """One thing that may be changed while the run goes on. Made by ``Workload.float`` and its siblings."""
 
-    __slots__ = ("get", "groups", "set", "spec")
+    __slots__ = ("get", "managed", "set", "spec")
 
     def __init__(
-        self,
-        spec: dict[str, Any],
-        get: Callable[[], Any],
-        set: Callable[[Any], None],
-        groups: Callable[[], list[float]] | None = None,
+        self, spec: dict[str, Any], get: Callable[[], Any], set: Callable[[Any], None], managed: Managed | None = None
     ) -> None:
-        self.spec, self.get, self.set, self.groups = spec, get, set, groups
+        self.spec, self.get, self.set, self.managed = spec, get, set, managed
+
+    def memo(self) -> Callable[[], None]:
+        """What puts it back as it is now, whatever was set or restored since."""
+        if self.managed is not None:
+            return self.managed.memo()
+        value = self.get()
+        return lambda: None if self.get() == value else self.set(value)
 
     def objection(self, value: object) -> str | None:
         """Why ``value`` may not be set, or None: the same rules as the supervisor's, checked once more."""
@@ -150,30 +154,31 @@ class Declarations:
         group: str = "optimizer",
         description: str = "",
         scheduled: Switch = False,
+        scheduler: Any = None,
     ) -> None:
-        """Declare ``param_groups[i][key]`` of an optimizer as one parameter, with the value of the first group named.
+        """Declare ``param_groups[i][key]`` of an optimizer as one parameter: the value in effect in its update.
 
-        The ratios between the groups are those of this moment and are kept (discriminative learning rates survive);
-        acknowledgments carry the values of all groups. ``groups`` are indices; None means all.
+        A change is a factor on what the script has there, put on right before each step of the optimizer and taken off
+        after it. So it survives every scheduler, which goes on as if nothing had happened, and a restored optimizer;
+        the ratios between groups stay as the script makes them, and a group at 0 stays at 0. The groups themselves
+        hold the script's own values between two steps.
+
+        ``groups`` are indices; None means all, those too that are added later. The value shown is that of the first
+        group that is not 0; acknowledgments carry the values of all. ``scheduler`` is the learning-rate scheduler,
+        where there is one: then managers are told what it will end on. ``scheduled`` says that the script moves the
+        value by itself; it need not be said where a ``scheduler`` is given, or one of torch is found.
+
+        Raises ValueError for a group that another parameter has already.
         """
-        indices = list(groups) if groups is not None else list(range(len(optimizer.param_groups)))
-        reference = optimizer.param_groups[indices[0]][key]
-        ratios = [optimizer.param_groups[i][key] / reference for i in indices] if reference else []
-
-        def read() -> list[Any]:
-            return [optimizer.param_groups[i][key] for i in indices]
-
-        def write(value: Any) -> None:
-            now = read()
-            kept = ratios or [x / now[0] if now[0] else 1.0 for x in now]  # a warm-up from 0 has no ratios yet
-            for i, ratio in zip(indices, kept, strict=True):
-                optimizer.param_groups[i][key] = value * ratio
-
+        managed = Managed(optimizer, key, low, high, groups, scheduler)
+        for other in self._parameters.values():
+            if other.managed is not None and other.managed.shares(managed):
+                raise ValueError(f"{name}: {other.spec['name']} has {key!r} of one of these groups already")
         spec = {
             "name": name, "type": "float", "low": low, "high": high, "scale": scale, "max_ratio": max_ratio,
             "min_ratio": min_ratio, "max_delta": max_delta, "off": None, "scheduled": scheduled,
         }  # fmt: skip
-        self._declare(spec, boundary, group, description, lambda: read()[0], write, read)
+        self._declare(spec, boundary, group, description, managed.get, managed.set, managed)
 
     def command(self, name: str, do: Callable[[str], None]) -> None:
         """Offer "rollback", "checkpoint" or "stop".
@@ -211,7 +216,7 @@ class Declarations:
         description: str,
         get: Callable[[], Any],
         set: Callable[[Any], None],
-        groups: Callable[[], list[Any]] | None = None,
+        managed: Managed | None = None,
     ) -> None:
         name = spec["name"]
         self._undeclarable(name)
@@ -221,7 +226,7 @@ class Declarations:
             problem = f"there are {MAX_PARAMETERS} parameters already"
         if problem:
             raise ValueError(f"{name}: {problem}")
-        self._parameters[name] = Parameter(spec, get, set, groups)
+        self._parameters[name] = Parameter(spec, get, set, managed)
 
 
 def contradiction(spec: dict[str, Any], value: Any) -> str | None:

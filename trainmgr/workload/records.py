@@ -69,6 +69,7 @@ class Writer:
         self.seq = 0
         self.handled = -1  # the last revision that an earlier life of this run answered
         self.resuming = False  # whether there was an earlier life
+        self.shares: dict[str, tuple[float, float]] = {}  # of what it had changed in optimizers, see Managed.pair
         self._steps: list[tuple[int, float, Mapping[str, Any]]] = []  # not yet formatted
         self._names: tuple[str, ...] = ()  # of the last step's metrics ...
         self._template = "{}"  # ... and their JSON, values left open
@@ -103,6 +104,7 @@ class Writer:
                     continue
                 if record and record.get("event") in ("applied", "refused"):
                     self.handled = max(self.handled, record["revision"])
+                    self.shares |= {name: (a, b) for name, (a, b) in record.get("shares", {}).items()}
         self.seq = last + 1
         self.resuming = True
         if torn:  # a line that a crash cut short must not swallow the next one

@@ -1,0 +1,314 @@
+"""A value in an optimizer's parameter groups that stays changed, whatever else writes into them between two updates.
+
+Most schedulers compute the learning rate anew at each step, from a base of their own, and write it into the groups: a
+value that somebody else has put there is gone one step later. So nothing is put there. What was asked for is kept here,
+beside the value that the script itself had at that moment, and each group is multiplied by the quotient of the two
+right before the optimizer's step and gets back what it had right after it. No scheduler, and no checkpoint of the
+optimizer, ever sees a managed value, and the ratios between groups are those that the script gives them.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+SIMULATED = 20_000  # steps of a scheduler that are played through, where its end cannot be computed at once
+
+Kept = list[tuple[Any, Any]]  # for each group what stands there, and a copy of it
+
+
+class Managed:
+    """``param_groups[i][key]`` of an optimizer as one value: the one in effect in the update.
+
+    ``groups`` are indices; None means all that there are at the moment, later ones too. The value is that of the first
+    of them that is not 0. ``low`` and ``high`` bound what comes of a change when the script's own schedule moves on: a
+    value leaves them only as far as the script's own does. ``scheduler`` is the script's, where it has one: then it is
+    known what it will end on.
+
+    An optimizer without step hooks (not one of torch) is written into instead, and keeps the change only as long as
+    nobody else writes there.
+    """
+
+    def __init__(
+        self, optimizer: Any, key: str, low: float, high: float, groups: Sequence[int] | None, scheduler: Any = None
+    ) -> None:
+        self._optimizer = innermost(optimizer, "param_groups")
+        self._scheduler = innermost(scheduler, "step") if scheduler is not None else None
+        self._key, self._low, self._high = key, low, high
+        self._indices = list(groups) if groups is not None else None
+        self._asked: tuple[float, float] | None = None  # a value, and what the script itself had at that moment
+        self._saved: Kept = []  # of the groups, during a step
+        self._factor: Any = None  # a tensor, where the rates are
+        self._ratios: list[float] = []  # of groups that are written into
+        self._reference: int | None = None
+        self._begun: tuple[int, int] | None = None  # a step, and the scheduler's count then
+        self._plan: tuple[int, float | None] | None = None  # the scheduler's count at the end, and the value there
+        self._hooks = hasattr(self._optimizer, "register_step_pre_hook")
+        self._hooked = False
+        self._groups()  # raises for a wrong index or key
+        if any(_is_tensor(group[key]) for group in self._groups()):
+            self._hook()  # now: a step that is captured in a graph calls nobody afterwards
+            self._scale()
+
+    # -- what is in effect -------------------------------------------------------------------------------------------
+
+    def get(self) -> float:
+        """The value in effect in the next update."""
+        return self._effective([self.own()])[0]
+
+    def values(self) -> list[float]:
+        """The same of every group."""
+        return self._effective(self._bases())
+
+    def own(self) -> float:
+        """What the script itself has there: the value without us."""
+        bases = self._bases()
+        if self._reference is None:
+            self._reference = self._first(bases)
+        return bases[self._reference or 0]
+
+    @property
+    def pair(self) -> tuple[float, float] | None:
+        """What was asked for, and what the script itself had then; None while nothing is in force."""
+        return self._asked
+
+    def _effective(self, bases: list[float]) -> list[float]:
+        """What the update uses where the script has these."""
+        if self._asked is None:
+            return bases
+        (wanted, at), now = self._asked, self.own()
+        if now == 0:
+            return [base * (wanted / at) for base in bases]
+        value = self._bounded(wanted * (now / at), now)
+        return [value * (base / now) for base in bases]
+
+    def _bounded(self, value: float, own: float) -> float:
+        return min(max(value, min(self._low, own)), max(self._high, own))
+
+    @property
+    def moves(self) -> bool:
+        """Whether a scheduler is known to move the value, as far as the groups or the script tell."""
+        mark = {"lr": "initial_lr", "momentum": "max_momentum"}.get(self._key)
+        return self._scheduler is not None or any(mark in group for group in self._groups() if mark)
+
+    # -- changes -----------------------------------------------------------------------------------------------------
+
+    def set(self, value: float) -> None:
+        """Put a value into effect, from the next update on.
+
+        Raises ValueError while a schedule has the value at 0: there is nothing that can be multiplied then.
+        """
+        base = self.own()
+        if base == 0 and self.moves:
+            raise ValueError(f"{self._key} is 0 at this step by the script's own schedule, and is changed by a factor")
+        if base == 0 or not self._hooks:
+            self._write(value, base)
+        else:
+            self.resume((value, base))
+
+    def resume(self, pair: tuple[float, float]) -> None:
+        """Put back into effect what an earlier life of this run had asked for, as `pair` has it."""
+        if not self._hooks:
+            self._write(pair[0], self.own())
+            return
+        self._asked = pair
+        self._hook()
+        self._tune()
+
+    def memo(self) -> Callable[[], None]:
+        """What puts everything back as it is now, in the groups too: for whoever restores an optimizer in between."""
+        asked = self._asked
+        kept: Kept = [(group[self._key], _copied(group[self._key])) for group in self._groups()]
+
+        def restore() -> None:
+            self._asked = asked
+            self._tune()
+            for group, (there, value) in zip(self._groups(), kept, strict=False):  # the same tensor, if it is one
+                group[self._key] = _filled(there, value)
+
+        return restore
+
+    def _write(self, value: float, base: float) -> None:
+        """Into the groups, in the ratio that they have, or had before all were set to 0."""
+        self._asked, groups = None, self._groups()
+        if base:
+            self._ratios = [float(group[self._key]) / base for group in groups]
+        ratios = self._ratios if len(self._ratios) == len(groups) else [1.0] * len(groups)
+        for group, ratio in zip(groups, ratios, strict=True):
+            group[self._key] = _filled(group[self._key], value * ratio)
+
+    # -- the optimizer's step ----------------------------------------------------------------------------------------
+
+    def _hook(self) -> None:
+        if self._hooked or not self._hooks:
+            return
+        self._hooked = True
+        self._optimizer.register_step_pre_hook(self._before)
+        self._optimizer.register_step_post_hook(self._after)
+
+    def _before(self, *_: Any) -> None:
+        self._after()  # an update that raised did not get there
+        groups, scale = self._groups(), self._scale()
+        if self._asked is None and scale is None:
+            return
+        wanted = self._effective(self._bases()) if scale is None else []
+        self._saved = [(group[self._key], _copied(group[self._key])) for group in groups]
+        for i, group in enumerate(groups):
+            if scale is None:
+                group[self._key] = wanted[i]
+            else:
+                group[self._key].detach().mul_(scale)
+
+    def _after(self, *_: Any) -> None:
+        for group, (there, value) in zip(self._groups(), self._saved, strict=False):
+            group[self._key] = _filled(there, value)
+        self._saved = []
+
+    def _scale(self) -> Any:
+        """What rates that are tensors are multiplied by: a tensor, for a step that was captured in a graph looks it up
+        at each replay, and calls none of this. None where the rates are plain numbers."""
+        own = self._groups()[self._reference or 0][self._key]
+        if not _is_tensor(own):
+            return None
+        own = own.detach()
+        if self._factor is None:
+            self._factor = own.clone()
+            self._tune()
+        value = (own * self._factor).minimum(own.clamp(min=self._high)).maximum(own.clamp(max=self._low))
+        return (value / own).where(own != 0, self._factor)
+
+    def _tune(self) -> None:
+        if self._factor is not None:
+            self._factor.fill_(self._asked[0] / self._asked[1] if self._asked else 1.0)
+
+    # -- where the schedule goes -------------------------------------------------------------------------------------
+
+    def planned(self, step: int, total: int | None) -> float | None:
+        """The value in effect at the end of the run if nothing more is changed; None where nobody can know.
+
+        ``step`` and ``total`` count training steps: how many steps the scheduler takes in one of them is seen since the
+        first call.
+        """
+        count = counted(self._scheduler)
+        if count is None or total is None:
+            return None
+        if self._begun is None:
+            self._begun = (step, count)
+        begun, before = self._begun
+        if step <= begun or count <= before:
+            return None
+        end = count + round((total - step) * (count - before) / (step - begun))
+        if self._plan is None or abs(self._plan[0] - end) > 0.01 * end:
+            try:
+                rates = ended(self._scheduler, end)
+            except Exception:  # somebody's own scheduler
+                rates = None
+            self._plan = (end, rates[self._reference or 0] if rates else None)
+        value = self._plan[1]
+        if value is None or self._asked is None:
+            return value
+        return self._bounded(self._asked[0] * (value / self._asked[1]), value)
+
+    # -- the groups --------------------------------------------------------------------------------------------------
+
+    def shares(self, other: Managed) -> bool:
+        """Whether both have the same value of the same group: two factors on one value are none of the two."""
+        if self._optimizer is not other._optimizer or self._key != other._key:
+            return False
+        return None in (self._indices, other._indices) or not set(self._indices or ()).isdisjoint(other._indices or ())
+
+    @property
+    def lasts(self) -> bool:
+        """Whether a change survives whatever the script writes into the groups."""
+        return self._hooks
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Those of this moment: a restored optimizer has new ones."""
+        every: list[dict[str, Any]] = self._optimizer.param_groups
+        return every if self._indices is None else [every[i] for i in self._indices]
+
+    def _bases(self) -> list[float]:
+        if self._saved:  # somebody looks in the middle of a step, or an update has raised
+            return [float(value) for _, value in self._saved]
+        return [float(group[self._key]) for group in self._groups()]
+
+    def _first(self, bases: list[float]) -> int | None:
+        """The first group that is not 0, also where a warm-up has it there for the moment."""
+        for i, (group, base) in enumerate(zip(self._groups(), bases, strict=True)):
+            if base or (self._key == "lr" and float(group.get("initial_lr", 0.0))):
+                return i
+        return None
+
+
+def innermost(wrapped: Any, attribute: str) -> Any:
+    """The optimizer (scheduler) in a wrapper that carries it as ``optimizer`` (``scheduler``), as accelerate's do."""
+    name = "optimizer" if attribute == "param_groups" else "scheduler"
+    while name in getattr(wrapped, "__dict__", {}) and hasattr(inner := getattr(wrapped, name), attribute):
+        wrapped = inner
+    return wrapped
+
+
+def counted(scheduler: Any) -> int | None:
+    """How many steps a scheduler of torch has taken; None for anything else."""
+    first, *_ = getattr(scheduler, "_schedulers", ()) or (scheduler,)  # a ChainedScheduler keeps no count
+    count = getattr(scheduler, "last_epoch", getattr(first, "last_epoch", None))
+    return count if isinstance(count, int) else None
+
+
+def ended(scheduler: Any, count: int) -> list[float] | None:
+    """The rates of all groups when a scheduler of torch has counted to ``count``, from a copy of it.
+
+    None where that depends on what is still to be measured, or would take too long to play through.
+    """
+    there = SimpleNamespace(param_groups=[{**group, "params": []} for group in scheduler.optimizer.param_groups])
+    for group in there.param_groups:
+        group["lr"] = float(group["lr"])
+    there.step = SimpleNamespace(_wrapped_by_lr_sched=True)
+    twin = _twin(scheduler, there)
+    kind = type(scheduler).__name__
+    count = min(count, getattr(scheduler, "total_steps", count))  # OneCycleLR goes no further
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if hasattr(twin, "_get_closed_form_lr") or kind in CLOSED:
+            twin.step(count)
+        elif kind in MEASURED or count - (counted(twin) or 0) > SIMULATED:
+            return None
+        else:
+            for _ in range(count - (counted(twin) or 0)):
+                twin.step()
+    return [float(group["lr"]) for group in there.param_groups]
+
+
+CLOSED = ("LambdaLR", "CosineAnnealingWarmRestarts", "OneCycleLR", "CyclicLR")  # computed from the count alone
+MEASURED = ("ReduceLROnPlateau", "GreedyLR")  # ... and from what is measured
+
+
+def _twin(scheduler: Any, optimizer: Any) -> Any:
+    """A copy that works on another optimizer. What it calls (functions of the script) is not copied."""
+    twin = copy.copy(scheduler)
+    for name, value in vars(scheduler).items():
+        if isinstance(value, list | dict):
+            setattr(twin, name, copy.copy(value))
+    twin.optimizer = optimizer
+    if inner := getattr(scheduler, "_schedulers", None):
+        twin._schedulers = [_twin(part, optimizer) for part in inner]
+    return twin
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "fill_")
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if _is_tensor(value) else value
+
+
+def _filled(there: Any, value: Any) -> Any:
+    """What a group is to hold: ``value``, in the tensor that is there, if it is one."""
+    if not _is_tensor(there):
+        return value
+    there.detach().copy_(value) if _is_tensor(value) else there.detach().fill_(value)
+    return there
