@@ -64,7 +64,7 @@ def test_hostile_lines(line: bytes) -> None:
 
 
 def test_a_line_may_have_64_kib_and_no_byte_more() -> None:
-    head, tail = encode({**EXAMPLES[6], "message": ""})[:-2], b'"}\n'
+    head, tail = encode({**EXAMPLES[7], "message": ""})[:-2], b'"}\n'
     fits = head + b"x" * (MAX_LINE - len(head) - len(tail)) + tail
     assert len(fits) == MAX_LINE
     assert isinstance(parse_telemetry(fits), protocol.Log)

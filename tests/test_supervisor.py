@@ -20,6 +20,7 @@ from trainmgr.errors import ManagerError, UserError, WorkloadError
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.policy import Approval, Cadence, Limits, ParameterLimits, Policy, Probation, Process
 from trainmgr.testing import (
+    EXACT,
     LINE,
     PYTHON,
     TIME_LIMIT,
@@ -508,6 +509,49 @@ while True:
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), policy=policy, listener=interrupt_at(1))
     assert (closing.status, closing.exit_code) == ("interrupted", 137)
     holds(paths)
+
+
+DEAF = (
+    LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 10**6, 2")
+    .replace("for step in w.steps():", "for step in range(1, LAST + 1):")
+    .replace("    until(lambda: settled(evals))", "    until(lambda: w.stopping or settled(evals))")
+)
+"""A loop of its own that never looks at ``w.stopping``."""
+
+
+def stop_at_once() -> ScriptedManager:
+    return ScriptedManager([answer(), answer("stop", to="best")])
+
+
+def test_a_script_that_trains_on_after_its_stop_is_told_so_and_ended(tmp_path: Path) -> None:
+    body = "LAST = 10**6\n" + DEAF + "            time.sleep(0.01)\n"
+    policy = EXACT.model_copy(update={"process": Process(grace=0.2)})
+    paths, closing, recorder = supervise(tmp_path, write_child(tmp_path, body), stop_at_once(), policy=policy)
+    assert (closing.status, closing.exit_code) == ("stopped", 143)
+    said = [event.message for event in recorder.of(events.Failure) if event.where == "stop"]
+    assert len(said) == 2
+    assert "was told to stop at step 5 and trains on; it has 0.2 s more" in said[0]
+    assert "w.stopping" in said[0]
+    assert "ended with SIGTERM" in said[1]
+    evals = [record for record in recorder.of(protocol.Eval) if record.step > 5]
+    assert closing.final == (evals[-1].metrics["val_loss"] if evals else None)
+    holds(paths)
+
+
+def test_what_a_run_is_said_to_have_ended_at_was_measured_after_its_last_step(tmp_path: Path) -> None:
+    """Not the best, on whose weights the script was to stop, where it did not."""
+    deaf = write_child(tmp_path, "LAST = 40\n" + DEAF)
+    paths, closing, recorder = supervise(tmp_path, deaf, stop_at_once())
+    last = recorder.of(protocol.Eval)[-1]
+    assert (closing.status, closing.final, closing.steps) == ("stopped", last.metrics["val_loss"], 40)
+    assert closing.best is not None
+    assert proof.prove(paths).notes == ["The script was told to stop at step 5 and trained on for 35 steps."]
+    few = write_child(tmp_path, "LAST = 7\n" + DEAF.replace("step % EVERY == 0", "step in (2, 4)"), "few.py")
+    _, closing, _ = supervise(tmp_path, few, stop_at_once())
+    assert (closing.steps, closing.final) == (7, None)
+    _, closing, _ = supervise(tmp_path, write_child(tmp_path, LINE, "good.py"), stop_at_once())
+    assert (closing.status, closing.steps) == ("stopped", 5)
+    assert closing.final == closing.best
 
 
 def test_a_stop_does_not_wait_for_the_boundary_of_a_change_that_waits(tmp_path: Path) -> None:

@@ -136,6 +136,9 @@ class Prover:
         self._run_file(last)
         if self.proof.ended and not broken:
             self._control_file()
+        if (steps := self._history.state.trained_on) > 1:
+            at = self._history.state.stopped_at
+            self.proof.notes.append(f"The script was told to stop at step {at} and trained on for {steps} steps.")
         self.proof.records = self._history.state.records
         self.proof.changes = [self._changes[revision] for revision in sorted(self._changes)]
         ledger = self._history.ledger

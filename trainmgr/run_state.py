@@ -167,6 +167,12 @@ class RunState:
         return 0 if self.stopped_at is None else max(0, self.step - self.stopped_at)
 
     @property
+    def kept_best(self) -> bool:
+        """Whether the run was stopped on its best weights."""
+        last = self.interventions[-1].command if self.interventions else None
+        return last is not None and (last.name, last.to) == ("stop", "best")
+
+    @property
     def nearly_over(self) -> bool:
         """Whether this was the last evaluation before the end."""
         left = self.evals_left
@@ -407,15 +413,15 @@ def _without(metrics: dict[str, float], gone: set[str]) -> dict[str, float]:
 def figures(state: RunState) -> dict[str, Any]:
     """What a run's closing says of its course: everything in it that follows from telemetry alone."""
     reported = state.end.metrics.get(state.start.objective.metric) if state.start and state.end else None
-    last = state.interventions[-1].command if state.interventions else None
-    kept = last is not None and (last.name, last.to) == ("stop", "best") and not state.trained_on
-    if reported is None and kept and state.best:
-        reported = state.best[1]  # of the weights that were kept, not of those before the stop
+    final = state.latest if reported is None else reported
+    if reported is None and state.best and state.kept_best:
+        measured = state.evaluations and state.stopped_at is not None and state.evaluations[-1].step > state.stopped_at
+        final = state.best[1] if not state.trained_on else final if measured else None
     return {
         "steps": state.step,
         "interventions": state.intervention_count,
         "objective": state.start.objective.metric if state.start else None,
-        "final": state.latest if reported is None else reported,
+        "final": final,
         "best": state.best[1] if state.best else None,
         "best_step": state.best[0] if state.best else None,
         "metrics": state.end.metrics if state.end else {},

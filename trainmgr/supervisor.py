@@ -130,6 +130,7 @@ class Supervisor:
         self._status: str | None = None
         self._resume: str | None = None  # the checkpoint that the child was last started from
         self._heard = 0.0
+        self._leave: float | None = None  # until when a workload that said that it stops may take further steps
         self._truncated = False
         self._blind = False
         self._exact = self.policy.due(0) is not None  # answers take effect so many steps after what they are based on
@@ -249,6 +250,8 @@ class Supervisor:
             self._show(partial(self._listener.record, record, self.state))
             if isinstance(record, protocol.Applied | protocol.Refused):
                 self._acknowledge(record)
+            elif isinstance(record, protocol.Step) and self.state.trained_on > 1:  # one may have been under way
+                self._trains_on()
             elif isinstance(record, protocol.Start):
                 self._check_policy()
                 if record.resumed is None and self._resume is not None:
@@ -272,6 +275,18 @@ class Supervisor:
     def _acknowledge(self, record: protocol.Applied | protocol.Refused) -> None:
         self._append(decision.acknowledgment(record, self.state, self.ledger, self._feed.offset))
         self._own()
+
+    def _trains_on(self) -> None:
+        """The workload said that it stops, and trains on: say so, and end it when the time that it has is over."""
+        now, grace = time.monotonic(), self.policy.process.grace
+        if self._leave is None:
+            self._leave = now + grace
+            told = f"the script was told to stop at step {self.state.stopped_at} and trains on; it has {grace:g} s more"
+            self._fail("stop", f"{told}. Its loop must end when w.stopping is true.")
+        elif now >= self._leave and self._ending is None:
+            self._fail("stop", f"the script trains on {grace:g} s after its stop: it is ended with SIGTERM")
+            self._status = "stopped"
+            self._finish_child(signal.SIGTERM)
 
     def _watch(self) -> None:
         """Probation: put on record what follows from an evaluation, and do it at once."""
@@ -493,7 +508,7 @@ class Supervisor:
     def _ended(self, end: Exit) -> events.Closing | None:
         """The child is gone: read the rest, then start it again or close the run."""
         self._consume(asking=False)
-        interrupted = self._status in ("interrupted", "failed")
+        interrupted = self._status in ("interrupted", "failed", "stopped")
         if not end.known and self.state.end is None:
             end = replace(end, code=1)
         well = end.code == 0 and self._status != "hung"
@@ -504,7 +519,7 @@ class Supervisor:
             if (doubt := decision.crashed(self.state, self.ledger, self._mark())) is not None:
                 self._append(doubt)
             self._append(events.Restarted(attempt=self.ledger.restarts + 1, exit=end.words, resume=resume))
-            self._status = self._ending = None
+            self._status = self._ending = self._leave = None
             if self.ledger.due is not None:
                 self._own()
             elif self.ledger.outstanding is not None:
@@ -523,7 +538,7 @@ class Supervisor:
             self._fail("manager", "the run ended before the answer came", self._pending.id)
         state = self.state
         status = self._status or (state.end.status if state.end else None)
-        if status is None or (end.code != 0 and status in ("completed", "stopped")):
+        if status is None or (end.code != 0 and status in ("completed", "stopped") and self._status is None):
             status = "completed" if end.code == 0 else "killed" if end.code > 128 else "failed"
         state.finish()
         for outcome in decision.outcomes(state, self.ledger, self._feed.offset):

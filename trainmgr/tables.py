@@ -82,13 +82,11 @@ def print_closing(
         out(_probation(ledger.reversals, ledger.lost, ledger.idle, ledger.demoted))
     if spent := display.spent_in_words(ledger):
         out(f"The model was asked: {spent}.")
-    final = closing.final if closing is not None else state.latest
-    if state.start is not None and state.best is not None and final is not None:
-        name = quoted(state.start.objective.metric)
-        step, best = state.best
-        worse = (state.worse(final) - state.worse(best)) / abs(best) if best else 0.0
-        out(f"{name} ended at [bold]{display.number(final)}[/]; its best was {display.number(best)} at step "
-            f"{step:,} ({worse:+.1%} from it).")  # fmt: skip
+    if text := _ended(state, closing):
+        out(text)
+    if state.trained_on > 1:
+        out(f"[yellow]The script was told to stop at step {state.stopped_at:,} and trained on for "
+            f"{display.steps(state.trained_on)}: its loop must end when w.stopping is true.[/]")  # fmt: skip
     if state.end is not None and state.end.metrics:
         out("At the end: " + ", ".join(f"{quoted(n)} {display.number(v)}" for n, v in state.end.metrics.items()) + ".")
     if state.start is not None and state.start.info.get("genuine") is False:
@@ -103,6 +101,27 @@ def print_closing(
         out(f"[yellow]The script wrote no telemetry, so nothing was supervised. Try: trainmgr check "
             f"{quoted(manifest.script)}[/]")  # fmt: skip
     out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
+
+
+def _ended(state: RunState, closing: events.Closing | None) -> str:
+    """How the objective ended, as it was measured; empty where it never was."""
+    if state.start is None or state.best is None:
+        return ""
+    name, (step, best) = quoted(state.start.objective.metric), state.best
+    known = f"its best was {display.number(best)} at step {step:,}"
+    final = closing.final if closing is not None else state.latest
+    if final is None:
+        return f"{name} was not measured after the last change of the weights; {known}."
+    if (
+        state.kept_best
+        and not state.trained_on
+        and not (state.end and state.start.objective.metric in state.end.metrics)
+    ):
+        return (
+            f"It ended on the weights of its best: {name} [bold]{display.number(best)}[/], measured at step {step:,}."
+        )
+    worse = (state.worse(final) - state.worse(best)) / abs(best) if best else 0.0
+    return f"{name} ended at [bold]{display.number(final)}[/]; {known} ({worse:+.1%} from it)."
 
 
 def _probation(reversals: int, lost: int, vain: int, demoted: bool) -> str:
