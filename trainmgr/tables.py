@@ -112,14 +112,9 @@ def _ended(state: RunState, closing: events.Closing | None) -> str:
     final = closing.final if closing is not None else state.latest
     if final is None:
         return f"{name} was not measured after the last change of the weights; {known}."
-    if (
-        state.kept_best
-        and not state.trained_on
-        and not (state.end and state.start.objective.metric in state.end.metrics)
-    ):
-        return (
-            f"It ended on the weights of its best: {name} [bold]{display.number(best)}[/], measured at step {step:,}."
-        )
+    again = state.end is not None and state.start.objective.metric in state.end.metrics
+    if state.kept_best and not state.trained_on and not again:
+        return f"{name} ended at [bold]{display.number(best)}[/], on its best weights, as measured at step {step:,}."
     worse = (state.worse(final) - state.worse(best)) / abs(best) if best else 0.0
     return f"{name} ended at [bold]{display.number(final)}[/]; {known} ({worse:+.1%} from it)."
 
