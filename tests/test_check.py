@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from trainmgr import check
+from trainmgr import breaches, check
 from trainmgr.testing import LINE, write_child, write_shell
+from trainmgr.workload import rehearsal
 
 WORKLOADS = Path(__file__).resolve().parents[1] / "workloads"
 
@@ -15,17 +16,77 @@ BASE = """
 recipe = {"lr": 0.1}
 w = Workload("bad", objective="loss", total_steps=10**6, seed=default_seed(), metrics={"loss": "made up"})
 w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.01, high=1.0)
-w.command("rollback", lambda to: None)
+learned = 0
+def rollback(to):
+    global learned
+    learned = 0
+w.command("rollback", rollback)
 w.command("stop", lambda to: None)
+def loss():
+    return 2 - min(learned, 200) / 200 + w.seed / 1e9
 def train(**metrics):
+    global learned
     for step in w.steps():
-        w.step(step, {"loss": 1.0})
+        learned += 1
+        w.step(step, {"loss": loss()})
         if step % 20 == 0:
-            w.eval(step, metrics or {"loss": 1.0})
+            w.eval(step, metrics or {"loss": loss()})
             time.sleep(0.01)  # stands for work
     w.end(step)
 """
 
+
+KEPT = """
+from trainmgr.workload import Checkpoints
+recipe, weights, step = {"lr": 0.1}, [0.0], 0
+w = Workload("kept", objective="loss", total_steps=10**6, seed=default_seed(), metrics={"loss": "made up"})
+w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.01, high=1.0)
+def save(path):
+    path.write_text(json.dumps(weights))
+def load(path):
+    weights[:] = json.loads(path.read_text())
+keep = Checkpoints(w, save, load, suffix=".json")
+def train():
+    global step
+    keep.begin()
+    while not w.stopping:
+        step += 1
+        weights[0] = 0.98 * weights[0] + 0.02 + w.seed / 1e9
+        w.step(step, {"loss": 2 - weights[0]})
+        if step % 20 == 0:
+            keep.eval(step, {"loss": 2 - weights[0]})
+            time.sleep(0.01)
+        keep.report(step)
+    keep.end(step)
+"""
+
+SCHEDULED = """
+import copy, torch
+torch.manual_seed(default_seed())
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.005)
+scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + t / 100))
+w = Workload("scheduled", objective="loss", total_steps=10**6, seed=default_seed(), metrics={"loss": "made up"})
+w.optimizer("lr", optimizer, key="lr", low=1e-6, high=0.1, max_ratio=2.0, scheduler=scheduler)
+def state():
+    return copy.deepcopy([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()])
+initial = state()
+def rollback(to):
+    model.load_state_dict(initial[0])
+    optimizer.load_state_dict(initial[1])
+w.command("rollback", rollback)
+w.command("stop", lambda to: None)
+for step in w.steps():
+    x = torch.randn(32, 4)
+    loss = ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    scheduler.step()
+    w.step(step, {"loss": loss.item()})
+    if step % 20 == 0:
+        w.eval(step, {"loss": loss.item()})
+"""
 
 ORPHAN = """
 line = {"v": 1, "seq": 0, "t": 1.0, "event": "step", "step": 1, "metrics": {}}
@@ -33,15 +94,15 @@ line = {"v": 1, "seq": 0, "t": 1.0, "event": "step", "step": 1, "metrics": {}}
 """
 
 
-def checked(folder: Path, body: str, seconds: float = 60.0) -> check.Checked:
+def checked(folder: Path, body: str, seconds: float = 60.0) -> breaches.Checked:
     return check.Probe(write_child(folder, body), [], seconds).run()
 
 
-def errors(found: check.Checked) -> list[str]:
+def errors(found: breaches.Checked) -> list[str]:
     return [breach.what for breach in found.breaches if breach.severity == "error"]
 
 
-def warnings(found: check.Checked) -> list[str]:
+def warnings(found: breaches.Checked) -> list[str]:
     return [breach.what for breach in found.breaches if breach.severity == "warning"]
 
 
@@ -50,8 +111,8 @@ def test_minimal_passes() -> None:
     assert (errors(found), warnings(found)) == ([], [])
     assert found.ok
     assert "lr: a change takes effect and is read back" in found.passed
-    assert "no parameter moves by itself" in found.passed
-    assert check.as_json(found)["ok"] is True
+    assert "no parameter moves by itself, and every change stays in effect" in found.passed
+    assert breaches.as_json(found)["ok"] is True
 
 
 def test_a_workload_of_ours_in_shape_passes(tmp_path: Path) -> None:
@@ -85,8 +146,25 @@ train()
         (BASE.replace("recipe.update(lr=v)", "None") + "train()", "lr was set to 0.505, and 0.1 is in effect."),
         (BASE.replace("recipe.update(lr=v)", "1 / 0") + "train()",
          "A change of lr within its bounds was refused: ZeroDivisionError: division by zero"),
-        (BASE.replace("w.step(step, {", "recipe.update(lr=0.1 + step % 2 / 10); w.step(step, {") + "train()",
-         "by itself"),
+        (BASE.replace("w.step(step, {", "recipe.update(lr=0.1); w.step(step, {") + "train()",
+         "lr was set to 0.505 at step 21 and is 0.1 at step 22: something overwrites it."),
+        (BASE.replace("w.eval(step, ", "recipe.update(lr=0.1 + step / 1e3); w.eval(step, ") + "train()",
+         "lr went from 0.1 to 0.12 at step 20 by itself."),
+        (BASE.replace("    learned = 0\n", "    pass\n") + "train()",
+         "A rollback to the initial weights changed nothing"),
+        (BASE.replace("in w.steps()", "in range(1, 3001)").replace("10**6", "3000") + "train()",
+         "steps, to its usual end."),
+        (BASE.replace(" + w.seed / 1e9", "") + "train()",
+         "The seeds 12345 and 54321 gave the same figures (loss at step 20"),
+        (BASE + "w.command('checkpoint', lambda to: None); train()",
+         "It was told to keep a checkpoint as 'check', and reported none."),
+        (BASE + "w.command('checkpoint', lambda to: w.checkpoint(w._step, f'checkpoints/{to}')); train()",
+         "It reported the checkpoint checkpoints/check, and there is none."),
+        (KEPT.replace("weights[:] = ", "ignored = ") + "train()",
+         "load() put nothing back of check.json: what is saved after it is what was saved before"),
+        (KEPT.replace("dumps(weights)", "dumps([*weights, step])")
+         .replace("    weights[:] = json", "    global step\n    *weights[:], step = json") + "train()",
+         "the script counts on from step"),
         (BASE + "w.step(1, {'loss': 1.0}); w._writer.seq += 3; train()", "3 records are missing in the count of seq."),
         (BASE + "w.step(1, {'loss': 'low'}); train()", "is no record: step.metrics.loss"),
         (BASE.replace('"lr": 0.1', '"lr": 5.0') + "train()", "The value at the start: lr = 5 is outside [0.01, 1]"),
@@ -150,9 +228,65 @@ until((RUN / "control.json").exists)
 w.end(1)
 """
     found = checked(tmp_path, BASE + body)
-    assert (errors(found), warnings(found)) == ([], ["The run was over before lr could be tried."])
+    assert errors(found) == []
+    assert warnings(found)[0] == "The run was over before rollback, stop, lr could be tried."
 
 
 def test_a_run_that_is_over_before_everything_was_tried_says_so(tmp_path: Path) -> None:
     found = checked(tmp_path, LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 2, 2"))
     assert any("could be tried" in what for what in warnings(found))
+
+
+def test_checkpoints_of_ours_pass(tmp_path: Path) -> None:
+    found = checked(tmp_path, KEPT + "train()")
+    assert (errors(found), warnings(found)) == ([], [])
+    assert "checkpoint: checkpoints/check.json is there" in found.passed
+    assert "rollback to checkpoints/check.json: done" in found.passed
+    assert "stop: it ends" in found.passed
+    assert "another seed gives other figures" in found.passed
+
+
+def test_a_schedule_that_goes_on_after_a_rollback_passes(tmp_path: Path) -> None:
+    found = checked(tmp_path, SCHEDULED)
+    assert (errors(found), warnings(found)) == ([], [])
+
+
+def test_a_load_that_begins_the_schedule_again_is_a_breach(tmp_path: Path) -> None:
+    body = SCHEDULED.replace("(initial[1])", "(initial[1])\n    scheduler.load_state_dict(initial[2])")
+    (what,) = errors(checked(tmp_path, body))
+    assert "After the rollback to initial the schedule of lr began again" in what
+
+
+def test_a_schedule_whose_end_nobody_knows_is_a_warning(tmp_path: Path) -> None:
+    found = checked(tmp_path, SCHEDULED.replace(", scheduler=scheduler", ""))
+    assert errors(found) == []
+    assert warnings(found) == ["lr follows a schedule, and nobody knows what that ends on."]
+
+
+def test_a_loop_that_looks_at_the_end_of_an_epoch_only_is_a_warning(tmp_path: Path) -> None:
+    body = BASE.replace("in w.steps()", "in range(1, 10**6)").replace(
+        "        if step % 20 == 0:\n",
+        "        if step % 20 == 0:\n            if w.stopping:\n                break\n",
+    )
+    found = checked(tmp_path, body + "train()")
+    assert errors(found) == []
+    assert any("trained on for" in what and "before it ended" in what for what in warnings(found))
+
+
+def test_what_a_load_brings_back_is_seen_tensor_by_tensor(tmp_path: Path) -> None:
+    """Wherever a tensor stands in the file, and whatever else has changed in it."""
+    import torch
+
+    def saved(name: str, **state: object) -> rehearsal.Contents:
+        torch.save(state, tmp_path / name)
+        return rehearsal.contents(tmp_path / name)
+
+    one, two, three = (torch.full((3,), float(n)) for n in (1, 2, 3))
+    wanted = saved("best.pt", step=1, model=one, moments=two)
+    before = saved("before.pt", step=9, model=two, moments=three)
+    assert rehearsal.back(wanted, before, before) == (0, 1)  # a load that does nothing
+    assert rehearsal.back(wanted, before, saved("a.pt", step=9, moments=two, model=one)) == (1, 1)
+    initial = saved("initial.pt", step=0, model=three)
+    assert rehearsal.back(initial, wanted, saved("b.pt", step=9, moments=two, model=three)) == (1, 1)
+    both = saved("c.pt", step=0, model=torch.full((3,), 7.0), moments=torch.full((3,), 8.0))
+    assert rehearsal.back(both, before, saved("d.pt", model=torch.full((3,), 7.0), moments=three)) == (1, 2)

@@ -24,7 +24,8 @@ ALLOWED: dict[str, str] = {
     "workload.optimizers": "",
     "workload.persistence": "",
     "workload.parameters": "workload.optimizers workload.overrides",
-    "workload.checkpoints": "",
+    "workload.rehearsal": "",
+    "workload.checkpoints": "workload.rehearsal",
     "workload.__init__": "workload.checkpoints workload.overrides workload.parameters workload.persistence "
     "workload.records",
     "paths": "errors",
@@ -83,7 +84,9 @@ ALLOWED: dict[str, str] = {
     "protocol run_state snapshot telemetry wire",
     "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
     "protocol supervisor",
-    "check": "action_space manifest paths process protocol run_state telemetry wire",
+    "seen": "process protocol run_state telemetry wire",
+    "breaches": "action_space protocol seen telemetry wire",
+    "check": "action_space breaches manifest paths process protocol run_state seen telemetry wire",
     "display": "events interventions ledger lineage protocol run_state telemetry wire",
     "comparison.__init__": "",
     "comparison.statistics": "errors",
@@ -102,7 +105,7 @@ ALLOWED: dict[str, str] = {
     "comparison.trials errors files policy signals wire",
     "screen": "action_space display events ledger run_state telemetry",
     "comparison.progress": "comparison.trials display",
-    "tables": "audit check display events ledger opinions paths process proof replay run_state screen wire",
+    "tables": "audit breaches display events ledger opinions paths process proof replay run_state screen wire",
 }
 ENTRY = {"cli", "__main__", "testing.__init__"}  # may import everything; nothing but __main__ imports them
 THIRD_PARTY = {  # package to the modules that may import it

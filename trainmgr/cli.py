@@ -19,6 +19,7 @@ from rich.console import Console
 
 from trainmgr import (
     __version__,
+    breaches,
     display,
     errors,
     history,
@@ -296,13 +297,16 @@ def check_script(
     seconds: Annotated[float, typer.Option(help="How long it may take.", min=1)] = 60.0,
     json: JsonOption = False,
 ) -> None:
-    """Run a workload briefly, change each of its parameters once, and name every breach of the protocol with its fix.
+    """Run a workload briefly and do to it once whatever a manager may do; name every breach with its fix. Exits 1 then.
+
+    Each parameter is changed, a checkpoint is kept, weights are rolled back, the run is stopped, and another seed is
+    tried. Nothing is written but to a temporary folder.
 
     Example: `trainmgr check workloads/minimal.py`
     """
     checked = checking.Probe(script, arguments or [], seconds).run()
     if json:
-        print(pretty(checking.as_json(checked)))
+        print(pretty(breaches.as_json(checked)))
     else:
         tables.print_checked(data, checked)
     raise typer.Exit(errors.EXIT_OK if checked.ok else errors.EXIT_FAILED)

@@ -13,6 +13,7 @@ from trainmgr.errors import UserError
 RUN_DIR_VARIABLE = "TRAINMGR_RUN_DIR"  # given to the child
 SEED_VARIABLE = "TRAINMGR_SEED"  # given to the child
 RESUME_VARIABLE = "TRAINMGR_RESUME"  # given to the child after a restart
+CHECK_VARIABLE = "TRAINMGR_CHECK"  # given to the child of `trainmgr check`
 RUNS_DIR_VARIABLE = "TRAINMGR_RUNS_DIR"  # where runs are kept, when --runs-dir is not given
 POLICY_VARIABLE = "TRAINMGR_POLICY"  # the policy file, when --policy is not given
 API_KEY_VARIABLE = "OPENAI_API_KEY"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmgr.errors import WorkloadError
-from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SECRET_VARIABLES, SEED_VARIABLE
+from trainmgr.paths import CHECK_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SECRET_VARIABLES, SEED_VARIABLE
 
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
 STEP = 0.05  # seconds between two looks at a process that is not our child
@@ -39,7 +39,7 @@ class Exit:
 
 def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> dict[str, str]:
     """Our environment without the manager's secrets and what another supervisor told us, and with ``extra``."""
-    hidden = {*SECRET_VARIABLES, *secrets, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE}
+    hidden = {*SECRET_VARIABLES, *secrets, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
     keys = {key for name in (*SECRET_VARIABLES, *secrets) if len(key := os.environ.get(name, "").strip()) >= LEAST_KEY}
     kept = {
         name: value

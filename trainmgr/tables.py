@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from trainmgr import audit, check, display, events, proof, replay
+from trainmgr import audit, display, events, proof, replay
+from trainmgr.breaches import Checked
 from trainmgr.ledger import Ledger
 from trainmgr.opinions import Opinion, Reworded
 from trainmgr.paths import RunPaths
@@ -275,7 +276,7 @@ def _seed(manifest: events.Manifest) -> str:
     return "–" if manifest.seed is None else str(manifest.seed)
 
 
-def print_checked(console: Console, checked: check.Checked) -> None:
+def print_checked(console: Console, checked: Checked) -> None:
     for text in checked.passed:
         say(console, f"[green]✓[/] {quoted(text)}")
     for breach in checked.breaches:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+CHECK_VARIABLE = "TRAINMGR_CHECK"  # set by `trainmgr check`: changes are looked for at every step, loads compared
+
 
 class Reporter(Protocol):
     """What is needed of a `Workload`."""
@@ -23,6 +25,7 @@ class Reporter(Protocol):
     @property
     def checkpoints(self) -> Path: ...
     def command(self, name: str, do: Callable[[str], None]) -> None: ...
+    def log(self, level: str, message: str) -> None: ...
     def checkpoint(
         self, step: int, path: Path, metrics: Mapping[str, Any] | None = None, best: bool = False
     ) -> None: ...
@@ -46,8 +49,11 @@ class Checkpoints:
             keep.end(step)
 
     ``save(path)`` writes one file with all that a resume needs; a crash in the middle leaves the old one whole.
-    ``load(path)`` puts weights and optimizer back for a rollback; the recipe in force stays, whatever the optimizer's
-    state says. It raises ValueError for a file that does not fit. ``every``: evaluations from one "last" to the next.
+    ``load(path)`` is for a rollback: it puts back weights and optimizer, and nothing that counts or plans. The step
+    counter, the learning-rate scheduler and the place in the data go on, or the run would count its steps twice and
+    its schedule would begin again; only a resume restores them. The recipe in force stays, whatever the optimizer's
+    state says. It raises ValueError for a file that does not fit. `trainmgr check` tries all of that.
+    ``every``: evaluations from one "last" to the next.
 
     Where the run was resumed, the initial and the best one are taken along, from another folder too. Under `torchrun`
     all ranks call this, and rank 0 writes.
@@ -133,8 +139,28 @@ class Checkpoints:
             raise ValueError(f"{to!r} is none of this run's: best, initial, checkpoints/{self.last.name}")
         if not path.exists():
             raise ValueError(f"there is no checkpoint {to!r} yet")
-        self._load(path)
+        if os.environ.get(CHECK_VARIABLE) and self._w.primary:
+            self._rehearse(path)
+        else:
+            self._load(path)
         self._checkpoint("")  # a crash must not undo this
+
+    def _rehearse(self, path: Path) -> None:
+        """Load, and see by what is saved before and after whether that did anything."""
+        from trainmgr.workload.rehearsal import back, contents  # seldom needed, and slow to import
+
+        trial = path.with_stem("rehearsal")
+        self._save(trial)
+        before = contents(trial)
+        self._load(path)
+        self._save(trial)
+        after = contents(trial)
+        trial.unlink()
+        came, total = back(contents(path), before, after)
+        if came == 0 < total:
+            raise ValueError(f"load() put nothing back of {path.name}: what is saved after it is what was saved before")
+        if came < total:
+            self._w.log("warning", f"load() put back {came} of the {total} tensors of {path.name} that had changed")
 
     def _checkpoint(self, name: str) -> None:
         path = self.last.with_stem(name) if name else self.last

@@ -1,0 +1,377 @@
+"""What `trainmgr check` has seen of a script, judged: every breach of the protocol with its fix. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainmgr import protocol
+from trainmgr.action_space import Boundary
+from trainmgr.seen import KEPT, Rollback, Seen, Sent, alike, kept_path
+from trainmgr.telemetry import Item
+from trainmgr.wire import Value
+
+SEEDS = (12345, 54321)
+HEARD = 1.0  # seconds after which a workload that passes a boundary must have seen a change
+HARDLY = 0.01  # of the objective: less progress than that says nothing
+PASSED: dict[Boundary, tuple[type[Item], ...]] = {  # what a workload reports at a boundary, or at a coarser one
+    "step": (protocol.Step, protocol.Eval, protocol.Checkpoint),
+    "eval": (protocol.Eval, protocol.Checkpoint),
+    "checkpoint": (protocol.Checkpoint,),
+}
+
+
+@dataclass(frozen=True)
+class Breach:
+    """Something that the workload does wrong, or could do better."""
+
+    severity: str
+    """error: it cannot be managed like this; warning: it can, but less well."""
+    what: str
+    fix: str
+
+
+@dataclass
+class Checked:
+    """What a brief run showed."""
+
+    script: str
+    breaches: list[Breach] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    records: int = 0
+    output: list[str] = field(default_factory=list)
+    """The last lines of stderr, where the workload failed."""
+
+    @property
+    def ok(self) -> bool:
+        return not any(breach.severity == "error" for breach in self.breaches)
+
+    def error(self, what: str, fix: str) -> None:
+        self.breaches.append(Breach("error", what, fix))
+
+    def warning(self, what: str, fix: str) -> None:
+        self.breaches.append(Breach("warning", what, fix))
+
+
+def judge(seen: Seen) -> Checked:
+    """All of it."""
+    checked = Checked(seen.script, records=len(seen.items))
+    if seen.exit is not None and seen.exit.code not in (0, 143):
+        checked.output = seen.output
+        checked.error(f"The script {seen.exit.words}.", "Run it by itself first: `python SCRIPT`.")
+    if not seen.items:
+        checked.error(
+            "No telemetry was written.",
+            "Create a trainmgr.workload.Workload and report steps; see workloads/minimal.py.",
+        )
+        return checked
+    for number, item in enumerate(seen.items, start=1):
+        if isinstance(item, protocol.Unreadable):
+            checked.error(
+                f"Line {number} is no record: {item.reason}: {item.quote[:80]}", "See schemas/telemetry.json."
+            )
+    if not isinstance(seen.items[0], protocol.Start):
+        checked.error("The first record is no `start`.", "Write `start` before everything else.")
+    if seen.state.gaps:
+        checked.error(
+            f"{seen.state.gaps} records are missing in the count of seq.", "Count seq from 0, one up for each record."
+        )
+    if seen.state.start is not None:
+        _start(checked, seen.state.start)
+        _reports(checked, seen, seen.state.start)
+        _persistence(checked, seen)
+        _answers(checked, seen, seen.state.start)
+        _commands(checked, seen)
+        _seeds(checked, seen, seen.state.start)
+    return checked
+
+
+def _start(checked: Checked, start: protocol.Start) -> None:
+    if not start.action_space:
+        checked.warning("There is no parameter to change.", "Declare some: w.float(...), w.optimizer(...).")
+    if start.total_steps is None:
+        checked.warning("The number of steps is not known.", "Pass total_steps: progress and schedules need it.")
+    if start.seed != SEEDS[0]:
+        checked.warning(
+            f"The seed asked for was {SEEDS[0]}, the workload used {start.seed}.",
+            "Take it from trainmgr.workload.default_seed().",
+        )
+    if "rollback" not in start.commands:
+        checked.warning(
+            "It cannot roll back.", "Offer w.command('rollback', ...): what a change did to the weights stays else."
+        )
+    if "stop" not in start.commands:
+        checked.warning("It cannot be told to stop.", "Offer w.command('stop', ...), and leave the loop.")
+    for parameter in start.action_space:
+        objection = None if parameter.scheduled else parameter.objection(parameter.value)  # a warm-up begins at 0
+        if objection:
+            checked.error(f"The value at the start: {objection}.", "Widen the bounds or start inside them.")
+        limited = parameter.max_ratio or parameter.max_delta or parameter.type in ("bool", "choice")
+        if not limited and parameter.scale == "log":
+            checked.warning(f"{parameter.name} may jump from one bound to the other in one change.", "Give max_ratio.")
+
+
+def _reports(checked: Checked, seen: Seen, start: protocol.Start) -> None:
+    metric = start.objective.metric
+    evals = [item for item in seen.items if isinstance(item, protocol.Eval)]
+    if not evals:
+        checked.warning(
+            "No evaluation was reported in the time of this check.",
+            f"Report the objective with w.eval(step, {{{metric!r}: ...}}), or give --seconds more.",
+        )
+    elif not any(metric in item.metrics for item in evals):
+        checked.error(
+            f"The objective {metric!r} is in none of the evaluations.",
+            f"They have: {', '.join(evals[0].metrics)}. Name one of them as the objective.",
+        )
+    else:
+        checked.passed.append(f"{len(evals)} evaluations carry the objective {metric!r}")
+    names = {n for item in seen.items if isinstance(item, protocol.Step | protocol.Eval) for n in item.metrics}
+    silent = sorted(names - set(start.metrics))
+    if silent:
+        checked.warning(f"Metrics without a description: {', '.join(silent[:5])}.", "Describe them in `metrics`.")
+    for text in dict.fromkeys(i.message for i in seen.items if isinstance(i, protocol.Log) and i.level != "info"):
+        checked.warning(f"The script logged: {text}", "See to it before a long run.")
+
+
+def _persistence(checked: Checked, seen: Seen) -> None:
+    """Whether values stay where they were put."""
+    told = set()
+    for drift in seen.state.drifts:
+        if (drift.name, drift.set_at is None) in told:
+            continue
+        told.add((drift.name, drift.set_at is None))
+        expected, found = _shown(drift.expected), _shown(drift.found)
+        if drift.set_at is None:
+            checked.error(
+                f"{drift.name} went from {expected} to {found} at step {drift.step} by itself.",
+                "If a scheduler moves it, pass scheduler=... to w.optimizer, or scheduled=True; else find who sets it.",
+            )
+        else:
+            checked.error(
+                f"{drift.name} was set to {expected} at step {drift.set_at} and is {found} at step {drift.step}: "
+                "something overwrites it.",
+                "Declare a value of an optimizer with w.optimizer, whose changes survive every scheduler; or let `set` "
+                "write where the script takes the value from.",
+            )
+    if not seen.state.drifts and seen.evals:
+        checked.passed.append("no parameter moves by itself, and every change stays in effect")
+    first, last = (seen.evals[0], seen.evals[-1]) if seen.evals else (None, None)
+    for name, moving in last.moving.items() if first and last else ():
+        then = first.moving.get(name) if first else None
+        if moving.end is None and then is not None and then.value != moving.value:
+            checked.warning(
+                f"{name} follows a schedule, and nobody knows what that ends on.",
+                "Pass scheduler=... to w.optimizer: then managers know, and do not lower what falls by itself.",
+            )
+
+
+def _answers(checked: Checked, seen: Seen, start: protocol.Start) -> None:
+    asked = {name for sent in seen.sent.values() for name in sent.params}
+    untried = [p.name for p in start.action_space if p.name not in asked]
+    untried += [
+        name for name in start.commands if not any(s.command and s.command.name == name for s in seen.sent.values())
+    ]
+    for revision, sent in seen.sent.items():
+        answer = seen.answers.get(revision)
+        if answer is None:
+            if seen.over and sent.params and not _passed_by(seen, sent, start):
+                untried += sent.params
+            elif seen.state.step and (sent.params or not seen.over):
+                checked.error(
+                    f"The change of {sent.words} was never answered."
+                    if sent.params
+                    else f"{sent.words} was never answered.",
+                    "Read control.json at the boundary you declared, and write `applied` or `refused`.",
+                )
+            else:
+                untried.append(sent.words)
+        elif isinstance(answer, protocol.Refused) and sent.params:
+            checked.error(f"A change of {sent.words} within its bounds was refused: {answer.reason}", "Accept it.")
+        elif isinstance(answer, protocol.Applied):
+            _applied(checked, answer, sent.params)
+    if untried and (seen.over or len(seen.answers) == len(seen.sent)):
+        checked.warning(
+            f"The {'run' if seen.over else 'time'} was over before {', '.join(dict.fromkeys(untried))} could be tried.",
+            "Let it train longer (some evaluations), or give --seconds more.",
+        )
+
+
+def _passed_by(seen: Seen, sent: Sent, start: protocol.Start) -> bool:
+    """Whether the workload came to a boundary at which it should have answered, well after the change was sent."""
+    boundaries = [p.boundary for p in start.action_space if p.name in sent.params]
+    late = sent.t + HEARD
+    return any(isinstance(i, PASSED[boundary]) and i.t > late for i in seen.items for boundary in boundaries)  # type: ignore[union-attr]
+
+
+def _applied(checked: Checked, answer: protocol.Applied, params: dict[str, Value]) -> None:
+    for name, value in params.items():
+        new = answer.changes.get(name, (None, None))[1]
+        close = isinstance(new, float | int) and isinstance(value, float | int)
+        if new == value or (close and abs(float(new) - float(value)) <= 1e-6 * abs(float(value))):  # type: ignore[arg-type]
+            text = f"{name}: a change takes effect and is read back"
+            if text not in checked.passed:
+                checked.passed.append(text)
+        else:
+            checked.error(
+                f"{name} was set to {_shown(value)}, and {_shown(new)} is in effect.",
+                "`get` must read where training reads, and nothing may overwrite what `set` wrote.",
+            )
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def _commands(checked: Checked, seen: Seen) -> None:
+    _kept(checked, seen)
+    for rollback in seen.rollbacks:
+        _rolled(checked, seen, rollback)
+    stop = next((r for r, sent in seen.sent.items() if sent.command and sent.command.name == "stop"), None)
+    answer = seen.answers.get(stop) if stop is not None else None
+    if isinstance(answer, protocol.Refused):
+        checked.error(f"The stop was refused: {answer.reason}", "Accept it, and leave the loop.")
+    elif isinstance(answer, protocol.Applied):
+        _stopped(checked, seen)
+
+
+def _kept(checked: Checked, seen: Seen) -> None:
+    answer = seen.answers.get(seen.kept) if seen.kept is not None else None
+    if isinstance(answer, protocol.Refused):
+        checked.error(f"To keep a checkpoint as {KEPT!r} was refused: {answer.reason}", "Save it under that name.")
+    elif isinstance(answer, protocol.Applied):
+        path = kept_path(seen.items)
+        later = any(item.step > answer.step for item in seen.evals)
+        if path is None and later:
+            checked.error(
+                f"It was told to keep a checkpoint as {KEPT!r}, and reported none.",
+                "Save it, and report it with w.checkpoint; with `Checkpoints`, call report(step) after each step.",
+            )
+        elif path is not None and path not in seen.checkpoints:
+            checked.error(f"It reported the checkpoint {path}, and there is none.", "Write it before it is reported.")
+        elif path is not None:
+            checked.passed.append(f"checkpoint: {path} is there")
+
+
+def _rolled(checked: Checked, seen: Seen, rollback: Rollback) -> None:
+    answer, where = seen.answers.get(rollback.revision), rollback.to
+    if isinstance(answer, protocol.Refused):
+        if where == "initial" and any(other.to == "best" for other in seen.rollbacks) and "load()" not in answer.reason:
+            checked.warning(
+                f"A rollback to the initial weights was refused: {answer.reason}", "Save them at the start."
+            )
+        else:
+            checked.error(
+                f"The rollback to {where} was refused: {answer.reason}",
+                "Restore the weights and the optimizer from that file; for the names see `w.command`.",
+            )
+        return
+    if answer is None:
+        return
+    before, after = [[i for i in seen.evals if (i.seq < answer.seq) is early] for early in (True, False)]
+    later = [i for i in seen.items if isinstance(i, protocol.Step | protocol.Eval) and i.seq > answer.seq]
+    if later and later[0].step < answer.step:
+        checked.error(
+            f"After the rollback to {where} at step {answer.step} the script counts on from step {later[0].step}.",
+            "load() must leave the step counter alone: a rollback takes back weights, not time. A resume restores it.",
+        )
+        return
+    if not before or not after:
+        return
+    for name, moving in after[0].moving.items():
+        then = before[0].moving.get(name) if where == "initial" else None
+        last = before[-1].moving.get(name)
+        if then and last and _nearer(moving.value, then.value, last.value):
+            checked.error(
+                f"After the rollback to {where} the schedule of {name} began again: {last.value:.4g} before it, "
+                f"{moving.value:.4g} after it, {then.value:.4g} at the first evaluation.",
+                "load() must leave the scheduler alone: its plan is for the whole run. Only a resume restores it.",
+            )
+    if where == "initial":
+        _brought_back(checked, seen, before, after[0])
+    else:
+        checked.passed.append(f"rollback to {where}: done")
+
+
+def _brought_back(checked: Checked, seen: Seen, before: list[protocol.Eval], after: protocol.Eval) -> None:
+    """Whether an evaluation after the rollback to the start is more like the first one than like the last one."""
+    assert seen.state.start is not None
+    metric = seen.state.start.objective.metric
+    values = [item.metrics.get(metric, math.nan) for item in (before[0], before[-1], after)]
+    first, last, found = values
+    if min(values) > 0:  # a loss falls by factors
+        values = [math.log(value) for value in values]
+    moved = values[1] - values[0]
+    least = HARDLY if min(first, last, found) > 0 else HARDLY * max(abs(first), abs(last))
+    if not all(map(math.isfinite, values)) or abs(moved) <= least:
+        checked.warning(
+            f"Whether a rollback brings the weights back cannot be told: {metric} was {first:.4g} at first and "
+            f"{last:.4g} before it.",
+            "Let it train longer: give --seconds more, or evaluate less often.",
+        )
+    elif 0.75 <= (values[2] - values[0]) / moved <= 1.75:  # 0: as at first; 1: as before it, or a little further
+        checked.error(
+            f"A rollback to the initial weights changed nothing: {metric} was {first:.4g} at the first evaluation, "
+            f"{last:.4g} before the rollback and {found:.4g} after it.",
+            "Restore the weights, and the optimizer's state, where `do(to)` of the command gets its checkpoint.",
+        )
+    elif abs(values[2] - values[0]) <= 0.5 * abs(moved):
+        checked.passed.append(f"rollback: {metric} is {found:.4g} after it, {first:.4g} at first, {last:.4g} before it")
+
+
+def _shown(value: Value | None) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _nearer(value: float, one: float, other: float) -> bool:
+    """Whether a value is clearly more like ``one`` than like ``other``."""
+    apart = abs(one - other)
+    return apart > HARDLY * max(abs(one), abs(other)) and abs(value - one) < 0.5 * abs(value - other)
+
+
+def _stopped(checked: Checked, seen: Seen) -> None:
+    state = seen.state
+    fix = "Leave the loop when w.stopping is true: look at it after each step, or loop over w.steps()."
+    if state.trained_on > 1:
+        steps = f"It was told to stop at step {state.stopped_at}, and trained on for {state.trained_on} steps"
+        if seen.over and (state.total_steps is None or state.step < state.total_steps):
+            checked.warning(f"{steps} before it ended.", fix)
+        else:
+            checked.error(f"{steps}{', to its usual end' if seen.over else ', until it was ended'}.", fix)
+    elif not seen.over:
+        checked.warning(f"It stopped at step {state.stopped_at}, and did not end in time.", "End the script then.")
+    else:
+        checked.passed.append("stop: it ends")
+
+
+# -- seeds -------------------------------------------------------------------------------------------------------------
+
+
+def _seeds(checked: Checked, seen: Seen, start: protocol.Start) -> None:
+    if seen.other is None:
+        return
+    alone = seen.items[: min((sent.after for sent in seen.sent.values()), default=len(seen.items))]
+    found = alike(alone, seen.other, start.objective.metric)
+    if found is None:
+        checked.warning(
+            "Whether the seed matters cannot be told: there was too little to compare.", "Give --seconds more."
+        )
+    elif found:
+        checked.error(
+            f"The seeds {SEEDS[0]} and {SEEDS[1]} gave the same figures ({found}): the script does not use the seed.",
+            "Take it from trainmgr.workload.default_seed() and seed everything with it (random, numpy, torch). Else "
+            "`compare` measures one run several times. If nothing in the script is random, do not compare its seeds.",
+        )
+    else:
+        checked.passed.append("another seed gives other figures")
+
+
+def as_json(checked: Checked) -> dict[str, Any]:
+    return {
+        "script": checked.script,
+        "ok": checked.ok,
+        "records": checked.records,
+        "breaches": [vars(breach) for breach in checked.breaches],
+        "passed": checked.passed,
+        "output": checked.output,
+    }
