@@ -36,12 +36,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainmgr import guard, prompt
-from trainmgr.answer import CANDIDATES, EVIDENCE, FALSIFIER, extract, grammar, objection, read, schema
+from trainmgr.answer import (
+    CANDIDATES,
+    EVIDENCE,
+    FALSIFIER,
+    extract,
+    grammar,
+    objection,
+    read,
+    schema,
+    spoken,
+    whole,
+)
 from trainmgr.ledger import Ledger
 from trainmgr.policy import Actions, Limits, ParameterLimits, Policy
 from trainmgr.protocol import Objective
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import Snapshot
+from trainmgr.wire import short
 
 STRICT = {"type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "minimum", "maximum"}
 LENGTHS = {"maxLength"}  # for llama.cpp only
@@ -445,7 +457,102 @@ def test_what_is_read_is_judged_the_same_as_what_the_log_keeps() -> None:
     assert judged(found, state, FREE) == {}
 
 
-def test_a_draft_in_the_thoughts_of_a_model_is_no_answer() -> None:
-    draft, answer_ = ('{"action": "stop"}', '{"action": "keep"}')
-    assert read(f"<think>{draft} no, wait</think>{answer_}") == {"action": "keep"}
-    assert read(f"<think>{draft}</think> So be it.") == {"action": "stop"}
+DRAFT = '{"action": "stop"}'
+TAGS = [("<think>", "</think>"), ("<THINKING>", "</THINKING>"), ("<thought>", "</thought>"), ("[THINK]", "[/THINK]"),
+        ("<seed:think>", "</seed:think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"), ("◁think▷", "◁/think▷"), ("<|channel>thought\n", "<channel|>"),
+        ("<reasoning effort='low'>", "</reasoning>")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("begin", "end"), TAGS)
+def test_a_draft_in_the_thoughts_of_a_model_is_no_answer(begin: str, end: str) -> None:
+    assert read(f"{begin}{DRAFT} no, wait{end}{GOOD}") == KEEP
+    assert read(f"{DRAFT} no, wait{end}\n{GOOD}") == KEEP  # begun in the prompt
+    assert read(f"{begin}a{end}{begin}{DRAFT}{end} Well: {GOOD}{begin}or {DRAFT}") == KEEP
+    for text in (f"{begin}{DRAFT} no, wait", f"{begin}{DRAFT}", f"{DRAFT}{begin}no{end}{end}So be it.",
+                 f"{begin}{DRAFT}{end} So be it.", f"{begin}Perhaps {DRAFT}{end}"):  # fmt: skip
+        assert read(text) == short(text, 500)
+    assert read(f"{begin}\n{GOOD}\n{end}\n") == KEEP  # all that there is
+    marked = {**KEEP, "evidence": f"it said {begin.strip()}"}
+    assert read(json.dumps(marked)) == marked
+
+
+HEAD = f"<|channel|>analysis<|message|>We could {DRAFT}.<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize("text", [
+    f"{HEAD}<|channel|>final<|message|>{GOOD}", f"{HEAD}<|channel|>final <|constrain|>json<|message|>{GOOD}<|return|>",
+    f"{HEAD}<|channel|>commentary to=functions.decide <|constrain|>json<|message|>{GOOD}<|call|>",
+    f"{HEAD} to=functions.decide<|channel|>commentary json<|message|>{GOOD}<|call|>",
+    f"{HEAD}<|channel|>commentary<|message|>So {DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}",
+    f"analysisWe could {DRAFT} but no.assistantfinal{GOOD}",
+    f"We could {DRAFT} but no.assistantfinal{GOOD}",
+    f"analysisWe could {DRAFT} but no.assistantcommentary to=functions.decide json{GOOD}",
+])  # fmt: skip
+def test_the_answer_is_in_the_final_channel(text: str) -> None:
+    assert read(text) == KEEP
+
+
+@pytest.mark.parametrize("text", [
+    HEAD, f"<|channel|>analysis<|message|>{DRAFT}", f"{HEAD}<|channel|>fin", f"analysisWe could {DRAFT}",
+    f"{HEAD}<|channel|>commentary to=functions.look<|message|>{DRAFT}<|call|>",
+])  # fmt: skip
+def test_no_other_channel_has_one(text: str) -> None:
+    assert read(text) == text
+    assert spoken(text).inside
+
+
+def test_prose_about_an_analysis_is_no_channel() -> None:
+    assert read(f"analysis: it is flat. {GOOD}") == read(f"Analysis\n{GOOD}") == KEEP
+
+
+def test_of_several_answers_that_differ_none_is_taken() -> None:
+    text = f"Perhaps {DRAFT}. No: {GOOD}"
+    assert extract(text) is None
+    assert read(text) == text
+    assert objection(text, view(STATE), ALL) == "there is no JSON object in it, or several that differ"
+    assert extract(f"{GOOD} Again: {GOOD}") == KEEP
+    assert extract(f'{{"action": "keep", "or": {DRAFT}}}') == {"action": "keep", "or": json.loads(DRAFT)}
+
+
+@pytest.mark.parametrize("text", [
+    json.dumps(GOOD), json.dumps(json.dumps(GOOD)), json.dumps(f"```json\n{GOOD}\n```").join("  "),
+    json.dumps({"name": "decide", "arguments": GOOD}),
+    f"<tool_call>{json.dumps({'name': 'decide', 'arguments': GOOD})}</tool_call>",
+])  # fmt: skip
+def test_json_within_json_is_read(text: str) -> None:
+    assert read(text) == KEEP
+
+
+@pytest.mark.parametrize("text", [
+    GOOD, f" {GOOD}\n\n", f"```json\n{GOOD}\n```", f"```{GOOD}```", json.dumps(GOOD),
+])  # fmt: skip
+def test_an_answer_is_all_that_there_is(text: str) -> None:
+    assert whole(text) == KEEP
+
+
+@pytest.mark.parametrize("text", [
+    "", f"{GOOD}.", f"So: {GOOD}", f"[{GOOD}]", GOOD[:-1], '{"lr": 0.1}', "7", "null", '"keep"', "```", "``````",
+    json.dumps(json.dumps(json.dumps(GOOD))),
+    '{"action": "keep", "action": "keep"}', f'{{"action": {"[" * 20 + "]" * 20}}}', '"' * 9,
+])  # fmt: skip
+def test_that_is_not_all_of_an_answer(text: str) -> None:
+    assert whole(text) is None
+
+
+MARKS = st.sampled_from([tag for pair in TAGS for tag in pair] + [
+    "<|channel|>", "<|message|>", "<|end|>", "final", "analysis", "assistantfinal", "words ", DRAFT, "\n"])  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(MARKS, max_size=20).map("".join), st.sampled_from(TAGS))
+def test_nothing_that_is_thought_is_said(text: str, tag: tuple[str, str]) -> None:
+    """Whatever stands before: what begins with thoughts and does not end them holds no answer."""
+    secret = '{"action": "adjust"}'
+    begin, end = tag
+    parts = spoken(text)
+    assert len(parts.said) <= len(text)
+    if not any(mark in text for mark in ("<|channel|>", "assistantfinal")) and not text.startswith("analysis"):
+        assert secret not in spoken(f"{text}{begin}{secret} or not").said
+        assert spoken(f"{text}{begin}{secret}{end}{secret}").said.count(secret) == 1
+        assert spoken(f"{text}{secret}{end}{end}{GOOD}").said.strip() == GOOD

@@ -188,6 +188,26 @@ def bodies(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body).encode()
 
 
+def spoke(content: Any, finish: str = "stop", **more: Any) -> Raw:
+    """A completion with this content, and whatever else is in its message."""
+    return Raw(bodies({"choices": [{"message": {"content": content, **more}, "finish_reason": finish}]}))
+
+
+def calling(arguments: Any, name: str = "decide") -> list[dict[str, Any]]:
+    return [{"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}]
+
+
+def failing(error: Any, **more: Any) -> Raw:
+    """An error with status 200."""
+    return Raw(bodies({"error": error, **more}))
+
+
+GOOD = json.dumps(LOWER)
+DRAFT = json.dumps(answer("adjust", {"lr": 0.3}))  # applied by whoever takes a thought for an answer
+HARMONY = f"<|channel|>analysis<|message|>Perhaps {DRAFT}? No.<|end|><|start|>assistant"
+CUT_IN_THOUGHTS = r"cut off in its thoughts at max_output_tokens \(2048\)"
+
+
 @dataclass(frozen=True)
 class Case:
     """An endpoint's behaviour, and what it must come to. Without an expectation the decision takes effect."""
@@ -209,7 +229,8 @@ NO_OBJECT = r"rejected: schema: "
 NOW = {"Retry-After": "0"}
 CASES = [
     Case("429, again and again", [Status(429, headers=NOW)], r"status 429 \(too many requests\)", calls=3),
-    Case("500, again and again", [Status(500)], r"status 500", calls=3),
+    Case("500, again and again", [Status(500)], r"status 500", calls=5),
+    Case("503, again and again", [Status(503)], r"status 503", calls=3),
     Case("529 with a page of HTML", [Status(529, body="<h1>Overloaded</h1>")], r"status 529", calls=3),
     Case("429, Retry-After an hour", [Status(429, headers={"Retry-After": "3600"})], r"in 3600 s would be too late",
          calls=1),
@@ -225,11 +246,11 @@ CASES = [
     Case("empty body", [Empty()], r"the response is not JSON: it is empty", calls=3),
     Case("half a JSON body", [Raw(b'{"choices": [{"mess')], r"not JSON: it begins with '\{\"choices", calls=1),
     Case("no choices", [EmptyReply()], r"no chat completion: it has no choices", calls=1),
-    Case("content null", [EmptyReply("content")], NO_OBJECT, calls=2),
+    Case("content null", [EmptyReply("content")], r"there is no answer in the response: it is empty", calls=4),
     Case("a body that is a list", [Raw(b"[1, 2]")], r"it has no choices", calls=1),
     Case("choices of the wrong types", [Raw(bodies({"choices": ["x"], "usage": 3}))], r"it has no choices", calls=1),
     Case("parts of the wrong types",
-         [Raw(bodies({"choices": [{"message": [1], "finish_reason": {}}], "usage": [], "model": 7}))], NO_OBJECT),
+         [Raw(bodies({"choices": [{"message": [1], "finish_reason": {}}], "usage": [], "model": 7}))], r"it is empty"),
     Case("usage of nonsense", [Raw(bodies({"choices": [{"message": {"content": json.dumps(LOWER)}}],
                                            "usage": {"prompt_tokens": -5, "completion_tokens": True}}))]),
     Case("a body of 100,000 levels", [Raw(b"[" * 100_000)], r"the response is not JSON", calls=1),
@@ -295,6 +316,92 @@ CASES = [
     Case("lone surrogates, escaped, in an answer", [Say(changed(evidence="\ud800"))]),
     Case("control characters", [Say(changed(evidence="\x1b[2J\x07\r\n\x00"))], calls=1),
     Case("control characters outside of JSON", [Say("\x1b[2J\x00" + json.dumps(LOWER) + "\x1b]0;x\x07")], calls=1),
+    Case("the answer in reasoning_content", [spoke(None, reasoning_content=GOOD)], calls=1),
+    Case("the answer in reasoning", [spoke("\n", reasoning=GOOD)], calls=1),
+    Case("the answer in thinking", [spoke("", thinking=f"```json\n{GOOD}\n```")], calls=1),
+    Case("a draft in reasoning_content", [spoke(None, reasoning_content=f"Perhaps {DRAFT}? Too much.")],
+         r"it holds thoughts only", calls=4),
+    Case("a draft in reasoning_content, the answer in content", [spoke(GOOD, reasoning_content=DRAFT)], calls=1),
+    Case("nothing, then an answer in the next form", [EmptyReply("content"), Propose(LOWER)], calls=2),
+    Case("blank content beside a tool call", [spoke("\n\n", "tool_calls", tool_calls=calling(GOOD))],
+         lacks=("json_schema",), calls=2),
+    Case("prose beside a tool call", [spoke("I will lower it.", tool_calls=calling(GOOD))], lacks=("json_schema",),
+         calls=2),
+    Case("a draft beside a tool call", [spoke(f"Not {DRAFT}.", tool_calls=calling(GOOD))], lacks=("json_schema",),
+         calls=2),
+    Case("a tool call that was not asked for", [spoke("I will lower it.", tool_calls=calling(GOOD))], calls=1),
+    Case("a tool call cut off, a draft beside it", [spoke(DRAFT, "length", tool_calls=calling(GOOD[:40]))], NO_OBJECT,
+         lacks=("json_schema",), calls=3),
+    Case("arguments as an object", [spoke(None, tool_calls=calling(LOWER))], lacks=("json_schema",), calls=2),
+    Case("arguments as an object with a key twice",
+         [Raw(spoke(None, tool_calls=calling(LOWER)).body.replace(b'"action"', b'"action": "stop", "action"'))],
+         NO_OBJECT, lacks=("json_schema",), calls=3),
+    Case("arguments encoded twice", [spoke(None, tool_calls=calling(json.dumps(GOOD)))], lacks=("json_schema",),
+         calls=2),
+    Case("another tool is called, too", [spoke(None, tool_calls=[*calling(DRAFT, "look"), *calling(GOOD)])],
+         lacks=("json_schema",), calls=2),
+    Case("the call of a function", [spoke(None, function_call={"name": "decide", "arguments": GOOD})],
+         lacks=("json_schema",), calls=2),
+    Case("no tool calls, an answer", [spoke(GOOD, tool_calls=[])], lacks=("json_schema",), calls=2),
+    Case("a tool call as text", [spoke(f'<tool_call>{{"name": "decide", "arguments": {GOOD}}}</tool_call>')], calls=1),
+    Case("a tool call as text with its arguments as text",
+         [spoke(json.dumps({"name": "decide", "arguments": GOOD}), tool_calls=[])], calls=1),
+    Case("content encoded twice", [spoke(json.dumps(GOOD))], calls=1),
+    Case("content as an object", [spoke(LOWER)], calls=1),
+    Case("thoughts without an end, cut off", [spoke(f"<think>Perhaps {DRAFT} but", "length")], CUT_IN_THOUGHTS,
+         calls=1),
+    Case("thoughts without a beginning, cut off", [spoke(f"Perhaps {DRAFT} but", "length")],
+         r"cut off after what may be a draft at max_output_tokens \(2048\)", calls=1),
+    Case("thoughts without an end", [spoke(f"<think>Perhaps {DRAFT} but")], r"it holds thoughts only", calls=4),
+    Case("thoughts and an answer", [spoke(f"<think>Perhaps {DRAFT}? No.</think>{GOOD}")], calls=1),
+    Case("all tokens went into thoughts", [spoke("", "length", reasoning_content="Let me think. " * 99)],
+         CUT_IN_THOUGHTS, calls=1),
+    Case("cut off before the first word", [spoke(None, "MAX_TOKENS")], r"cut off before its first word at max_out",
+         calls=1),
+    Case("cut off in the blanks after an answer", [spoke(GOOD + "\n" * 99, "length")], calls=1),
+    Case("channels", [spoke(f"{HARMONY}<|channel|>final<|message|>{GOOD}<|return|>")], calls=1),
+    Case("channels, a tool call", [spoke(f"{HARMONY}<|channel|>commentary to=functions.decide <|constrain|>json"
+                                         f"<|message|>{GOOD}<|call|>")], calls=1),
+    Case("channels without their signs", [spoke(f"analysisWe could {DRAFT}. No.assistantfinal{GOOD}")], calls=1),
+    Case("channels, cut off", [spoke(HARMONY, "length")], CUT_IN_THOUGHTS, calls=1),
+    Case("several answers that differ", [spoke(f"Perhaps {DRAFT}. No: {GOOD}")], NO_OBJECT, calls=2),
+    Case("reasoning in parts", [spoke([{"type": "reasoning", "text": DRAFT}, {"type": "text", "text": GOOD}])],
+         calls=1),
+    Case("parts of a kind of their own", [spoke([{"type": "draft", "text": DRAFT}, {"text": DRAFT, "thought": True},
+                                                 {"type": "output_text", "text": GOOD}, 7])], calls=1),
+    Case("thinking in parts",
+         [spoke([{"type": "thinking", "thinking": [{"type": "text", "text": DRAFT}]}, {"type": "text", "text": GOOD}])],
+         calls=1),
+    Case("a refusal in parts", [spoke([{"type": "refusal", "refusal": "I cannot."}])], NO_OBJECT, calls=1),
+    Case("several choices", [Raw(bodies({"choices": [{"message": {"content": text}} for text in (GOOD, DRAFT)]}))],
+         calls=1),
+    Case("withheld", [spoke(GOOD[:30], "content_filter")], r"withheld the answer \(content_filter\)", calls=1),
+    Case("429 in a 200", [failing({"message": "Rate limit exceeded: free-models-per-day", "code": 429})],
+         r"status 429 \(too many requests\): Rate limit exceeded: free-models-per-day", calls=3),
+    Case("429 in a 200, then an answer", [failing({"message": "Slow down", "code": "429"}), Propose(LOWER)], calls=2),
+    Case("502 in a 200", [failing({"message": "Provider returned error", "code": 502,
+                                   "metadata": {"raw": "overloaded"}}, id=None, choices=None)],
+         r"status 502: Provider returned error \(overloaded\)", calls=3),
+    Case("401 in a 200", [failing({"message": "No auth", "code": 401})], r"status 401 \(the key is refused\): No auth",
+         calls=1),
+    Case("400 in a 200", [failing({"message": "No such thing", "code": 400})], r"status 400: No such thing", calls=4),
+    Case("an error without a status in a 200", [failing({"message": "Busy", "type": "overloaded_error"})],
+         r"the endpoint reports an error: Busy", calls=3),
+    Case("an error in words in a 200", [failing("no such model")], r"the endpoint reports an error: no such model",
+         calls=1),
+    Case("an error in a list", [Raw(b'[{"error": {"code": 400, "message": "Bad key", "status": "INVALID"}}]')],
+         r"status 400: Bad key", calls=4),
+    Case("an error beside an answer", [Raw(bodies({"error": {"code": 502, "message": "Died"},
+                                                   "choices": [{"message": {"content": GOOD}}]}))],
+         r"status 502: Died", calls=3),
+    Case("an error in the choice", [Raw(bodies({"choices": [{"finish_reason": "error", "message": {"content": GOOD},
+                                                             "error": {"code": 502, "message": "Died"}}]}))],
+         r"status 502: Died", calls=3),
+    Case("an error that is not named", [spoke(GOOD[:9], "error")], r"the answer ended with an error", calls=3),
+    Case("no error", [Raw(bodies({"error": None, "choices": [{"message": {"content": GOOD}, "error": {}}]}))], calls=1),
+    Case("words instead of choices", [Raw(b'{"detail": "Not Found"}')], r"reports an error: Not Found", calls=1),
+    Case("an error status with words", [Status(404, body={"error": "model 'x' not found"})],
+         r"status 404 \(not found\): model 'x' not found", calls=1),
 ]  # fmt: skip
 
 
@@ -613,6 +720,90 @@ def test_a_form_that_was_answered_once_is_not_given_up() -> None:
     assert [request.level for request in desk.of(events.Request)] == ["json_schema"] * 3
 
 
+def form_of(request: Received) -> str:
+    body = request.body or {}
+    return "tool" if body.get("tools") else (body.get("response_format") or {}).get("type", "text")
+
+
+def test_a_repeated_500_moves_on_to_the_next_form_which_is_kept_once_it_answers() -> None:
+    def script(request: Received) -> Behaviour:
+        fails = form_of(request) in ("json_schema", "tool")
+        return Status(500, "Failed to parse grammar from json schema: unsupported keyword") if fails else KEEP
+
+    with ScriptedEndpoint(script) as endpoint:
+        desk = Desk(endpoint)
+        assert [desk.decide(), desk.decide()] == [answer(), answer()]
+        desk.manager.close()
+    levels = ["json_schema", "json_schema", "tool", "json_object", "json_object"]
+    assert [form_of(request) for request in asked(endpoint)] == levels
+    assert [request.level for request in desk.of(events.Request)] == levels
+
+
+def test_a_500_of_every_form_was_not_about_the_form() -> None:
+    with ScriptedEndpoint([*[Status(500)] * 5, KEEP]) as endpoint:
+        desk = Desk(endpoint)
+        assert "status 500" in desk.decide()
+        assert desk.decide() == answer()
+        desk.manager.close()
+    assert [form_of(request) for request in asked(endpoint)] == [
+        "json_schema", "json_schema", "tool", "json_object", "text", "json_schema",
+    ]  # fmt: skip
+
+
+def test_a_form_that_was_answered_before_is_asked_for_again_after_a_500() -> None:
+    """A grammar is made for each decision: one that fails says nothing of the next one."""
+    with ScriptedEndpoint([KEEP, Status(500), Status(500), Status(400, "No tools."), KEEP, KEEP]) as endpoint:
+        desk = Desk(endpoint)
+        assert [desk.decide() for _ in range(3)] == [answer()] * 3
+        desk.manager.close()
+    assert [form_of(request) for request in asked(endpoint)] == [
+        "json_schema", "json_schema", "json_schema", "tool", "json_object", "json_schema",
+    ]  # fmt: skip
+
+
+def test_an_empty_answer_proves_no_form() -> None:
+    with ScriptedEndpoint([Say(" \n"), Say(""), Status(400, "No JSON mode."), KEEP, KEEP, Say(""), KEEP]) as endpoint:
+        desk = Desk(endpoint)
+        assert [desk.decide() for _ in range(3)] == [answer()] * 3
+        desk.manager.close()
+    forms = [form_of(request) for request in asked(endpoint)]
+    assert forms == ["json_schema", "tool", "json_object", "text", "text", "text", "text"]
+    errors = [reply.error for reply in desk.of(events.Reply)]
+    empty = "there is no answer in the response: it is empty"
+    assert errors == [empty, empty, "status 400: No JSON mode.", None, None, empty, None]
+
+
+def test_an_answer_that_was_cut_off_in_its_thoughts_is_kept_and_counted() -> None:
+    text = f"<think>Perhaps {DRAFT} but"
+    with ScriptedEndpoint([Say(text, finish="length", usage=(900, 2048))]) as endpoint:
+        desk = Desk(endpoint)
+        assert re.search(CUT_IN_THOUGHTS, desk.decide())
+        desk.manager.close()
+    (reply,) = desk.of(events.Reply)
+    assert (reply.text, reply.finish, reply.prompt_tokens, reply.completion_tokens) == (text, "length", 900, 2048)
+    assert desk.spent.tokens == 2948
+
+
+def test_an_error_within_an_answer_costs_what_the_endpoint_says() -> None:
+    choice = {"finish_reason": "error", "error": {"code": 502, "message": "Died"}, "message": {"content": "{"}}
+    usage = {"prompt_tokens": 900, "completion_tokens": 60}
+    with ScriptedEndpoint([Raw(bodies({"choices": [choice], "usage": usage})), failing({"code": 429})]) as endpoint:
+        desk = Desk(endpoint, policy_of(retries=1))
+        assert "status 429 (too many requests): 429" in desk.decide()
+        desk.manager.close()
+    assert desk.spent.tokens == 960  # nothing for the second
+
+
+def test_a_list_of_models_that_is_an_error_is_told() -> None:
+    class Unlisted(ScriptedEndpoint):
+        def choose(self, received: Received) -> Behaviour:
+            return failing({"message": f"{KEY} is unknown", "code": 401})
+
+    with Unlisted([KEEP]) as endpoint:
+        message = r"which models it has: status 401 \(the key is refused\): \[key\] is unknown"
+        cannot_open(manager_at(endpoint, Policy(), None), message)
+
+
 def test_what_a_model_refuses_is_not_sent_again() -> None:
     with ScriptedEndpoint([KEEP], lacks=("temperature", "max_tokens")) as endpoint:
         desk = Desk(endpoint)
@@ -664,7 +855,7 @@ def test_an_answer_that_was_cut_off_is_told_so() -> None:
         desk = Desk(endpoint)
         assert desk.decide() == answer()
         desk.manager.close()
-    objection = "it was cut off at 2048 tokens; there is no JSON object in it"
+    objection = "it was cut off at 2048 tokens; there is no JSON object in it, or several that differ"
     assert sent(endpoint)[1]["messages"][-1]["content"] == prompt.repair(objection)
     assert [reply.finish for reply in desk.of(events.Reply)] == ["length", "stop"]
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -22,7 +24,6 @@ EVIDENCE, FALSIFIER = 1000, 500  # characters, as in Proposal
 METRICS = 32  # of which an effect may be expected
 CHOICES = 5  # values of a parameter that a grammar offers
 TOGETHER = 8  # parameters that it lets be adjusted at once, of those that follow each other
-THOUGHT = "</think>"  # ends what some models write before their answer
 DEPTH = 12  # of nesting
 CANDIDATES = 32  # places of a long text where an object may begin
 
@@ -163,17 +164,84 @@ def _choices(row: RecipeRow) -> list[Value]:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """A model's text, parted into its answer and the thoughts before it."""
+
+    said: str
+    thoughts: str
+    inside: bool
+    """Whether it ends within its thoughts."""
+
+
+_WORD = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|analysis|scratchpad|reflection)"
+_THOUGHT = re.compile(  # how different models begin and end their thoughts; the end may come alone
+    rf"(?P<end></{_WORD}>|<\|?/{_WORD}\|?>|<\|?end_(?:of_)?{_WORD}\|?>|\[/think\]|◁/think▷|<channel\|>)"
+    rf"|<{_WORD}(?:\s[^<>]{{0,80}})?>|<\|(?:start_|begin_of_)?{_WORD}\|>|\[think\]|◁think▷|<\|channel>(?:thought\b)?",
+    re.IGNORECASE,
+)
+_CHANNEL = re.compile(r"(to=(?:functions\.)?decide\s*)?<\|channel\|>([^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
+_FINAL = re.compile(r"\s*(?:final\b|\w+ to=(?:functions\.)?decide\b)")  # the second is a tool call
+_BARE = re.compile(r"\s*analysis(?=[A-Z0-9{\[(\"'*])")  # the same without its signs: analysisWe ... assistantfinal{
+_BARE_FINAL = re.compile(r"assistantfinal|assistantcommentary to=(?:functions\.)?decide")
+
+
+def spoken(text: str) -> Spoken:
+    """What a model says, without what it says to itself: in tags, in channels, begun in the prompt, or cut off."""
+    if "<|channel|>" in text:
+        return _channels(text)
+    *thoughts, said = _BARE_FINAL.split(text)
+    if thoughts or _BARE.match(text):
+        return Spoken(said, "", False) if thoughts else Spoken("", "", True)
+    return _tagged(text)
+
+
+def _channels(text: str) -> Spoken:
+    said: list[str] = []
+    inside = True
+    for header in _CHANNEL.finditer(text):
+        end = _CHANNEL_END.search(text, header.end())
+        inside = not header[1] and _FINAL.match(header[2]) is None
+        if not inside:
+            said.append(text[header.end() : end.start() if end else len(text)])
+    return Spoken("\n".join(said), "", inside)
+
+
+def _tagged(text: str) -> Spoken:
+    said: list[str] = []
+    thoughts: list[str] = []
+    at, inside = 0, False
+    for mark in _THOUGHT.finditer(text):
+        if mark["end"] is not None:
+            if not inside:  # begun in the prompt: nothing was said yet
+                thoughts, said = [*thoughts, *said], []
+            thoughts.append(text[at : mark.start()])
+            at, inside = mark.end(), False
+        elif not inside:
+            said.append(text[at : mark.start()])
+            at, inside = mark.end(), True
+    (thoughts if inside else said).append(text[at:])
+    return Spoken("\n".join(said), "\n".join(thoughts), inside)
+
+
 def read(text: str) -> Any:
     """The answer in a model's text: a proposal as JSON values if there is an object in it, else the text, shortened.
 
-    Tolerant of prose and code fences around the object, of null for what is left alone, and of long explanations, which
-    are cut; of nothing else. Never raises.
+    Tolerant of prose and code fences around the object, of JSON within JSON, of null for what is left alone, and of
+    long explanations, which are cut; of nothing else. An object among a model's thoughts is a draft, unless it is all
+    that it thought and said. Never raises.
     """
-    found = extract(text.rpartition(THOUGHT)[2])  # a draft in a model's thoughts is no answer
-    if found is None and THOUGHT in text:
-        found = extract(text)
+    found = whole(text)
+    if found is None:
+        parts = spoken(text)
+        found = extract(parts.said)
+        if found is None and not parts.said.strip() and not parts.inside:
+            found = whole(parts.thoughts)
     if found is None:
         return short(text, 500)
+    if "action" not in found and isinstance(found.get("arguments"), str):  # of a tool call that was written as text
+        found = whole(found["arguments"]) or found
     answer = dict(found)
     if isinstance(answer.get("changes"), dict):
         answer["changes"] = {name: value for name, value in answer["changes"].items() if value is not None}
@@ -183,24 +251,46 @@ def read(text: str) -> Any:
     return answer
 
 
+def whole(text: str) -> dict[str, Any] | None:
+    """The object with an "action" that a text is, in a code fence or as a JSON string perhaps, with nothing besides."""
+    value: Any = text
+    for _ in range(3):
+        if not isinstance(value, str):
+            break
+        value = value.strip()
+        if (fence := re.match(r"```\w*", value)) and value.endswith("```"):
+            value = value[fence.end() : -3]
+        try:
+            value = json.loads(value, object_pairs_hook=_once)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) and "action" in value and _shallow(value) else None
+
+
 def extract(text: str) -> dict[str, Any] | None:
-    """The first JSON object in a text that has an "action", else the object that begins first, if it is whole: what
-    stands in the rest of an answer that was cut off is none."""
+    """The JSON object in a text that has an "action", else the object that begins first, if it is whole: what stands in
+    the rest of an answer that was cut off is none. None, too, where several have an action and differ: all but one are
+    drafts, and which is not is a guess."""
     first: dict[str, Any] | None = None
+    decided: dict[str, Any] | None = None
     at = -1
     for tried in range(CANDIDATES):
         at = text.find("{", at + 1)
         if at < 0:
             break
         try:
-            value, _ = _DECODER.raw_decode(text, at)
+            value, end = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):  # not JSON, a key twice, a number of 5,000 digits, nesting without end
             continue
-        if _shallow(value):
-            if "action" in value:
-                return dict(value)
-            first = first if tried else value
-    return first
+        if not _shallow(value):
+            continue
+        if "action" in value:
+            if decided is not None and value != decided:
+                return None
+            decided, at = decided or dict(value), end - 1
+        elif not tried:
+            first = value
+    return decided or first
 
 
 def _shallow(value: Any) -> bool:
@@ -230,7 +320,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 def objection(answer: Any, view: Snapshot, parameters: tuple[str, ...]) -> str | None:
     """Why an answer is not valid for this snapshot, in words that a model can mend it by; None for a valid one."""
     if not isinstance(answer, dict):
-        return "there is no JSON object in it"
+        return "there is no JSON object in it, or several that differ"
     try:
         proposal = Proposal.model_validate(answer)
     except ValidationError as error:

@@ -7,7 +7,6 @@ here: what a call costs is counted by whoever makes it.
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import re
 import threading
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from trainmgr import completion
+from trainmgr.completion import TOOL, Completion, Fault
 from trainmgr.errors import UserError
 from trainmgr.policy import Level
 from trainmgr.process import LEAST_KEY
@@ -26,7 +27,6 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPENAI = "https://api.openai.com/v1"
 MESSAGE = 300  # characters of an endpoint's error message that are kept
 TRANSIENT = (408, 409, 425, 429)  # and everything from 500 on
-TOOL = "decide"
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _SECRET = re.compile(r"\b(?:sk|pk|key|gsk|hf|xai|AIza)[-_][A-Za-z0-9_*.-]{6,}|Bearer\s+\S+", re.IGNORECASE)
@@ -44,6 +44,8 @@ class EndpointError(Exception):
         transient: bool = False,
         retry_after: float | None = None,
         names: str = "",
+        empty: bool = False,
+        usage: tuple[int | None, int | None] = (None, None),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -55,6 +57,10 @@ class EndpointError(Exception):
         """Seconds that the endpoint asks to wait."""
         self.names = names
         """What the endpoint's error speaks of, in lower case, to tell which part of a request it does not support."""
+        self.empty = empty
+        """Whether there was an answer, with nothing in it: another form of answer may change that."""
+        self.usage = usage
+        """Tokens that were read and written all the same, where the endpoint tells."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +73,6 @@ class Call:
     schema: dict[str, Any] | None
     """None asks for plain text."""
     parameters: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was answered."""
-
-    text: str
-    refusal: str | None
-    finish: str | None
-    model: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
 
 
 class Endpoint:
@@ -115,7 +109,10 @@ class Endpoint:
     def ask(self, call: Call, seconds: float) -> Completion:
         """One completion within ``seconds``. Raises EndpointError."""
         body = self._within(seconds, lambda client: client.chat.completions.with_raw_response.create(**_request(call)))
-        return _completion(body, self.hide, wanted=call.schema is not None)
+        found = completion.read(body, call.level if call.schema is not None else None, self.hide)
+        if found is None:
+            raise EndpointError("the response is no chat completion: it has no choices")
+        return found
 
     def models(self, seconds: float) -> list[str]:
         """The models that the endpoint lists. Raises EndpointError."""
@@ -173,11 +170,15 @@ class Endpoint:
         client = self._connected().with_options(timeout=seconds)
         response = call(client)
         try:
-            return json.loads(response.content)
+            body = completion.parse(response.content)
         except (ValueError, RecursionError):
             beginning = short(self.redact(response.content.decode(errors="replace")), 120)  # not first cut: half a key
             what = f"begins with {beginning!r}" if response.content else "is empty"
             raise EndpointError(f"the response is not JSON: it {what}", transient=not response.content) from None
+        fault = completion.fault(body)
+        if fault is not None:
+            raise self._failed(fault, fault.status, response.headers, completion.usage(body))
+        return body
 
     def _connected(self) -> Any:
         if self._client is None:
@@ -216,20 +217,24 @@ class Endpoint:
         return EndpointError(f"{type(error).__name__}: {short(self.redact(str(error)), MESSAGE)}")
 
     def _status(self, error: Any) -> EndpointError:
-        status = int(error.status_code)
-        body = error.body if isinstance(error.body, dict) else {}
-        wrapped = body.get("error")
-        inner: dict[str, Any] = wrapped if isinstance(wrapped, dict) else body
-        message = str(inner.get("message") or error.message)
-        names = " ".join(str(inner.get(name) or "") for name in ("param", "code", "message"))
+        fault = completion.reported(error.body)
+        fault = fault if fault.message else completion.reported(error.message)
+        return self._failed(fault, int(error.status_code), error.response.headers)
+
+    def _failed(
+        self, fault: Fault, status: int | None, headers: Any, usage: tuple[int | None, int | None] = (None, None)
+    ) -> EndpointError:  # fmt: skip
+        """What an endpoint says went wrong, with the status that counts, wherever it said it."""
         words = {401: "the key is refused", 403: "not allowed", 404: "not found", 429: "too many requests"}
-        text = f"status {status}" + (f" ({words[status]})" if status in words else "")
+        text = f"status {status}" if status is not None else "the endpoint reports an error"
+        text += f" ({words[status]})" if status in words else ""
         return EndpointError(
-            f"{text}: {short(self.redact(message), MESSAGE)}",
+            f"{text}: {short(self.redact(fault.message), MESSAGE)}",
             status=status,
-            transient=status in TRANSIENT or status >= 500,
-            retry_after=_retry_after(error.response.headers),
-            names=names.lower()[:2000] if names.strip() else message.lower()[:2000],
+            transient=fault.passing if status is None else status in TRANSIENT or status >= 500,
+            retry_after=_retry_after(headers),
+            names=fault.names,
+            usage=usage,
         )
 
 
@@ -275,52 +280,6 @@ def _request(call: Call) -> dict[str, Any]:
     elif call.level == "json_object":
         request["response_format"] = {"type": "json_object"}
     return request
-
-
-def _completion(body: Any, hide: Callable[[str], str], *, wanted: bool) -> Completion:
-    """A chat completion from a parsed body, read with suspicion: any part may be missing or of another type."""
-    choices = body.get("choices") if isinstance(body, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise EndpointError("the response is no chat completion: it has no choices")
-    message = choices[0].get("message")
-    message = message if isinstance(message, dict) else {}
-    text = _text(message.get("content"))
-    if wanted and not text:
-        text = _arguments(message.get("tool_calls"))
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
-    return Completion(
-        text=hide(text),
-        refusal=hide(_text(message.get("refusal"))) or None,
-        finish=_word(hide(str(choices[0].get("finish_reason") or ""))),
-        model=_word(hide(str(body.get("model") or ""))),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-    )
-
-
-def _text(content: Any) -> str:
-    """A message's content: a text, or a list of parts as some endpoints have it."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
-
-
-def _arguments(calls: Any) -> str:
-    for call in calls if isinstance(calls, list) else []:
-        function = call.get("function") if isinstance(call, dict) else None
-        arguments = function.get("arguments") if isinstance(function, dict) else None
-        if isinstance(arguments, str):
-            return arguments
-    return ""
-
-
-def _word(text: str) -> str | None:
-    return short(text, 100) or None
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value < 10**9 else None
 
 
 def _retry_after(headers: Any) -> float | None:

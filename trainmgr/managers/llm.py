@@ -12,11 +12,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
 from trainmgr import answer, budget, events, prompt
 from trainmgr.budget import Spent
-from trainmgr.endpoint import OPENAI, Call, Completion, Endpoint, EndpointError
+from trainmgr.completion import Completion
+from trainmgr.endpoint import OPENAI, Call, Endpoint, EndpointError
 from trainmgr.errors import ManagerError, UserError
 from trainmgr.managers.base import Answer, Exchange, Manager
 from trainmgr.managers.rules import RulesManager
@@ -34,6 +36,9 @@ LISTING = 15.0  # seconds to list an endpoint's models
 FREE = Price(input=0.0, output=0.0)
 LEVELS: tuple[Level, ...] = get_args(Level)
 OPTIONAL = ("temperature", "max_completion_tokens", "max_tokens")  # what some models refuse
+UNSUPPORTED = (400, 415, 422, 501)  # statuses of a request that is refused for what it asks
+CUT = ("length", "max_tokens", "max_output_tokens", "model_length")  # ends of an answer that was to go on
+WITHHELD = ("content_filter", "safety", "recitation", "prohibited_content", "blocklist", "sensitive")
 
 
 class SpentError(EndpointError):
@@ -188,7 +193,7 @@ class LlmManager:
         """What was answered, and what is wrong with it."""
         found = answer.read(completion.text or completion.refusal or "")
         wrong = answer.objection(found, snapshot, view.parameters)
-        if wrong is not None and completion.finish == "length":
+        if wrong is not None and _ended(completion, CUT):
             wrong = f"it was cut off at {self._settings.max_output_tokens} tokens; {wrong}"
         return found, wrong
 
@@ -211,18 +216,21 @@ class LlmManager:
         words = view.tokens + sum(prompt.estimate(part["content"]) for part in talk)
         formatter = self._settings.formatter if purpose in ("format", "repair") else None
         model = formatter or str(self._model)
-        retries = 0
+        level, retries, broken = self._level, 0, 0
         while True:
-            estimated = words + self._schema_tokens(schema)
+            estimated = words + self._schema_tokens(schema, level)
             if why := self._unaffordable(estimated, model):
                 raise SpentError(why)
             if time.monotonic() >= deadline:
                 raise EndpointError(f"nothing is left of {self._settings.timeout:.0f} s")
-            call = Call(model, messages, self._level, schema, self._parameters())
+            call = Call(model, messages, level, schema, self._parameters())
             try:
                 completion = self._call(purpose, call, view, estimated, deadline)
             except EndpointError as error:
-                if self._adapted(error, call):
+                broken = broken + 1 if error.status == 500 else 0
+                other = self._adapted(error, call, broken)
+                if other is not None:
+                    level, retries = other, retries + (error.status not in UNSUPPORTED)
                     continue
                 wait = error.retry_after if error.retry_after is not None else BACKOFF * 2**retries
                 if not error.transient or retries >= self._settings.retries:
@@ -233,8 +241,8 @@ class LlmManager:
                     raise EndpointError("the run has ended") from None
                 retries += 1
             else:
-                if schema is not None:
-                    self._proven = True
+                if schema is not None and not self._proven and isinstance(answer.read(completion.text), dict):
+                    self._level, self._proven = level, True
                 return completion
 
     def _call(
@@ -256,8 +264,13 @@ class LlmManager:
             completion = endpoint.ask(call, deadline - begin)
         except EndpointError as error:
             billed = error.sent and error.status is None  # whoever answers with an error status has not worked
-            self._received("", begin, call.model, estimated if billed else 0, 0, error=str(error))
+            read, written = error.usage  # unless it says that it has
+            self._received("", begin, call.model, estimated if billed and read is None else read or 0, written or 0,
+                           error=str(error))  # fmt: skip
             raise
+        if not completion.text and answer.whole(completion.thoughts):  # as some do with an answer in a schema
+            completion = replace(completion, text=completion.thoughts)
+        lacking = self._lacking(completion, wanted=call.schema is not None)
         counted = completion.prompt_tokens is not None and completion.completion_tokens is not None
         self._received(
             completion.text or completion.refusal or "", begin, call.model,
@@ -266,8 +279,35 @@ class LlmManager:
             else prompt.estimate(completion.text),
             estimated=not counted, model=completion.model,
             finish="refusal" if completion.refusal else completion.finish,
+            error=str(lacking) if lacking else None,
         )  # fmt: skip
+        if lacking is not None:
+            raise lacking
         return completion
+
+    def _lacking(self, completion: Completion, *, wanted: bool) -> EndpointError | None:
+        """Why there is no answer in a completion; None where there may be one. What was cut off holds an answer only
+        if it is the whole of it: else it may be a draft."""
+        text, parts = completion.text, answer.spoken(completion.text)
+        held = wanted and isinstance(answer.read(text), dict)
+        cut, withheld = _ended(completion, CUT), _ended(completion, WITHHELD)
+        if completion.refusal and not text:
+            return None
+        if answer.whole(text) or answer.whole(parts.said) or (held and not cut and not withheld):
+            return None
+        if withheld:
+            return EndpointError(f"the endpoint withheld the answer ({completion.finish})")
+        if cut and (held or not parts.said.strip()):
+            within = "in its thoughts" if parts.inside or completion.thoughts else "before its first word"
+            where = "after what may be a draft" if held else within
+            return EndpointError(
+                f"the answer was cut off {where} at max_output_tokens ({self._settings.max_output_tokens}); raise "
+                "llm.max_output_tokens, or let the model think less"
+            )
+        if held or parts.said.strip():
+            return None
+        why = "it holds thoughts only" if text or completion.thoughts else "it is empty"
+        return EndpointError(f"there is no answer in the response: {why}", transient=True, empty=True)
 
     def _received(
         self, text: str, begin: float, asked: str, prompt_tokens: int, completion_tokens: int, **more: Any
@@ -294,19 +334,26 @@ class LlmManager:
                 break
         return found
 
-    def _adapted(self, error: EndpointError, call: Call) -> bool:
-        """Whether the next call is another one, because the endpoint does not support this one."""
-        if error.status not in (400, 415, 422, 501) or ("context" in error.names and "length" in error.names):
-            return False
-        for name in OPTIONAL:
+    def _adapted(self, error: EndpointError, call: Call, broken: int) -> Level | None:
+        """The form of the next call, if it is another one because this one failed as it did; None if it is not.
+
+        ``broken`` is how often in a row the status was 500, which is what some servers say that cannot make a grammar
+        of a schema. That, and an empty answer, may have other reasons: the form is asked for again in the next decision
+        unless another one was answered.
+        """
+        unsupported = error.status in UNSUPPORTED and not ("context" in error.names and "length" in error.names)
+        for name in OPTIONAL if unsupported else ():
             if name in call.parameters and name in error.names and name not in self._dropped:
                 self._dropped.add(name)
-                return True
-        at = LEVELS.index(call.level)
-        if call.schema is None or self._proven or call.level == "text":
-            return False
-        self._level = LEVELS[at + 1]
-        return True
+                return call.level
+        refused = unsupported and not (self._proven and call.level == self._level)
+        failed = broken > 1 or (error.empty and not self._proven)
+        if call.schema is None or call.level == "text" or not (refused or failed):
+            return None
+        other = LEVELS[LEVELS.index(call.level) + 1]
+        if refused and not self._proven:
+            self._level = other
+        return other
 
     # -- limits --------------------------------------------------------------------------------------------------
 
@@ -325,9 +372,9 @@ class LlmManager:
         """The tokens that a call reads, before there is one to count."""
         return self._settings.prompt_tokens + (SCHEMA_TOKENS if self._server is None else 0)
 
-    def _schema_tokens(self, schema: dict[str, Any] | None) -> int:
+    def _schema_tokens(self, schema: dict[str, Any] | None, level: Level) -> int:
         """What a schema adds to the prompt: an embedded server makes a grammar of it, which is not read."""
-        if schema is None or self._server is not None or self._level not in ("json_schema", "tool"):
+        if schema is None or self._server is not None or level not in ("json_schema", "tool"):
             return 0
         return prompt.estimate(json.dumps(schema))
 
@@ -349,6 +396,10 @@ class LlmManager:
     def _there(self) -> Endpoint:
         assert self._endpoint is not None, "open() comes first"
         return self._endpoint
+
+
+def _ended(completion: Completion, ends: tuple[str, ...]) -> bool:
+    return (completion.finish or "").lower() in ends
 
 
 def configured(policy: Policy, environment: Mapping[str, str] = os.environ) -> str | None:
