@@ -25,6 +25,7 @@ from conftest import Row
 from trainmgr import answer as answers
 from trainmgr import audit, events, launch, opinions, policy, prompt, proof, protocol, replay
 from trainmgr.budget import Spent
+from trainmgr.endpoint import distrusted
 from trainmgr.errors import ManagerError, PolicyError, UserError
 from trainmgr.managers import catalog, llm
 from trainmgr.managers.base import Answer
@@ -1047,6 +1048,67 @@ def test_with_blocking_training_goes_on_when_no_answer_comes(tmp_path: Path) -> 
     assert "no answer" in failures(paths)[0]  # none within the time, or none in time for another attempt
 
 
+# ---- an environment that no call can be made in ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"ALL_PROXY": "socks5://127.0.0.1:1080"}, "ALL_PROXY names a SOCKS proxy.*pip install socksio.*env -u ALL_PR"),
+        ({"all_proxy": "socks://127.0.0.1:1080/"}, "all_proxy names a proxy of a kind.*with socks5 instead of socks"),
+        ({"HTTPS_PROXY": f"{CANARY}://x"}, "HTTPS_PROXY names a proxy of a kind that is not known; known are http, "),
+        ({"HTTPS_PROXY": f"http://me:{CANARY}@proxy:port"}, "HTTPS_PROXY is no address of a proxy.*http://HOST:PORT"),
+        ({"HTTP_PROXY": "http://"}, "HTTP_PROXY is no address of a proxy"),
+        ({"SSL_CERT_FILE": f"/nonexistent/{CANARY}.pem"}, r"SSL_CERT_FILE .*/nonexistent/\[key\].pem \(No such file"),
+        (
+            {"SSL_CERT_FILE": "/"},
+            r"SSL_CERT_FILE names a file of certificates .*: / \(Is a directory\).*env -u SSL_CERT_F",
+        ),
+        ({"SSL_CERT_FILE": __file__}, r"SSL_CERT_FILE names a file .*test_llm.py \(there is none in it\)"),
+        ({"SSL_CERT_DIR": "/nonexistent"}, r"SSL_CERT_DIR names a folder .*: /nonexistent \(there is none\)"),
+        ({"OPENAI_ORG_ID": "“org”"}, "OPENAI_ORG_ID holds characters that no HTTP header can have"),
+        ({"OPENAI_API_KEY": f"“{CANARY}”"}, "The key in OPENAI_API_KEY holds characters that no HTTP header can have"),
+    ],
+    ids=lambda value: next(iter(value.items()))[0] if isinstance(value, dict) else "",
+)
+def test_what_the_environment_prevents_is_said_in_a_line_before_anything_is_started(
+    given: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    base = {name: value for name, value in os.environ.items() if not name.startswith("SSL_CERT")}
+    child = str(write_child(tmp_path, FIRST))
+    done = subprocess.run(
+        [sys.executable, "-m", "trainmgr", "run", child, "-m", "llm:m", "--runs-dir", "runs"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT, check=False, stdin=subprocess.DEVNULL,
+        env={**base, "OPENAI_BASE_URL": "https://llm.example.invalid/v1", "OPENAI_API_KEY": CANARY, **given},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.search(words, done.stderr)
+    assert done.stderr.count("\n") == 1
+    assert CANARY[:12] not in done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_proxy_is_of_no_matter_where_none_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    with ScriptedEndpoint([KEEP]) as endpoint:  # on this machine
+        desk = Desk(endpoint)
+        assert desk.decide() == answer()
+        desk.manager.close()
+    monkeypatch.setenv("NO_PROXY", "*")
+    manager = LlmManager(policy_of(base_url="https://llm.example.invalid/v1"), "m", environment={})
+    manager.open()
+    manager.close()
+
+
+def test_a_certificate_that_is_not_trusted_is_told_with_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/house.pem")
+    found = distrusted("ConnectError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    assert found.startswith("; SSL_CERT_FILE can name a file")
+    assert found.endswith("REQUESTS_CA_BUNDLE is set, which is not read")
+    assert distrusted("ConnectError: refused") == ""
+
+
 # ---- which model, and where --------------------------------------------------------------------------------
 
 
@@ -1139,14 +1201,8 @@ def test_what_is_no_address_is_refused_and_a_key_in_it_not_repeated(url: str) ->
 
 @pytest.mark.parametrize("key", ["sk-“curly”-quotes", "two\nlines-of-a-key", "nul\0-in-a-key"])
 def test_a_key_that_no_header_can_hold_is_an_error_without_the_key(key: str) -> None:
-    with ScriptedEndpoint([KEEP]) as endpoint:
-        manager = LlmManager(policy_of(retries=0), "scripted", environment={"OPENAI_BASE_URL": endpoint.url,
-                                                                            "OPENAI_API_KEY": key})  # fmt: skip
-        manager.open()
-        manager.begin("d1", Spent(), lambda _: None)
-        with pytest.raises(ManagerError) as raised:
-            manager.decide(view())
-        manager.close()
+    with pytest.raises(UserError, match="The key in HOUSE_KEY holds characters") as raised:
+        LlmManager(policy_of(api_key_env="HOUSE_KEY"), "m", environment={"HOUSE_KEY": key})
     assert not any(part in str(raised.value) for part in ("curly", "lines-of", "in-a-key"))
 
 

@@ -7,13 +7,17 @@ here: what a call costs is counted by whoever makes it.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 import queue
 import re
+import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from trainmgr import completion
 from trainmgr.completion import TOOL, Completion, Fault
@@ -27,6 +31,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPENAI = "https://api.openai.com/v1"
 MESSAGE = 300  # characters of an endpoint's error message that are kept
 TRANSIENT = (408, 409, 425, 429)  # and everything from 500 on
+PROXIES = ("http", "https", "socks5", "socks5h")  # kinds that the client knows
+FILES, FOLDERS = "SSL_CERT_FILE", "SSL_CERT_DIR"  # where OpenSSL looks for certificates
+HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")  # sent with every request, where they are set
+UNREAD = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # where others do
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _SECRET = re.compile(r"\b(?:sk|pk|key|gsk|hf|xai|AIza)[-_][A-Za-z0-9_*.-]{6,}|Bearer\s+\S+", re.IGNORECASE)
@@ -103,7 +111,10 @@ class Endpoint:
         return urlsplit(self.url).hostname == "api.openai.com"
 
     def connect(self) -> None:
-        """Get the client ready, so that the first answer is not late for its sake. Sends nothing."""
+        """Get the client ready, so that the first answer is not late for its sake. Sends nothing.
+
+        Raises UserError where a variable of the environment (for a proxy, certificates, a header) prevents it.
+        """
         _ = self._connected().chat.completions  # most of the package is imported here
 
     def ask(self, call: Call, seconds: float) -> Completion:
@@ -184,13 +195,16 @@ class Endpoint:
         if self._client is None:
             import openai  # a second to import, which only this manager pays
 
-            self._client = openai.OpenAI(
-                base_url=self.url,
-                api_key=self._key or "none",
-                max_retries=0,
-                http_client=_bounded(openai.DefaultHttpxClient)(
+            if wrong := _unsendable() or (None if self.local else _obstacle(self.url)):
+                raise UserError(self.redact(wrong))
+            try:
+                http = _bounded(openai.DefaultHttpxClient)(
                     follow_redirects=False, trust_env=not self.local, headers={"Accept-Encoding": "identity"}
-                ),
+                )
+            except Exception as error:
+                raise UserError(self.redact(_unmade(error))) from None
+            self._client = openai.OpenAI(
+                base_url=self.url, api_key=self._key or "none", max_retries=0, http_client=http
             )
         return self._client
 
@@ -200,6 +214,8 @@ class Endpoint:
 
         if isinstance(error, EndpointError):
             return error
+        if isinstance(error, UserError):
+            return EndpointError(str(error), sent=False)
         cause = error.__cause__ or error.__context__
         for inner in (error, cause):
             if isinstance(inner, _UnreadError):
@@ -213,7 +229,7 @@ class Endpoint:
             text = short(self.redact(why), MESSAGE)
             sent = type(cause).__name__ not in ("ConnectError", "ConnectTimeout", "ProxyError")
             what = "the connection broke" if sent else f"no connection to {self.url}"
-            return EndpointError(f"{what} ({text})", transient=True, sent=sent)
+            return EndpointError(f"{what} ({text}){distrusted(why)}", transient=True, sent=sent)
         return EndpointError(f"{type(error).__name__}: {short(self.redact(str(error)), MESSAGE)}")
 
     def _status(self, error: Any) -> EndpointError:
@@ -263,6 +279,98 @@ def _bounded(client: type[Any]) -> type[Any]:
             return type(response)(response.status_code, headers=headers, content=bytes(body), request=request)
 
     return Bounded
+
+
+# -- the client and its environment ------------------------------------------------------------------------------------
+
+
+def _proxies() -> Iterator[tuple[str, str]]:
+    """The proxies that the client takes from the environment: the name of the variable, and its value."""
+    found = getproxies()
+    if "*" in (host.strip() for host in found.get("no", "").split(",")):
+        return
+    for kind in ("http", "https", "all"):
+        if value := found.get(kind):
+            names = [n for n in os.environ if n.lower() == f"{kind}_proxy" and os.environ[n] == value]
+            yield min(names, default="the system's proxy settings"), value
+
+
+def sendable(value: str) -> bool:
+    """Whether a header of a request can hold this."""
+    return value.isascii() and value.isprintable()
+
+
+def _unsendable() -> str | None:
+    """Which variable would make a request impossible."""
+    for name in HEADERS:
+        if not all(map(sendable, os.environ.get(name, "").splitlines())):
+            return f"{name} holds characters that no HTTP header can have. Correct it, or unset it: env -u {name} ..."
+    return None
+
+
+def _obstacle(url: str) -> str | None:
+    """What in the environment would keep every call from its endpoint, and what helps. No value of a proxy variable is
+    repeated: there may be a password in it."""
+    for name, value in _proxies():
+        kind = value.partition("://")[0].lower() if "://" in value else "http"
+        helps = f"or unset it: env -u {name} trainmgr ..."
+        if kind not in PROXIES:
+            also = f", with socks5 instead of {kind}" if kind in ("socks", "socks4", "socks4a") else ""
+            return (
+                f"{name} names a proxy of a kind that is not known; known are {', '.join(PROXIES)}. "
+                f"Write it as KIND://HOST:PORT{also}, {helps}"
+            )
+        if not _address(value if "://" in value else f"http://{value}"):
+            return f"{name} is no address of a proxy. Write it as http://HOST:PORT, {helps}"
+        if kind.startswith("socks") and importlib.util.find_spec("socksio") is None:
+            return (
+                f"{name} names a SOCKS proxy, for which the package socksio is needed; it is not installed. "
+                f"Install it with pip install socksio, name an http proxy, {helps}"
+            )
+    folders = [folder for folder in os.environ.get(FOLDERS, "").split(os.pathsep) if folder]
+    if folders and url.startswith("https:") and not os.environ.get(FILES) and not any(map(os.path.isdir, folders)):
+        return _certificates(FOLDERS, "folder", "there is none")
+    return None
+
+
+def _address(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname or ""
+        return host.isprintable() and len(host.split()) == 1 and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _unmade(error: Exception) -> str:
+    """Why the client could not be made."""
+    if os.environ.get(FILES) and isinstance(error, OSError):
+        why = "there is none in it" if isinstance(error, ssl.SSLError) else error.strerror or type(error).__name__
+        return _certificates(FILES, "file", why)
+    there = [name for name, _ in _proxies()] + [name for name in (FILES, FOLDERS) if os.environ.get(name)]
+    return (
+        f"The HTTP client cannot be made ({type(error).__name__}). Variables that it reads are set: "
+        f"{', '.join(there) or 'none'}. Correct or unset what is wrong in them."
+    )
+
+
+def _certificates(name: str, what: str, why: str) -> str:
+    return (
+        f"{name} names a {what} of certificates that cannot be used: {short(os.environ[name], 4096)} ({why}). "
+        f"Name one that can, or unset it, and the system's certificates count: env -u {name} trainmgr ..."
+    )
+
+
+def distrusted(why: str) -> str:
+    """What helps where a certificate is not trusted."""
+    if "CERTIFICATE_VERIFY_FAILED" not in why:
+        return ""
+    others = [name for name in UNREAD if os.environ.get(name) and not os.environ.get(FILES)]
+    also = f"; {others[0]} is set, which is not read" if others else ""
+    return f"; {FILES} can name a file with the certificates of your network{also}"
+
+
+# -- the request -------------------------------------------------------------------------------------------------------
 
 
 def _request(call: Call) -> dict[str, Any]:

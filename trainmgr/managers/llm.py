@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, get_args
 from trainmgr import answer, budget, events, prompt
 from trainmgr.budget import Spent
 from trainmgr.completion import Completion
-from trainmgr.endpoint import OPENAI, Call, Endpoint, EndpointError
+from trainmgr.endpoint import OPENAI, Call, Endpoint, EndpointError, sendable
 from trainmgr.errors import ManagerError, UserError
 from trainmgr.managers.base import Answer, Exchange, Manager
 from trainmgr.managers.rules import RulesManager
@@ -416,6 +416,11 @@ def _endpoint(policy: Policy, environment: Mapping[str, str]) -> Endpoint:
     """The endpoint that the policy or the environment names."""
     url = policy.llm.base_url or environment.get(URL_VARIABLE) or OPENAI
     key = environment.get(policy.llm.api_key_env, "").strip() or None
+    if key is not None and not sendable(key):
+        raise UserError(
+            f"The key in {policy.llm.api_key_env} holds characters that no HTTP header can have (quotation marks from "
+            "a text, a line break, an umlaut). Set it again, as it was given to you."
+        )
     endpoint = Endpoint(url, key)
     if endpoint.official and key is None:
         raise UserError(
