@@ -1066,10 +1066,14 @@ def test_with_blocking_training_goes_on_when_no_answer_comes(tmp_path: Path) -> 
         ),
         ({"SSL_CERT_FILE": __file__}, r"SSL_CERT_FILE names a file .*test_llm.py \(there is none in it\)"),
         ({"SSL_CERT_DIR": "/nonexistent"}, r"SSL_CERT_DIR names a folder .*: /nonexistent \(there is none\)"),
+        (
+            {"SSL_CERT_DIR": "/", "SSLKEYLOGFILE": "/nonexistent/keys"},
+            "SSLKEYLOGFILE names a file that cannot be written",
+        ),
         ({"OPENAI_ORG_ID": "“org”"}, "OPENAI_ORG_ID holds characters that no HTTP header can have"),
         ({"OPENAI_API_KEY": f"“{CANARY}”"}, "The key in OPENAI_API_KEY holds characters that no HTTP header can have"),
     ],
-    ids=lambda value: next(iter(value.items()))[0] if isinstance(value, dict) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_what_the_environment_prevents_is_said_in_a_line_before_anything_is_started(
     given: dict[str, str], words: str, tmp_path: Path

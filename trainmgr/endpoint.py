@@ -34,6 +34,7 @@ TRANSIENT = (408, 409, 425, 429)  # and everything from 500 on
 PROXIES = ("http", "https", "socks5", "socks5h")  # kinds that the client knows
 FILES, FOLDERS = "SSL_CERT_FILE", "SSL_CERT_DIR"  # where OpenSSL looks for certificates
 HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")  # sent with every request, where they are set
+KEYS = "SSLKEYLOGFILE"  # where Python writes the keys of connections, for who wants to look into them
 UNREAD = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # where others do
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
@@ -344,10 +345,16 @@ def _address(value: str) -> bool:
 
 def _unmade(error: Exception) -> str:
     """Why the client could not be made."""
-    if os.environ.get(FILES) and isinstance(error, OSError):
-        why = "there is none in it" if isinstance(error, ssl.SSLError) else error.strerror or type(error).__name__
-        return _certificates(FILES, "file", why)
-    there = [name for name, _ in _proxies()] + [name for name in (FILES, FOLDERS) if os.environ.get(name)]
+    if path := os.environ.get(FILES):
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except OSError as wrong:
+            why = "there is none in it" if isinstance(wrong, ssl.SSLError) else wrong.strerror or type(wrong).__name__
+            return _certificates(FILES, "file", why)
+    if os.environ.get(KEYS) and isinstance(error, OSError):
+        why = error.strerror or type(error).__name__
+        return f"{KEYS} names a file that cannot be written ({why}). Name another, or unset it: env -u {KEYS} ..."
+    there = [name for name, _ in _proxies()] + [name for name in (FILES, FOLDERS, KEYS) if os.environ.get(name)]
     return (
         f"The HTTP client cannot be made ({type(error).__name__}). Variables that it reads are set: "
         f"{', '.join(there) or 'none'}. Correct or unset what is wrong in them."
