@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import secrets
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ POLICY_VARIABLE = "TRAINMGR_POLICY"  # the policy file, when --policy is not giv
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_URL_VARIABLE = "OPENAI_BASE_URL"
 SECRET_VARIABLES = (API_KEY_VARIABLE, "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY")  # never given to the child
+
+INLINE = 3  # names in a sentence; more get a line each
+ALIKE = 0.8  # of two names: the share that is the same, from which one may be meant by the other
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[A-Za-z0-9_.-]+-[0-9a-f]{4}")
 
@@ -104,6 +108,25 @@ def find_run(runs_dir: Path, reference: str) -> RunPaths:
     if len(matching) == 1:
         return matching[0]
     if matching:
-        names = ", ".join(run.id for run in matching[:5])
-        raise UserError(f"{reference!r} is the beginning of {len(matching)} runs ({names}). Type more of the name.")
-    raise UserError(f"No run in {runs_dir}/ begins with {reference!r}. `trainmgr runs` lists what is there.")
+        names = _listed([run.id for run in matching])
+        raise UserError(f"{reference!r} is the beginning of {len(matching)} runs{names}Type more of the name.")
+    near = _near([run.id for run in runs], Path(reference).name)
+    meant = f" Perhaps you mean{_listed(near)}" if near else " "
+    raise UserError(f"No run in {runs_dir}/ begins with {reference!r}.{meant}`trainmgr runs` lists what is there.")
+
+
+def _listed(names: list[str]) -> str:
+    """All of them: in the sentence, or on a line each where they are many."""
+    if len(names) <= INLINE:
+        return f": {', '.join(names)}. "
+    return "".join([":\n", *(f"  {name}\n" for name in names)])
+
+
+def _near(names: list[str], typed: str) -> list[str]:
+    """What may have been meant: the latest names that have it in them, else those that begin almost like it."""
+    if difflib.get_close_matches(typed, ["latest"], cutoff=ALIKE):
+        return ["latest"]
+    if found := [name for name in names if typed and typed.lower() in name.lower()]:
+        return found[-INLINE:]
+    begun: dict[str, str] = {name[: len(typed)]: name for name in names}  # of those that begin alike, the latest
+    return [begun[name] for name in difflib.get_close_matches(typed, begun, n=INLINE, cutoff=ALIKE)]
