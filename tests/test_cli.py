@@ -143,6 +143,7 @@ def test_a_script_that_reports_nothing_was_not_supervised(runs: Path) -> None:
     (runs / "silent.py").write_text("print('training')\n")
     done = trainmgr("run", "silent.py", "--runs-dir", "elsewhere", cwd=runs, expect=errors.EXIT_WORKLOAD)
     assert "wrote no telemetry" in done.stdout
+    assert "Next:" not in done.stdout  # there is nothing to look at
 
 
 def test_a_changed_control_file_does_not_hold(runs: Path, tmp_path: Path) -> None:

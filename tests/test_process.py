@@ -16,7 +16,7 @@ from trainmgr import process
 from trainmgr.errors import WorkloadError
 from trainmgr.paths import RunPaths
 from trainmgr.process import Adopted, Child, Exit
-from trainmgr.testing import TIME_LIMIT, ScriptedManager, answer, supervise, wait_for, write_child
+from trainmgr.testing import TIME_LIMIT, ScriptedManager, answer, supervise, wait_for, write_child, write_shell
 
 
 @contextmanager
@@ -45,10 +45,11 @@ def number_in(path: Path) -> int:
 @pytest.mark.parametrize(
     ("script", "code", "words"),
     [
-        ("exit 0", 0, "ended well"),
+        ("exit 0", 0, "ended with exit code 0"),
         ("exit 3", 3, "ended with exit code 3"),
         ("kill -TERM $$", 143, "was killed by SIGTERM"),
         ("kill -KILL $$", 137, "was killed by SIGKILL"),
+        (f"kill -{signal.SIGRTMIN + 3} $$", 128 + signal.SIGRTMIN + 3, "was killed by SIGRTMIN+3"),
         ("exit 255", 255, "ended with exit code 255"),
     ],
 )
@@ -87,6 +88,44 @@ def test_the_whole_group_is_stopped_grandchildren_included(tmp_path: Path) -> No
         assert ends.get(timeout=TIME_LIMIT).code == 143
         wait_for(lambda: not process.alive(grandchild), "the end of the grandchild")
         child.signal(signal.SIGTERM)  # a group that is gone is no error
+
+
+def test_a_signal_that_is_passed_on_reaches_the_process_that_was_started_and_not_its_workers(tmp_path: Path) -> None:
+    script = "trap 'echo warned; exit 7' USR1; sleep 300 & echo $! > pid.new; mv pid.new pid; wait"
+    with started(tmp_path, "/bin/sh", "-c", script) as (child, ends):
+        worker = number_in(tmp_path / "pid")
+        child.pass_on(signal.SIGUSR1)
+        assert ends.get(timeout=TIME_LIMIT).code == 7
+        assert process.alive(worker)
+        child.pass_on(signal.SIGUSR1)  # a process that is gone is no error
+    assert (tmp_path / "stdout.log").read_text() == "warned\n"
+    wait_for(lambda: not process.alive(worker), "the end of the worker")
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_an_adopted_process_gets_what_is_passed_on_by_its_leader(tmp_path: Path, leads: bool) -> None:
+    """The process that was started is the leader of the group; where that is gone, the one that reports is left."""
+    trap = "trap 'echo NAME > warned; exit 7' USR1\n"
+    idle = "echo $$ > pid.new; mv pid.new pid\nsleep 300 & wait\n"
+    worker = write_shell(tmp_path, trap.replace("NAME", "worker") + idle, "worker.sh")
+    end = "wait" if leads else "exit 0"
+    script = write_shell(tmp_path, f"{trap.replace('NAME', 'leader')}{worker} &\n{end}\n")
+    leader = subprocess.Popen([script], cwd=tmp_path, start_new_session=True)
+    try:
+        if not leads:
+            assert leader.wait(TIME_LIMIT) == 0
+        pid = number_in(tmp_path / "pid")
+        ends: queue.Queue[Exit] = queue.Queue()
+        adopted = Adopted(pid, ends.put)
+        adopted.pass_on(signal.SIGUSR1)
+        wait_for(lambda: (tmp_path / "warned").exists() and not process.alive(leader.pid if leads else pid))
+        assert (tmp_path / "warned").read_text() == ("leader\n" if leads else "worker\n")
+        assert process.alive(pid) is leads
+    finally:
+        process.signal_group(leader.pid, signal.SIGKILL)
+        leader.wait(TIME_LIMIT)
+    assert adopted.join(TIME_LIMIT)
+    adopted.pass_on(signal.SIGUSR1)  # a process that is gone is no error
 
 
 def test_an_adopted_process_is_watched_and_stopped_with_its_group_whoever_leads_it(tmp_path: Path) -> None:
@@ -128,6 +167,16 @@ def test_the_environment_loses_secrets_and_what_another_supervisor_said(monkeypa
     assert found["HARMLESS"] == "x"
     assert found["TRAINMGR_RUN_DIR"] == "/r"
     assert not {"OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "MY_KEY", "TRAINMGR_RESUME", "TRAINMGR_SEED"} & set(found)
+
+
+@pytest.mark.parametrize(("set_by_user", "kept"), [(None, "1"), ("", ""), ("x", "x")])
+def test_what_a_script_prints_is_not_kept_back_unless_the_user_wants_that(
+    monkeypatch: pytest.MonkeyPatch, set_by_user: str | None, kept: str
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    if set_by_user is not None:
+        monkeypatch.setenv("PYTHONUNBUFFERED", set_by_user)
+    assert process.clean_environment({})["PYTHONUNBUFFERED"] == kept
 
 
 CANARY = "sk-canary-4bfa21"

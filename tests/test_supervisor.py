@@ -3,22 +3,41 @@ the log explains everything."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from trainmgr import audit, control, events, launch, process, proof, protocol, replay, supervisor, telemetry
+from trainmgr import (
+    audit,
+    control,
+    display,
+    events,
+    history,
+    launch,
+    process,
+    proof,
+    protocol,
+    replay,
+    screen,
+    supervisor,
+    tables,
+    telemetry,
+)
 from trainmgr.errors import ManagerError, UserError, WorkloadError
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.policy import Approval, Cadence, Limits, ParameterLimits, Policy, Probation, Process
+from trainmgr.run_state import RunState
 from trainmgr.testing import (
     EXACT,
     LINE,
@@ -390,7 +409,7 @@ def test_restarts_are_counted(tmp_path: Path) -> None:
     holds(paths)
 
 
-def test_a_hung_child_is_stopped_with_what_it_started(tmp_path: Path) -> None:
+def test_a_hung_child_is_stopped_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = (
         SIMPLE
         + """
@@ -398,13 +417,16 @@ import signal, subprocess
 w.step(1, {"loss": 1.0})
 left = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; sleep 300; sleep 300"])
 (RUN / "left").write_text(str(left.pid))
+print("waiting for the loader")
 signal.pause()
 """
     )
     policy = unwatched(process=Process(stall_timeout=2.0, grace=30.0))
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), policy=policy)
     assert (closing.status, closing.exit_code) == ("hung", 143)
     assert len(of(paths, events.Stalled)) == 1
+    assert paths.stdout.read_text() == "waiting for the loader\n"  # what it printed says where it hung
     left = paths.root / "left"
     assert left.exists()
     wait_for(lambda: not process.alive(int(left.read_text())), "the end of the grandchild")
@@ -423,12 +445,12 @@ def test_a_policy_that_does_not_fit_the_workload_ends_the_run(tmp_path: Path) ->
 # ---- Ctrl-C ----------------------------------------------------------------------------------------------
 
 
-def interrupt_at(step: int, *, again_on: type[Any] | None = None) -> Recorder:
-    """Presses Ctrl-C when a step is reported, and once more at the first event of a kind."""
+def interrupt_at(step: int, *, again_on: type[Any] | None = None, number: int = signal.SIGINT) -> Recorder:
+    """Presses Ctrl-C, or gets a signal, when a step is reported; presses it once more at the first event of a kind."""
 
     def press(record: Any, _: Any) -> None:
         if isinstance(record, protocol.Step) and record.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     def again(event: events.Payload) -> None:
         if again_on is not None and isinstance(event, again_on):
@@ -437,7 +459,8 @@ def interrupt_at(step: int, *, again_on: type[Any] | None = None) -> Recorder:
     return Recorder(on_record=press, on_event=again)
 
 
-def test_ctrl_c_asks_the_workload_to_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_ctrl_c_asks_the_workload_to_stop(tmp_path: Path, number: int, name: str) -> None:
     body = (
         SIMPLE
         + """
@@ -449,12 +472,119 @@ with w:
             until(lambda: (RUN / "control.json").exists())
 """
     )
-    paths, closing, heard = supervise(tmp_path, write_child(tmp_path, body), listener=interrupt_at(5))
+    paths, closing, heard = supervise(tmp_path, write_child(tmp_path, body), listener=interrupt_at(5, number=number))
     assert (closing.status, closing.exit_code) == ("interrupted", 0)
     assert closing.steps in (5, 6)  # the stop may be there before the step that asked for it has looked
     assert [e.status for e in heard.of(protocol.End)] == ["stopped"]
-    assert [o.action for o in of(paths, events.Operator)] == ["stop"]
+    (asked,) = of(paths, events.Operator)
+    assert (asked.action, asked.by) == ("stop", name)
     holds(paths)
+    said = Console(file=io.StringIO(), width=200)
+    manifest, state, ledger = history.latest(paths)
+    assert display.event_in_words(asked, state) == f"{name}: the script is asked to stop"
+    said.print(screen.render(state, ledger, manifest, width=180))
+    tables.print_closing(said, manifest, state, ledger)
+    tables.print_proof(said, proof.prove(paths))
+    text = said.file.getvalue()  # type: ignore[attr-defined]
+    for words in (
+        f"{name}: stop",
+        f"operator: {name}",
+        f"The workload ended with exit code 0 (interrupted by {name}).",
+    ):
+        assert words in text
+    assert not re.search(r"\byou\b", text)
+
+
+def test_a_log_that_does_not_say_who_asked_for_the_end_still_reads() -> None:
+    before = events.reread(b'{"kind":"operator","action":"stop"}')
+    assert before == events.Operator(action="stop")
+    assert before.model_dump(mode="json") == {"kind": "operator", "action": "stop"}
+    assert display.event_in_words(before, RunState()) == "Ctrl-C or SIGTERM: the script is asked to stop"
+
+
+# ---- signals that are not for the supervisor -------------------------------------------------------------
+
+LISTENING = """
+import signal
+heard = []
+for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGQUIT, signal.SIGURG, signal.SIGRTMIN + 3):
+    signal.signal(number, lambda number, _: heard.append(number))
+with w:
+    for step in w.steps():
+        w.step(step, {"loss": 1.0})
+        if step == 5:
+            until(lambda: any(e["kind"] == "signal" for e in log()))
+            until(lambda: heard or GONE)
+            break
+print(*heard)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (signal.SIGUSR1, "SIGUSR1"),
+        (signal.SIGUSR2, "SIGUSR2"),
+        (signal.SIGXCPU, "SIGXCPU"),
+        (signal.SIGQUIT, "SIGQUIT"),
+        (signal.SIGURG, "SIGURG"),
+        (signal.SIGRTMIN + 3, "SIGRTMIN+3"),
+    ],
+)
+def test_a_warning_of_a_batch_system_reaches_the_script_and_ends_nobody(
+    tmp_path: Path, number: int, name: str
+) -> None:  # fmt: skip
+    script = write_child(tmp_path, SIMPLE + LISTENING.replace("GONE", "False"))
+    paths, closing, _ = supervise(tmp_path, script, listener=interrupt_at(5, number=number))
+    assert (closing.status, closing.exit_code, closing.steps) == ("completed", 0, 5)
+    assert paths.stdout.read_text() == f"{int(number)}\n"
+    assert [(s.name, s.passed) for s in of(paths, events.Signalled)] == [(name, True)]
+    assert signal.getsignal(number) is signal.SIG_DFL  # as it was
+    holds(paths)
+
+
+def test_a_script_that_does_not_listen_to_a_warning_dies_of_it_and_the_log_says_why(tmp_path: Path) -> None:
+    body = SIMPLE + "w.step(1, {'loss': 1.0}); until(lambda: False)"
+    paths, closing, heard = supervise(
+        tmp_path, write_child(tmp_path, body), listener=interrupt_at(1, number=signal.SIGUSR1)
+    )
+    assert (closing.status, closing.exit_code, closing.exit) == ("killed", 138, "was killed by SIGUSR1")
+    words = [display.event_in_words(event, RunState()) for event in heard.of(events.Signalled)]
+    assert words == ["SIGUSR1: passed on to the script"]
+    holds(paths)
+
+
+def test_a_terminal_that_is_closed_does_not_end_a_run(tmp_path: Path) -> None:
+    script = write_child(tmp_path, SIMPLE + LISTENING.replace("GONE", "True"))
+    paths, closing, _ = supervise(tmp_path, script, listener=interrupt_at(5, number=signal.SIGHUP))
+    assert (closing.status, closing.exit_code, closing.steps) == ("completed", 0, 5)
+    (came,) = of(paths, events.Signalled)
+    assert (came.name, came.passed) == ("SIGHUP", False)
+    assert display.event_in_words(came, RunState()) == "SIGHUP: the terminal is gone; the run goes on"
+    holds(paths)
+
+
+IGNORED = """
+import signal, sys
+from pathlib import Path
+from trainmgr.testing import supervise, write_shell
+
+if sys.argv[2] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+script = write_shell(Path(sys.argv[1]), "grep SigIgn /proc/self/status")
+paths, _, _ = supervise(Path(sys.argv[1]), script)
+ignored = int(paths.stdout.read_text().split()[1], 16)
+print(*(number for number in range(1, 65) if ignored >> number - 1 & 1))
+"""
+
+
+@pytest.mark.parametrize(("how", "ignored"), [("", ""), ("nohup", str(int(signal.SIGHUP)))])
+def test_a_script_has_the_signals_that_it_would_have_alone(tmp_path: Path, how: str, ignored: str) -> None:
+    command = [sys.executable, "-c", IGNORED, str(tmp_path), how]
+    for number in (signal.SIGHUP, signal.SIGQUIT):  # whoever runs the tests in the background may ignore them
+        command = ["env", f"--default-signal={number.name[3:]}", *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=True)
+    assert done.stdout.strip() == ignored
 
 
 def test_ctrl_c_interrupts_a_workload_that_knows_no_stop(tmp_path: Path) -> None:
@@ -489,7 +619,7 @@ until(lambda: False)
     listener = interrupt_at(5, again_on=events.Acknowledged)
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), listener=listener)
     assert (closing.status, closing.exit_code) == ("interrupted", 137)
-    assert [o.action for o in of(paths, events.Operator)] == ["stop", "kill"]
+    assert [(o.action, o.by) for o in of(paths, events.Operator)] == [("stop", "Ctrl-C"), ("kill", "Ctrl-C")]
     holds(paths)
 
 

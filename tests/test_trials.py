@@ -437,8 +437,9 @@ def test_after_a_kill_it_ends_with_the_same_table(gated: Path, tmp_path_factory:
     assert figures(run(plan, whole)[0]) == figures(found)
 
 
-def test_an_interrupted_comparison_ends_its_runs(gated: Path) -> None:
-    code, pid = interrupted(gated, signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_an_interrupted_comparison_ends_its_runs(gated: Path, number: signal.Signals) -> None:
+    code, pid = interrupted(gated, number)
     assert code == errors.EXIT_INTERRUPTED
     assert not alive(pid)
     (gated / "code" / "open").touch()

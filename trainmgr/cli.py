@@ -6,7 +6,6 @@ Data goes to stdout, narration to stderr.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -371,7 +370,7 @@ def compare(
             found = results.against(found, reference)
     else:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs, as Ctrl-C does
+        launch.end_as_at_the_keyboard()
         plan = _experiment(what, arguments or [], managers, seeds, reference, policy).only(case or [])
         folder = what.parent if what.suffix == ".toml" else Path()
         cells = trials.cells(plan, folder, runs_dir)

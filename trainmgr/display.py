@@ -152,8 +152,14 @@ def unguarded_in_words(state: RunState, ledger: Ledger) -> str:
 
 
 def origin_in_words(ledger: Ledger, revision: int) -> str:
-    """Who asked for a change that is no manager's."""
-    return "probation" if ledger.origins.get(revision) == "probation" else "operator"
+    """Who asked for a change that is no manager's: probation, Ctrl-C, SIGTERM, a restart, the run that is repeated."""
+    match ledger.origins.get(revision):
+        case "replay" if ledger.started is not None and ledger.started.manifest.replay_of is not None:
+            return f"as in {ledger.started.manifest.replay_of}"
+        case "operator":
+            return ledger.stopped_by or "operator"
+        case origin:
+            return origin or "–"
 
 
 def spent_in_words(ledger: Ledger) -> str:
@@ -201,7 +207,12 @@ def event_in_words(event: events.Payload, state: RunState) -> str | None:
         case events.Failure():
             return f"{event.where}: {event.message}"
         case events.Operator():
-            return f"you asked to {event.action}"
+            todo = "is killed" if event.action == "kill" else f"is asked to {event.action}"
+            return f"{event.by or 'Ctrl-C or SIGTERM'}: the script {todo}"
+        case events.Signalled(passed=True):
+            return f"{event.name}: passed on to the script"
+        case events.Signalled():
+            return f"{event.name}: the terminal is gone; the run goes on"
         case events.Approval(answer="none"):
             return "nobody answered, which means no"
         case events.Approval():

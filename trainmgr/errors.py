@@ -23,7 +23,7 @@ EXIT_CODES = {
     "not be supervised",
     EXIT_USAGE: "the command line, a run's name or a policy file is wrong",
     EXIT_WORKLOAD: "the script could not be started, or wrote no telemetry",
-    EXIT_INTERRUPTED: "interrupted at the keyboard",
+    EXIT_INTERRUPTED: "interrupted: Ctrl-C or SIGTERM",
 }
 
 

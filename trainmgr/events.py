@@ -387,10 +387,23 @@ class Restarted(Wire):
 
 
 class Operator(Wire):
-    """The person at the terminal did something."""
+    """The person at the terminal, or a job scheduler, asked for the end."""
 
     kind: Literal["operator"] = "operator"
     action: str
+    """stop, then kill."""
+    by: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """How: Ctrl-C, SIGTERM; "" in logs of older versions, which did not say it."""
+
+
+class Signalled(Wire):
+    """The supervisor got a signal that asks nothing of itself."""
+
+    kind: Literal["signal"] = "signal"
+    name: str
+    """SIGUSR1, SIGRTMIN+3."""
+    passed: bool
+    """Whether it was passed on to the process that was started; false for the end of the terminal (SIGHUP)."""
 
 
 class Failure(Wire):
@@ -436,6 +449,7 @@ Payload = (
     | Stalled
     | Restarted
     | Operator
+    | Signalled
     | Failure
     | RunEnded
 )

@@ -6,7 +6,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +19,7 @@ from trainmgr.managers import catalog
 from trainmgr.managers.base import Consultant, Manager
 from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, new_run
 from trainmgr.policy import Policy
-from trainmgr.process import belongs
+from trainmgr.process import HARMLESS, STAYING, belongs
 from trainmgr.supervisor import Listener, Supervisor
 
 
@@ -134,18 +134,43 @@ def ready(manager: Manager, say: Callable[[str], None] = lambda _: None) -> Iter
         manager.close()
 
 
+def end_as_at_the_keyboard() -> None:
+    """Let every signal that would end this process end what it started, too, as Ctrl-C does.
+
+    For a process with several runs: a script that leaves early at a warning which is passed on would count as complete.
+    """
+    others = _unheard({signal.SIGHUP} | (signal.valid_signals() - STAYING - HARMLESS))
+    for number in {signal.SIGTERM, *others}:
+        signal.signal(number, signal.default_int_handler)
+
+
+def _unheard(numbers: Iterable[int]) -> set[int]:
+    """Those that nobody handles or ignores yet."""
+    return {number for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
+
+
 @contextmanager
 def _keyboard(supervisor: Supervisor) -> Iterator[None]:
-    """Hand Ctrl-C, and SIGTERM from a job scheduler, to the supervisor. Other threads than the first cannot.
+    """Hand Ctrl-C, SIGTERM and what is meant for the script to the supervisor. Other threads than the first cannot.
 
-    A terminal that is closed (SIGHUP) is no reason to leave the run alone.
+    A terminal that is closed (SIGHUP) is no reason to leave the run alone. Every one of them gets a handler, since what
+    is ignored here would be ignored in the script, too. What was ignored before (``nohup``) stays so in both; what
+    another part of this process handles stays with it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: supervisor.interrupt()) for number in numbers}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def heard(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            supervisor.interrupt("Ctrl-C")
+        elif number == signal.SIGTERM:
+            supervisor.interrupt("SIGTERM")
+        else:
+            supervisor.signalled(number)
+
+    numbers = {signal.SIGINT, signal.SIGTERM, *_unheard({signal.SIGHUP} | (signal.valid_signals() - STAYING))}
+    before = {number: signal.signal(number, heard) for number in numbers}
     try:
         yield
     finally:

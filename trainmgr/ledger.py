@@ -141,6 +141,8 @@ class Ledger:
     """What is on record and must be issued next."""
     carrying: events.Reverted | events.Challenged | events.Ending | None = None
     """What was issued and waits for its acknowledgment."""
+    stopped_by: str = ""
+    """How the end was asked for first: Ctrl-C, SIGTERM; "" where nobody did, or an older version did not say it."""
     ending: bool = False
     """Whether the run is being ended, so that nothing else is wanted of it."""
     restarts: int = 0
@@ -231,8 +233,11 @@ class Ledger:
                 self.trials, self.ending = [], False  # what would come of them starts from other weights
                 left, self.carrying = self.due or self.carrying, None
                 self.due = None if isinstance(left, events.Challenged) else left  # its grounds are gone
-            case events.Stalled() | events.Operator():
+            case events.Stalled():
                 self.ending = True
+            case events.Operator():
+                self.ending = True
+                self.stopped_by = self.stopped_by or payload.by
             case events.Failure():
                 self.failures += 1
                 self.failure = payload

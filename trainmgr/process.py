@@ -15,8 +15,22 @@ from pathlib import Path
 from trainmgr.errors import WorkloadError
 from trainmgr.paths import CHECK_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SECRET_VARIABLES, SEED_VARIABLE
 
+UNBUFFERED_VARIABLE = "PYTHONUNBUFFERED"
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
 STEP = 0.05  # seconds between two looks at a process that is not our child
+STAYING = frozenset(
+    getattr(signal, f"SIG{name}")
+    for name in (
+        *("KILL", "STOP"),  # nobody can catch them
+        *("INT", "TERM", "HUP"),  # they are for the supervisor
+        *("SEGV", "BUS", "FPE", "ILL", "TRAP", "ABRT", "SYS"),  # faults of the process that gets them
+        *("CHLD", "PIPE", "XFSZ"),  # what it did itself
+        *("TSTP", "TTIN", "TTOU", "CONT", "WINCH"),  # its terminal
+    )
+)
+"""The signals that are not passed on to a child. All others are a message for the script that is trained, from a batch
+system mostly: the warning before the end (USR1, USR2, URG), a limit of CPU time (XCPU), a dump (QUIT)."""
+HARMLESS = frozenset({signal.SIGURG})  # of the others, those that end nobody who does not listen
 
 
 @dataclass(frozen=True)
@@ -31,14 +45,25 @@ class Exit:
     def words(self) -> str:
         if not self.known:
             return "ended, unseen by its supervisor"
-        if self.code > 128:
-            with contextlib.suppress(ValueError):
-                return f"was killed by {signal.Signals(self.code - 128).name}"
-        return "ended well" if self.code == 0 else f"ended with exit code {self.code}"
+        if self.code - 128 in signal.valid_signals():
+            return f"was killed by {signal_name(self.code - 128)}"
+        return f"ended with exit code {self.code}"
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM, SIGRTMIN+3."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
 
 
 def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> dict[str, str]:
-    """Our environment without the manager's secrets and what another supervisor told us, and with ``extra``."""
+    """Our environment without the manager's secrets and what another supervisor told us, and with ``extra``.
+
+    Python does not keep back what a script prints, unless ours is told otherwise: a script that is killed has no chance
+    to write it.
+    """
     hidden = {*SECRET_VARIABLES, *secrets, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
     keys = {key for name in (*SECRET_VARIABLES, *secrets) if len(key := os.environ.get(name, "").strip()) >= LEAST_KEY}
     kept = {
@@ -46,7 +71,7 @@ def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> 
         for name, value in os.environ.items()
         if name not in hidden and not any(key in value for key in keys)  # the same key under another name
     }
-    return {**kept, **extra}
+    return {UNBUFFERED_VARIABLE: "1", **kept, **extra}
 
 
 class Child:
@@ -87,6 +112,10 @@ class Child:
         """Signal the whole process group; a group that is gone is no error."""
         signal_group(self.pid, number)
 
+    def pass_on(self, number: int) -> None:
+        """Signal the process that was started and nothing that it started: its workers may have no handler, and die."""
+        self._process.send_signal(number)
+
     def join(self, timeout: float) -> bool:
         """Wait for the end; whether it came."""
         self._waiter.join(timeout)
@@ -116,6 +145,15 @@ class Adopted:
 
     def signal(self, number: int) -> None:
         signal_group(self._group, number)
+
+    def pass_on(self, number: int) -> None:
+        """Signal the process that was started; the one that reports where that is gone."""
+        with contextlib.suppress(PermissionError):
+            try:
+                os.kill(self._group, number)
+            except ProcessLookupError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
 
     def join(self, timeout: float) -> bool:
         self._waiter.join(timeout)

@@ -301,11 +301,15 @@ class Prover:
             decision=event.decision,
             step=event.step,
             diagnosis=ruling.diagnosis if ruling else self._overrides[event.revision].origin,
-            evidence=ruling.evidence if ruling else "",
+            evidence=ruling.evidence if ruling else self._asker(event.revision),
             changes={name: list(pair) for name, pair in event.changes.items()},
             command=f"{command.name} {command.to or ''}".strip() if command else None,
             expected=f"{ruling.expected.metric} {ruling.expected.direction}" if ruling and ruling.expected else None,
         )
+
+    def _asker(self, revision: int) -> str:
+        """Of a stop that was asked for from outside: Ctrl-C, SIGTERM."""
+        return self._history.ledger.stopped_by if self._overrides[revision].origin == "operator" else ""
 
     # -- telemetry ---------------------------------------------------------------------------------------------------
 

@@ -251,7 +251,7 @@ class LiveView:
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
         if isinstance(event, events.Approval):
             self._question = None
-        if isinstance(event, events.Failure | events.Restarted | events.Stalled | events.Operator):
+        if isinstance(event, events.Failure | events.Restarted | events.Stalled | events.Operator | events.Signalled):
             self._console.print(Text(display.clean(display.event_in_words(event, state) or ""), style="yellow"))
         self._drawn = 0.0
         self.tick(state, ledger)

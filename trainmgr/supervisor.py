@@ -22,7 +22,7 @@ from trainmgr.errors import ManagerError, PolicyError, UserError, WorkloadError
 from trainmgr.ledger import Ledger
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
 from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
-from trainmgr.process import Adopted, Child, Exit, clean_environment
+from trainmgr.process import STAYING, Adopted, Child, Exit, clean_environment, signal_name
 from trainmgr.run_state import RunState, figures
 from trainmgr.snapshot import Snapshot
 from trainmgr.wire import plain, short
@@ -68,7 +68,12 @@ class Ended:
 
 @dataclass(frozen=True)
 class Interrupt:
-    pass
+    by: str
+
+
+@dataclass(frozen=True)
+class Signalled:
+    number: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Look:
     pass
 
 
-Message = Told | Answered | Approved | Ended | Interrupt | Look
+Message = Told | Answered | Approved | Ended | Interrupt | Signalled | Look
 
 
 @dataclass
@@ -186,9 +191,13 @@ class Supervisor:
         self._pause(False)  # the supervisor that died may have stopped it
         return self._supervise()
 
-    def interrupt(self) -> None:
-        """Ctrl-C: the first asks the workload to end, the second kills it. Safe in a signal handler."""
-        self._queue.put(Interrupt())
+    def interrupt(self, by: str) -> None:
+        """The first asks the workload to end, the second kills it. ``by``: "Ctrl-C", say. Safe in a signal handler."""
+        self._queue.put(Interrupt(by))
+
+    def signalled(self, number: int) -> None:
+        """A signal came that asks nothing of us: it is passed on if it is for the script. Safe in a signal handler."""
+        self._queue.put(Signalled(number))
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -235,7 +244,9 @@ class Supervisor:
             case Approved():
                 self._approved(message)
             case Interrupt():
-                self._interrupted()
+                self._interrupted(message.by)
+            case Signalled():
+                self._signalled(message.number)
             case _:
                 pass
         self._ask()
@@ -450,14 +461,20 @@ class Supervisor:
         )
         self._heard = time.monotonic()
 
-    def _interrupted(self) -> None:
+    def _signalled(self, number: int) -> None:
+        passed = number not in STAYING
+        self._append(events.Signalled(name=signal_name(number), passed=passed))
+        if passed and self._child is not None:
+            self._child.pass_on(number)
+
+    def _interrupted(self, by: str) -> None:
         if self._ending is not None:
-            self._append(events.Operator(action="kill"))
+            self._append(events.Operator(action="kill", by=by))
             self._status = "interrupted"
             if self._child is not None:
                 self._child.signal(signal.SIGKILL)
             return
-        self._append(events.Operator(action="stop"))
+        self._append(events.Operator(action="stop", by=by))
         self._status = "interrupted"
         self._pause(False)
         self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])

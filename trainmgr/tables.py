@@ -59,13 +59,10 @@ def print_closing(
             + (f" (the last {LISTED}; `audit` lists all)" if hidden > 0 else ""))  # fmt: skip
         for item in state.interventions[-LISTED:]:
             decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
-            by = "asked for by you"
-            if ledger.origins.get(item.revision) == "probation":
-                by = "probation"
-            repeated = f"as in {manifest.replay_of}" if manifest.replay_of else by
+            by = display.origin_in_words(ledger, item.revision)
             mark = "  (taken back)" if item.revision in ledger.taken_back else ""
             mark += f"  [yellow]({quoted(display.lost_in_words(item))})[/]" if item.lost else ""
-            why = f"{decision.diagnosis} ({decision.evidence})" if decision else repeated
+            why = f"{decision.diagnosis} ({decision.evidence})" if decision else by
             parts = (display.command_in_words(item.command), display.changes_in_words(item.changes))
             out(f"  step {item.step:>6,}  {quoted(why)}: [bold]{quoted('; '.join(p for p in parts if p))}[/]{mark}")
         if state.overwritten:
@@ -93,7 +90,8 @@ def print_closing(
     if state.start is not None and state.start.info.get("genuine") is False:
         out(f"[yellow]Data: {quoted(str(state.start.info.get('data')))}.[/]")
     if closing is not None and (closing.exit_code or closing.status not in ("completed", "stopped")):
-        out(f"[red]The workload {quoted(closing.exit)} ({closing.status}).[/]")
+        by = f" by {ledger.stopped_by}" if closing.status == "interrupted" and ledger.stopped_by else ""
+        out(f"[red]The workload {quoted(closing.exit)} ({closing.status}{quoted(by)}).[/]")
         if ledger.failure is not None:
             out(f"[red]{quoted(ledger.failure.where)}: {quoted(ledger.failure.message)}[/]")
         for line in last_lines(stderr) if stderr else []:
@@ -101,7 +99,8 @@ def print_closing(
     if closing is not None and state.start is None:
         out(f"[yellow]The script wrote no telemetry, so nothing was supervised. Try: trainmgr check "
             f"{quoted(manifest.script)}[/]")  # fmt: skip
-    out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
+    if closing is None or state.start is not None:  # else there is nothing to look at
+        out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
 
 
 def _ended(state: RunState, closing: events.Closing | None) -> str:

@@ -333,5 +333,5 @@ def _run(cell: Cell, begun: Callable[[Supervisor], None], watcher: Watcher) -> O
 
 
 def _kill(supervisor: Supervisor) -> None:
-    supervisor.interrupt()
-    supervisor.interrupt()
+    supervisor.interrupt("compare was interrupted")
+    supervisor.interrupt("compare was interrupted")
