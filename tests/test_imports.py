@@ -19,7 +19,8 @@ ALLOWED: dict[str, str] = {
     "files": "",
     "testing.behaviours": "",
     "testing.endpoint": "testing.behaviours",
-    "workload.records": "",
+    "workload.ranks": "",
+    "workload.records": "workload.ranks",
     "workload.overrides": "workload.records",
     "workload.optimizers": "",
     "workload.persistence": "",
@@ -27,7 +28,7 @@ ALLOWED: dict[str, str] = {
     "workload.rehearsal": "",
     "workload.checkpoints": "workload.rehearsal",
     "workload.__init__": "workload.checkpoints workload.overrides workload.parameters workload.persistence "
-    "workload.records",
+    "workload.ranks workload.records",
     "paths": "errors",
     "wire": "",
     "action_space": "wire",

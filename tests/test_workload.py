@@ -18,7 +18,7 @@ import pytest
 from trainmgr import protocol, workload
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Feed
-from trainmgr.workload import Metric, Workload
+from trainmgr.workload import Metric, Workload, ranks
 from trainmgr.workload.records import MAX_LINE, MAX_TEXT, ROLES
 
 
@@ -843,7 +843,7 @@ def test_two_ranks_apply_the_same_change_at_the_same_step_and_one_writes(run: Pa
 
 def test_several_ranks_without_a_way_to_broadcast_refuse(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(workload, "torch_broadcast", lambda: None)
+    monkeypatch.setattr(ranks, "torch_broadcast", lambda: None)
     with Script(sync_every=1) as script:
         control(run, 1, {"lr": 0.2})
         script.w.step(1, {"loss": 1.0})
@@ -866,7 +866,7 @@ foreign = {n for n in new if n.partition(".")[0] not in sys.stdlib_module_names}
 print(sorted(ours), sorted(foreign))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    parts = "checkpoints", "optimizers", "overrides", "parameters", "persistence", "records"
+    parts = "checkpoints", "optimizers", "overrides", "parameters", "persistence", "ranks", "records"
     own = ["trainmgr", "trainmgr.workload", *(f"trainmgr.workload.{n}" for n in parts)]
     assert done.stdout.strip() == f"{own} []"
 

@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from trainmgr.workload.checkpoints import CHECK_VARIABLE, Checkpoints
-from trainmgr.workload.overrides import BOUNDARIES, Inbox, torch_broadcast
+from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Persistence
+from trainmgr.workload.ranks import Group
 from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, counted, goal
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
@@ -66,10 +67,10 @@ class Workload(Declarations):
     ``metrics`` describes each metric in words with its unit, or as a `Metric`. ``info`` holds scalars for people.
     ``directory`` is where telemetry.jsonl and checkpoints/ go when nobody supervises (None: no telemetry).
 
-    Under ``torchrun`` (``WORLD_SIZE`` > 1) only rank 0 touches files. Every ``sync_every`` steps and at every
-    evaluation and checkpoint, which all ranks must call, rank 0 hands what it read to the others through
-    ``broadcast`` (an object in, rank 0's object out; by default ``torch.distributed`` where it is initialized), so
-    that all of them apply the same change at the same step. Without a way to broadcast, changes are refused.
+    Ranks are those of ``torch.distributed`` where it is initialized at the start, else of ``RANK`` and ``WORLD_SIZE``.
+    Only rank 0 touches files. Every ``sync_every`` steps and at every evaluation and checkpoint, which all ranks must
+    call, it hands what it read to the others through ``broadcast`` (an object in, rank 0's object out; by default
+    ``torch.distributed``), for the same step. A change that would not reach all processes that train is refused.
     """
 
     def __init__(
@@ -104,9 +105,8 @@ class Workload(Declarations):
             raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")
         self._info = dict(info or {})
         self._resumed = {"path": str(resumed_from), "step": resumed_step} if resumed_from else None
-        self.primary = int(os.environ.get("RANK") or 0) == 0  # whether this process touches the files
-        self._world = int(os.environ.get("WORLD_SIZE") or 1)
-        self._broadcast = broadcast
+        self._group = Group(broadcast)
+        self.primary = self._group.rank == 0  # whether this process touches the files
         self._sync_every = max(1, sync_every)
 
         run_dir = os.environ.get(RUN_DIR_VARIABLE)
@@ -164,11 +164,13 @@ class Workload(Declarations):
         """Open the files. The ``start`` record itself is written with the first report, after all declarations."""
         if self._started:
             return
-        self._started = True
+        self._started, self.primary = True, self._group.settle()
         if self.directory is None or not self.primary:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._writer.open(self.directory / "telemetry.jsonl")
+        if not self._writer.open(self.directory / "telemetry.jsonl"):
+            self.primary = self._group.leave()
+            return
         self._handled = self._writer.handled
         if self.supervised:
             self._inbox.open(self.directory / "control.json")
@@ -210,7 +212,7 @@ class Workload(Declarations):
         self._inbox.again()  # what is newer is fetched again, as a pending override
         params = control["params"] if control and control["revision"] <= self._handled else {}
         shares = self._writer.shares
-        if self._world > 1 and (share := self._broadcast or torch_broadcast()):
+        if self._group.world > 1 and (share := self._group.share()[0]):
             params, shares = share((params, shares))
         for name, value in params.items():
             parameter = self._parameters.get(name)
@@ -260,13 +262,13 @@ class Workload(Declarations):
             if now - self._flushed >= self._period:
                 self._flushed = now
                 self.flush()
-                if self._world == 1:
+                if self._group.world == 1:
                     self._poll()
             elif not all_finite(metrics):
                 self.flush()
         if self._persistence.recent:
             self._look(step)
-        if self._world > 1 and step % self._sync_every == 0:
+        if self._group.world > 1 and step % self._sync_every == 0:
             self._poll()
         if step >= self._due and not self._applying and step != self._stepped:
             self._apply(step, "step")
@@ -350,18 +352,20 @@ class Workload(Declarations):
         if kind in self._passed[1]:  # a second one at this step is none: a replay could not tell the two apart
             return
         self._passed[1].add(kind)
+        if gap := self._group.news(self._writer.fd):
+            self.log("warning", f"changes are refused: {gap}")
         self._poll()
         if step >= self._due:
             self._apply(step, kind)
 
     def _poll(self) -> None:
         """Look for a new control file; under several ranks, hand its entries to all of them."""
-        entries: list[dict[str, Any]] | None = self._fetch()
-        if self._world > 1:
-            share = self._broadcast or torch_broadcast()
+        entries = self._fetch()
+        if self._group.world > 1:
+            share, why = self._group.share()
             if share is None:
-                for entry in entries or []:
-                    self._refuse(entry["revision"], self._step, "several ranks, and no way to broadcast between them")
+                for entry in entries:
+                    self._refuse(entry["revision"], self._step, why)
                 return
             entries = share(entries)
         if entries:
@@ -373,7 +377,7 @@ class Workload(Declarations):
             self._due = min(entry["at_step"] or 0 for entry in entries)
 
     def _fetch(self) -> list[dict[str, Any]]:
-        control = self._read()
+        control = self._read() if self._writer.fd is not None else None  # what cannot be answered is not done
         if control is None:
             return []
         entries = control["schedule"] or [control]
@@ -430,8 +434,7 @@ class Workload(Declarations):
 
     def _carry_out(self, entry: dict[str, Any], step: Whole, kind: str) -> None:
         revision = entry["revision"]
-        objection = self._objection(entry)
-        if objection:
+        if objection := self._group.gap(self._writer.fd) or self._objection(entry):
             self._refuse(revision, step, objection)
             return
         before = self._values()

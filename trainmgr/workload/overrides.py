@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +100,3 @@ def _check_control(control: Any) -> dict[str, Any]:
         for item in schedule:
             _check_entry(item, _ENTRY_KEYS)
     return entry
-
-
-def torch_broadcast() -> Callable[[Any], Any] | None:
-    """Rank 0's object for every rank through torch.distributed, where the script has initialized it; else None."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return None
-
-    def share(value: Any) -> Any:
-        box = [value]
-        distributed.broadcast_object_list(box, src=0)
-        return box[0]
-
-    return share

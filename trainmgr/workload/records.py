@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from trainmgr.workload import ranks
 
 PROTOCOL_VERSION = 1
 MAX_LINE = 64 * 1024  # bytes, line break included
@@ -76,23 +79,50 @@ class Writer:
         self._lines: list[bytes] = []  # formatted, not yet written
         self._backlog = b""  # what the disk refused; a torn line's rest comes first
         self._complained = False
+        self._pid = 0  # of the process that may write
+        self._rival: int | None = None  # the file, where another process writes it
 
-    def open(self, path: Path) -> None:
-        """Go on after what is in the file."""
-        self._take_up(path)
-        self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def open(self, path: Path) -> bool:
+        """Go on after what is in the file. False where another process writes it: then nothing is ever written here."""
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not self._claims(fd, ranks.WRITER):
+            return False
+        self.fd, self._pid = fd, os.getpid()
+        self._take_up(fd)
+        return True
 
     def close(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+        for fd in (self.fd, self._rival):
+            if fd is not None:
+                os.close(fd)
+        self.fd = self._rival = None
 
-    def _take_up(self, path: Path) -> None:
+    def _claims(self, fd: int, byte: int) -> bool:
+        if ranks.claim(fd, byte):
+            return True
+        self.fd, self._rival = None, fd
+        ranks.rival(fd)
+        with contextlib.suppress(OSError, ValueError):  # standard error may be closed, or on a full disk
+            print(
+                f"{self._name}: another process writes the telemetry of this run, so process {os.getpid()} reports "
+                f"nothing and gets no changes; its training goes on. {ranks.REMEDY}.",
+                file=sys.stderr,
+            )
+        return False
+
+    def _ours(self, fd: int) -> bool:
+        """Whether this process may write. Of the forks of the one that opened the file, the first to write may."""
+        if self._pid == os.getpid():
+            return True
+        self._pid = os.getpid()
+        return self._claims(fd, ranks.FORK)
+
+    def _take_up(self, fd: int) -> None:
         """Go on after the records of an earlier life of this run: the next seq, the revisions already answered."""
-        if not path.exists() or path.stat().st_size == 0:
+        if os.fstat(fd).st_size == 0:
             return
         last, torn = -1, False
-        with path.open("rb") as file:
+        with open(fd, "rb", closefd=False) as file:  # to close another one of this file would end the claim to it
             for line in file:
                 torn = not line.endswith(b"\n")
                 if torn:  # no record: its number is free
@@ -108,8 +138,7 @@ class Writer:
         self.seq = last + 1
         self.resuming = True
         if torn:  # a line that a crash cut short must not swallow the next one
-            with path.open("ab") as file:
-                file.write(b"\n")
+            os.write(fd, b"\n")
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Gather the record of a step."""
@@ -125,7 +154,7 @@ class Writer:
 
     def flush(self) -> None:
         """Write what was gathered. A full disk costs records, never the training run: the loss is reported later."""
-        if self.fd is None:
+        if self.fd is None or not self._ours(self.fd):
             return
         for step, t, metrics in self._steps:
             head = f'{{"v":{PROTOCOL_VERSION},"seq":{self.seq},"t":{t:.6f},"event":"step","step":{step},"metrics":'
