@@ -16,7 +16,7 @@ from trainmgr import protocol, schemas
 from trainmgr.policy import Policy
 from trainmgr.proposal import Proposal
 from trainmgr.protocol import MAX_LINE, Unreadable, parse_telemetry
-from trainmgr.wire import to_json
+from trainmgr.wire import plain, to_json
 
 FOLDER = Path(__file__).resolve().parents[1] / "schemas"
 EXAMPLES: list[dict[str, Any]] = schemas.EXAMPLES["telemetry"]
@@ -33,6 +33,8 @@ def check(line: bytes) -> None:
         assert item.reason
         assert len(item.quote) <= 120
         assert len(item.reason) < 1500
+    else:
+        assert all(flaw.reason and len(flaw.reason) < 500 for flaw in item.flaws)
     assert to_json(item)
 
 
@@ -54,13 +56,118 @@ def test_any_record_with_any_part_replaced(example: dict[str, Any], data: st.Dat
 
 @pytest.mark.parametrize("line", [
     b"", b"\n", b"null\n", b"[]", b'"event"', b'{"event":null}', b'{"event":["step"]}', b"\xff\xfe\x00", b"\x00" * 99,
-    "{}".encode("utf-16"), b"\xef\xbb\xbf" + encode(EXAMPLES[1]), b"[" * 60_000, b'{"event":' * 7_000,
+    "{}".encode("utf-16"), b"[" * 60_000, b'{"event":' * 7_000,
     b'{"event":"step","step":' + b"9" * 60_000 + b"}", b'{"event":"\\ud800"}', b"loss: --\n", b"NaN",
     b'{"v":1,"seq":0,"t":1,"event":"start","info":' + b"[" * 30_000 + b"]" * 30_000 + b"}",
 ])  # fmt: skip
 def test_hostile_lines(line: bytes) -> None:
     check(line)
     assert isinstance(parse_telemetry(line), Unreadable)
+
+
+EVAL: dict[str, Any] = {
+    **EXAMPLES[2],
+    "metrics": {"val_loss": 5.54},
+    "params": {"lr": 0.003},
+    "split": {"a": {"x": 1.0}},
+}
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.dictionaries(st.text(max_size=5).filter(lambda name: name != "val_loss"), JSON, max_size=4),
+    st.sampled_from(["metrics", "params", "split"]),
+)
+def test_whatever_stands_beside_a_good_objective_it_is_read(others: dict[str, Any], field: str) -> None:
+    try:
+        line = json.dumps({**EVAL, field: {**others, **EVAL[field]}}, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair: no JSON of anybody's
+        return
+    item = parse_telemetry(line)
+    assert isinstance(item, protocol.Eval), item
+    assert item.metrics["val_loss"] == 5.54
+    left = sum(flaw.kind == "left out" for flaw in item.flaws)
+    if field != "split":
+        assert len(getattr(item, field)) + left == len({*others, *EVAL[field]})
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("null", "metrics.x: must be a number (found None)"),
+    ("[0.1, 0.2]", "metrics.x: must be a number (found [0.1, 0.2])"),
+    ('{"macro": {"f1": 0.5}}', "metrics.x: must be a number (found {'macro': {'f1': 0.5}})"),
+    ('"warm"', "metrics.x: 'warm' is not a number; only the strings NaN, Infinity, -Infinity stand for one"),
+    ("true", "metrics.x: true and false are not numbers"),
+    ("1e999", "metrics.x: not a number of JSON; write one of the strings NaN, Infinity, -Infinity"),
+])  # fmt: skip
+@pytest.mark.parametrize("event", ["step", "eval", "checkpoint", "end"])
+def test_a_metric_that_is_none_is_left_out_with_its_reason(text: str, said: str, event: str) -> None:
+    example = next(example for example in EXAMPLES if example["event"] == event)
+    item = parse_telemetry(encode({**example, "metrics": {"a": 1.5, "x": "X"}}).replace(b'"X"', text.encode()))
+    assert not isinstance(item, Unreadable)
+    assert item.metrics == {"a": 1.5}  # type: ignore[union-attr]
+    assert item.flaws == (("left out", said),)
+    assert plain(item)["metrics"] == {"a": 1.5}
+
+
+def test_a_bad_entry_costs_itself_only() -> None:
+    changed = {"params": {"lr": 0.003, "wd": None}, "split": {"easy": {"success": 0.9, "note": "x"}, "hard": 3}}
+    item = parse_telemetry(encode({**EXAMPLES[2], **changed}))
+    assert isinstance(item, protocol.Eval)
+    assert (item.params, item.split) == ({"lr": 0.003}, {"easy": {"success": 0.9}})
+    places = [flaw.reason.split(":")[0] for flaw in item.flaws]
+    assert places == ["params.wd", "split.easy.note", "split.hard"]
+    start = parse_telemetry(encode({**EXAMPLES[0], "metrics": {"loss": "nats", "acc": {"description": "share"}}}))
+    assert isinstance(start, protocol.Start)
+    assert list(start.metrics) == ["acc"]
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have_are_read_without_quotes_too(text: str) -> None:
+    line = encode(EXAMPLES[2]).replace(b"5.54", text.encode()).replace(b"0.9,", text.encode() + b",")
+    item, quoted = parse_telemetry(line), parse_telemetry(line.replace(text.encode(), f'"{text}"'.encode()))
+    assert isinstance(item, protocol.Eval)
+    assert to_json(item) == to_json(quoted)
+    assert [flaw.kind for flaw in item.flaws] == ["spelling"] * 2
+    assert item.flaws[0].reason.startswith(f"metrics.val_loss: {text} is no number of JSON")
+    assert quoted.flaws == ()  # type: ignore[union-attr]
+
+
+def test_whole_numbers_in_the_form_of_others_are_whole_numbers() -> None:
+    space = [{"name": "n", "type": "int", "low": 1.0, "high": 64.0, "value": 32.0}]
+    changed = {"v": 1.0, "seq": 0.0, "pid": 4711.0, "seed": 3.0, "total_steps": 1e2, "action_space": space,
+               "resumed": {"path": "x", "step": 5.0}}  # fmt: skip
+    item = parse_telemetry(encode({**EXAMPLES[0], **changed}))
+    assert isinstance(item, protocol.Start), item
+    assert (item.total_steps, item.seed, item.resumed and item.resumed.step, item.flaws) == (100, 3, 5, ())
+    assert repr(item.action_space[0].value) == "32"
+    assert type(item.total_steps) is int
+    for key, value in (("total_steps", 100.5), ("seed", 0.5), ("seed", "3"), ("pid", True), ("total_steps", 1e300)):
+        wrong = parse_telemetry(encode({**EXAMPLES[0], **changed, key: value}))
+        assert isinstance(wrong, Unreadable)
+        assert wrong.reason.startswith(f"start.{key}: ")
+        assert "; " not in wrong.reason  # nothing is blamed that can be read
+
+
+def test_a_byte_order_mark_is_skipped_and_line_ends_of_windows_are_none_of_ours() -> None:
+    line = encode(EXAMPLES[1])
+    assert parse_telemetry(b"\xef\xbb\xbf" + line + b"\r\n") == parse_telemetry(line)
+    longest = b"\xef\xbb\xbf" + line[:-1] + b" " * MAX_LINE
+    assert "too long" in getattr(parse_telemetry(longest), "reason", "")
+
+
+@pytest.mark.parametrize(("line", "event", "said"), [
+    (b'{"event": "eval", "metrics": {"a": nan}}', "eval", "not JSON: Expecting value at character 36"),
+    ('{"event": "eval", "metrics": {"\u00e4": 1}}'.encode("latin-1"), "eval", "not UTF-8 at byte 32"),
+    ('{"event": "eval"}'.encode("utf-16"), "", "not UTF-8: it has zero bytes, as UTF-16 has"),
+    (b'{"event": "eval", "metrics": {"a": ' + b"1" * MAX_LINE, "eval", "too long: a line has at most 65536 bytes"),
+    (encode({**EVAL, "step": None}), "eval", "eval.step: must be a whole number (found None)"),
+    (encode({**EVAL, "metrics": None}), "eval", "eval.metrics: must be a table of keys and values (found None)"),
+    (b"loss: 1.5", "", "not JSON: Expecting value at character 1"),
+])  # fmt: skip
+def test_what_cannot_be_read_says_why_and_what_it_would_have_been(line: bytes, event: str, said: str) -> None:
+    item = parse_telemetry(line)
+    assert isinstance(item, Unreadable)
+    assert (item.event, item.reason) == (event, said)
 
 
 def test_a_line_may_have_64_kib_and_no_byte_more() -> None:

@@ -1,17 +1,19 @@
 """The contract between the two processes: the lines of telemetry.jsonl and the content of control.json.
 
-Read leniently (a newer workload may know more), written strictly. ``trainmgr schema`` writes these types to
-``schemas/``, which is the contract for workloads in other languages.
+Read leniently (a newer workload may know more, and one bad metric must not cost an evaluation), written strictly.
+``trainmgr schema`` writes these types to ``schemas/``, which is the contract for workloads in other languages.
 """
 
 from __future__ import annotations
 
 import json
 import operator
+import re
+from functools import reduce
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from trainmgr.action_space import Boundary, Parameter
@@ -36,6 +38,14 @@ class Command(Wire):
     the name to keep it under, or null."""
 
 
+class Flaw(NamedTuple):
+    """Something in a line of telemetry that cost a part of the record, and not the record."""
+
+    kind: Literal["left out", "spelling"]
+    """left out: a part that cannot be read is not there; spelling: it was read all the same."""
+    reason: str
+
+
 class Record(Lenient):
     """What every telemetry record has."""
 
@@ -45,6 +55,12 @@ class Record(Lenient):
     """Counts the records of a run from 0 without gaps, across restarts."""
     t: float
     """When, in seconds since 1970."""
+    _flaws: tuple[Flaw, ...] = PrivateAttr(())
+
+    @property
+    def flaws(self) -> tuple[Flaw, ...]:
+        """What was wrong with the line it was read from."""
+        return self._flaws
 
 
 class Objective(Lenient):
@@ -228,26 +244,111 @@ class Unreadable(Lenient):
     """garbage: not a record; unknown: a record of an event that this version does not know."""
     quote: str
     reason: str
+    event: str = ""
+    """The event that it would have been, as far as that can be told."""
+
+
+class _Bare(str):
+    """NaN, Infinity or -Infinity where JSON was to be, as many writers have them: kept as the protocol spells them."""
+
+    __slots__ = ()
+
+
+_BOM = b"\xef\xbb\xbf"
+_EVENT = re.compile(rb'"event"\s*:\s*"([a-z]{1,16})"')
+_DECODER = json.JSONDecoder(parse_constant=_Bare)
+_PARTS = {"metrics": 1, "params": 1, "groups": 1, "split": 2}
+"""Parts of a record of which each entry stands for itself, and how deep the entries lie: one is left out alone."""
 
 
 def parse_telemetry(line: bytes) -> Telemetry | Unreadable:
-    """One line as a record. Never raises: what cannot be read says why."""
-    quote = line[:120].decode(errors="replace").rstrip("\n")
+    """One line as a record, with its ``flaws``. Never raises: what cannot be read says why.
+
+    Left out is what is no number among metrics and no value among parameters. NaN and the infinities are read without
+    quotes too, whole numbers in the form 100.0, and a byte order mark before the line is skipped.
+    """
     if len(line) > MAX_LINE:
-        return Unreadable(kind="garbage", quote=quote, reason=f"too long: a line has at most {MAX_LINE} bytes")
+        return _unreadable(line, f"too long: a line has at most {MAX_LINE} bytes")
+    line = line.removeprefix(_BOM)
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return Unreadable(kind="garbage", quote=quote, reason="not JSON")
+        value = _DECODER.decode(line.decode())
+    except (ValueError, RecursionError) as error:
+        return _unreadable(line, _not_json(line, error))
     if not isinstance(value, dict) or not isinstance(value.get("event"), str):
-        return Unreadable(kind="garbage", quote=quote, reason="no object with an `event`")
+        return _unreadable(line, "no object with an `event`")
     if value["event"] not in _EVENTS:
-        return Unreadable(kind="unknown", quote=quote, reason=f"event {value['event'][:40]!r} is not known")
+        return _unreadable(line, f"event {value['event'][:40]!r} is not known", "unknown")
     try:
         # Strict validation of JSON text, not of Python values: a JSON array is a tuple there.
         return _TELEMETRY.validate_json(line)
     except ValidationError as error:
-        return Unreadable(kind="garbage", quote=quote, reason=explain(error))
+        try:
+            return _mended(value, error)
+        except ValidationError as left:
+            return _unreadable(line, explain(left))
+        except RecursionError:
+            return _unreadable(line, explain(error))
+
+
+def _unreadable(line: bytes, reason: str, kind: Literal["garbage", "unknown"] = "garbage") -> Unreadable:
+    event = _EVENT.search(line)
+    quote = line[:120].decode(errors="replace").rstrip("\n")
+    return Unreadable(kind=kind, quote=quote, reason=reason, event=event[1].decode() if event else "")
+
+
+def _not_json(line: bytes, error: Exception) -> str:
+    if b"\0" in line:
+        return "not UTF-8: it has zero bytes, as UTF-16 has"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start + 1}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at character {error.pos + 1}"
+    return "not JSON"
+
+
+def _mended(value: dict[str, Any], error: ValidationError) -> Telemetry:
+    """The record without the entries that ``error`` complains of; raises ValidationError where that is not enough.
+
+    ``value`` is the line as JSON has it, and is changed.
+    """
+    flaws: dict[tuple[int | str, ...], Flaw] = {}
+    for place, items in _findings(error).items():
+        path = place[1:]  # without the event
+        try:
+            *above, last = path
+            parent: Any = reduce(_getitem, above, value)
+            found = parent[last]
+        except (ValueError, LookupError, TypeError):  # it is missing, or what it was in is left out already
+            continue
+        depth = 1 + _PARTS.get(str(path[0]), 0)
+        entry = path[:depth]
+        if isinstance(found, _Bare) and len(path) >= depth and value["event"] != "start":
+            said = f"{_shown(path)}: {found} is no number of JSON and was read all the same; write it in quotes"
+            flaws[path] = Flaw("spelling", said)
+        elif isinstance(found, float) and found.is_integer() and items[0]["type"] in ("int_type", "literal_error"):
+            parent[last] = int(found)
+        elif path[0] == "action_space":
+            _make_whole(found)
+        elif len(entry) > 1:
+            *above, last = entry
+            parent = reduce(_getitem, above, value)
+            del parent[last]
+            flaws[entry] = Flaw("left out", _said(path, items))
+    record = _TELEMETRY.validate_json(json.dumps(value))
+    record._flaws = tuple(flaws.values())
+    return record
+
+
+def _getitem(value: Any, key: int | str) -> Any:
+    return value[key]
+
+
+def _make_whole(parameter: Any) -> None:
+    """Write the numbers of a whole-number parameter that have the form 32.0 as 32."""
+    if isinstance(parameter, dict) and parameter.get("type") == "int":
+        for name in ("low", "high", "value"):
+            if isinstance(number := parameter.get(name), float) and number.is_integer():
+                parameter[name] = int(number)
 
 
 class Issued(Wire):
@@ -326,23 +427,36 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None, limit:
 
     With ``model``, the type that was wanted, it says which keys there are where one is unknown.
     """
+    findings = _findings(error)
+    parts = [_said(place, items, model) for place, items in list(findings.items())[:limit]]
+    left = len(findings) - limit
+    return "; ".join(parts) + (f"; and {left} more" if left > 0 else "")
+
+
+def _findings(error: ValidationError) -> dict[tuple[int | str, ...], list[ErrorDetails]]:
+    """What is wrong, by its place."""
     findings: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     every = error.errors(include_url=False)
     unions = {item["loc"][:-1] for item in every if item["loc"] and item["loc"][-1] == _BRANCH}
     for item in every:
         place = item["loc"][:-1] if item["loc"][:-1] in unions else item["loc"]
         findings.setdefault(place, []).append(item)
-    parts = []
-    for place, items in list(findings.items())[:limit]:
-        text, more = _in_words(items), ""
-        if items[0]["type"] == "extra_forbidden":
-            known = ", ".join(_keys(model, place[:-1]))
-            more = f"; known are {short(known, 300)}" if known else ""
-        elif items[0]["type"] not in ("missing", "value_error"):
-            more = f" (found {quoted(items[0]['input'])})"
-        parts.append(f"{short('.'.join(map(str, place)), 100) or 'value'}: {text}{more}")
-    left = len(findings) - limit
-    return "; ".join(parts) + (f"; and {left} more" if left > 0 else "")
+    return findings
+
+
+def _said(place: tuple[int | str, ...], items: list[ErrorDetails], model: type[BaseModel] | None = None) -> str:
+    """One finding: where, and what is wrong."""
+    text, more = _in_words(items), ""
+    if items[0]["type"] == "extra_forbidden":
+        known = ", ".join(_keys(model, place[:-1]))
+        more = f"; known are {short(known, 300)}" if known else ""
+    elif items[0]["type"] not in ("missing", "value_error"):
+        more = f" (found {quoted(items[0]['input'])})"
+    return f"{_shown(place)}: {text}{more}"
+
+
+def _shown(place: tuple[int | str, ...]) -> str:
+    return short(".".join(map(str, place)), 100) or "value"
 
 
 def _in_words(items: list[ErrorDetails]) -> str:
