@@ -41,7 +41,8 @@ ALLOWED: dict[str, str] = {
     "telemetry": "files protocol",
     "lineage": "protocol",
     "interventions": "protocol wire",
-    "run_state": "action_space interventions lineage protocol wire",
+    "notices": "protocol wire",
+    "run_state": "action_space interventions lineage notices protocol wire",
     "events": "action_space forecast policy proposal protocol wire",
     "schemas": "errors events policy proposal protocol",
     "ledger": "budget events forecast proposal protocol wire",
@@ -80,16 +81,16 @@ ALLOWED: dict[str, str] = {
     "telemetry wire",
     "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
     "run_state snapshot telemetry",
-    "proof": "audit decision errors events files history interventions ledger paths protocol replay run_state "
+    "proof": "audit decision errors events files history interventions ledger notices paths protocol replay run_state "
     "telemetry wire",
     "supervisor": "audit control decision errors events files history ledger managers.base paths process "
     "protocol run_state snapshot telemetry wire",
     "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
     "protocol supervisor",
     "seen": "process protocol run_state telemetry wire",
-    "breaches": "action_space protocol seen telemetry wire",
+    "breaches": "action_space notices protocol seen telemetry wire",
     "check": "action_space breaches manifest paths process protocol run_state seen telemetry wire",
-    "display": "events interventions ledger lineage protocol run_state telemetry wire",
+    "display": "events interventions ledger lineage notices protocol run_state telemetry wire",
     "comparison.__init__": "",
     "comparison.statistics": "errors",
     "comparison.experiment": "errors protocol wire",

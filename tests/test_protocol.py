@@ -128,7 +128,7 @@ def test_numbers_that_json_does_not_have_are_read_without_quotes_too(text: str) 
     assert isinstance(item, protocol.Eval)
     assert to_json(item) == to_json(quoted)
     assert [flaw.kind for flaw in item.flaws] == ["spelling"] * 2
-    assert item.flaws[0].reason.startswith(f"metrics.val_loss: {text} is no number of JSON")
+    assert item.flaws[0].reason == f"metrics.val_loss: {text} without quotes"
     assert quoted.flaws == ()  # type: ignore[union-attr]
 
 
@@ -157,7 +157,7 @@ def test_a_byte_order_mark_is_skipped_and_line_ends_of_windows_are_none_of_ours(
 
 @pytest.mark.parametrize(("line", "event", "said"), [
     (b'{"event": "eval", "metrics": {"a": nan}}', "eval", "not JSON: Expecting value at character 36"),
-    ('{"event": "eval", "metrics": {"\u00e4": 1}}'.encode("latin-1"), "eval", "not UTF-8 at byte 32"),
+    ('{"event": "eval", "metrics": {"\u00e4": 1}}'.encode("latin-1"), "eval", "not UTF-8"),
     ('{"event": "eval"}'.encode("utf-16"), "", "not UTF-8: it has zero bytes, as UTF-16 has"),
     (b'{"event": "eval", "metrics": {"a": ' + b"1" * MAX_LINE, "eval", "too long: a line has at most 65536 bytes"),
     (encode({**EVAL, "step": None}), "eval", "eval.step: must be a whole number (found None)"),

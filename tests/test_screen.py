@@ -87,6 +87,18 @@ def test_a_workload_cannot_style_the_screen(manifest: object) -> None:
     assert "\x1b[2J" not in text
 
 
+def test_the_live_view_says_at_once_what_cannot_be_used_and_says_it_once(manifest: events.Manifest) -> None:
+    console, state = Console(file=io.StringIO(), width=300, force_terminal=False), RunState()
+    view = screen.LiveView(manifest, console)
+    assert isinstance(console.file, io.StringIO)
+    for reason in ("not JSON: \x1b[2J[red]", "too long"):
+        item = protocol.Unreadable(kind="garbage", quote="", reason=reason)
+        state.fold(item)
+        view.record(item, state)
+    (line,) = console.file.getvalue().splitlines()
+    assert line.startswith("1 line of telemetry could not be read: line 1: not JSON: ?[2J[red]. schemas/telemetry.json")
+
+
 @pytest.mark.parametrize(
     ("command", "changes", "text"),
     [

@@ -954,7 +954,7 @@ def test_a_control_file_that_cannot_be_written_is_told(tmp_path: Path, monkeypat
 def test_garbage_partial_and_endless_lines_are_counted_and_the_run_goes_on(tmp_path: Path) -> None:
     lines = [b"garbage\n", b"\xff\xfe\x00\n", b"[]\n", b"\n", b"x" * 70 * 1024 + b"\n", b"{}\n",
              b"[" * 5000 + b"\n",
-             b'{"event":"step","v":1,"seq":1,"t":1.0,"step":1,"metrics":{"loss":NaN}}\n']  # fmt: skip
+             b'{"event":"step","v":1,"seq":1,"t":1.0,"step":1,"metrics":{"loss":nan}}\n']  # fmt: skip
     body = LINE.replace(
         "    for step in w.steps():",
         f"""    for step in w.steps():

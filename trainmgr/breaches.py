@@ -8,11 +8,13 @@ from typing import Any
 
 from trainmgr import protocol
 from trainmgr.action_space import Boundary
+from trainmgr.notices import LACKING
 from trainmgr.seen import KEPT, Rollback, Seen, Sent, alike, kept_path
 from trainmgr.telemetry import Item
-from trainmgr.wire import Value
+from trainmgr.wire import Value, nearest, short
 
 SEEDS = (12345, 54321)
+MESSAGES = 5  # warnings of the script that are repeated
 HEARD = 1.0  # seconds after which a workload that passes a boundary must have seen a change
 HARDLY = 0.01  # of the objective: less progress than that says nothing
 PASSED: dict[Boundary, tuple[type[Item], ...]] = {  # what a workload reports at a boundary, or at a coarser one
@@ -66,11 +68,7 @@ def judge(seen: Seen) -> Checked:
             "Create a trainmgr.workload.Workload and report steps; see workloads/minimal.py.",
         )
         return checked
-    for number, item in enumerate(seen.items, start=1):
-        if isinstance(item, protocol.Unreadable):
-            checked.error(
-                f"Line {number} is no record: {item.reason}: {item.quote[:80]}", "See schemas/telemetry.json."
-            )
+    _lines(checked, seen)
     if not isinstance(seen.items[0], protocol.Start):
         checked.error("The first record is no `start`.", "Write `start` before everything else.")
     if seen.state.gaps:
@@ -85,6 +83,25 @@ def judge(seen: Seen) -> Checked:
         _commands(checked, seen)
         _seeds(checked, seen, seen.state.start)
     return checked
+
+
+def _lines(checked: Checked, seen: Seen) -> None:
+    """What cannot be read, or not as it is, each once with its count."""
+    found: dict[str, list[str]] = {}
+    for number, item in enumerate(seen.items, start=1):
+        if isinstance(item, protocol.Unreadable):
+            found.setdefault(item.reason, []).append(f"{number} is no record: {item.reason}: {item.quote[:80]}")
+    for lines in found.values():
+        also = "" if len(lines) == 1 else f" (and {len(lines) - 1} more for the same reason)"
+        checked.error(f"Line {lines[0]}{also}", "See schemas/telemetry.json.")
+    for kind in seen.state.notices.kinds:
+        if kind in LACKING:
+            what, fix = seen.state.notices.said(kind)
+            say = checked.error if kind in ("left out", "back") else checked.warning
+            say(what[0].upper() + what[1:], fix)
+    warned = dict.fromkeys(i.message for i in seen.items if isinstance(i, protocol.Log) and i.level == "warning")
+    for message in list(warned)[:MESSAGES]:
+        checked.warning(f"The script warns: {short(message, 300)}", "Do what it says.")
 
 
 def _start(checked: Checked, start: protocol.Start) -> None:
@@ -123,7 +140,8 @@ def _reports(checked: Checked, seen: Seen, start: protocol.Start) -> None:
     elif not any(metric in item.metrics for item in evals):
         checked.error(
             f"The objective {metric!r} is in none of the evaluations.",
-            f"They have: {', '.join(evals[0].metrics)}. Name one of them as the objective.",
+            f"They have: {short(', '.join(evals[0].metrics), 200) or 'nothing'}. Name one of them as the objective."
+            f"{nearest(metric, evals[0].metrics)}",
         )
     else:
         checked.passed.append(f"{len(evals)} evaluations carry the objective {metric!r}")
@@ -131,8 +149,6 @@ def _reports(checked: Checked, seen: Seen, start: protocol.Start) -> None:
     silent = sorted(names - set(start.metrics))
     if silent:
         checked.warning(f"Metrics without a description: {', '.join(silent[:5])}.", "Describe them in `metrics`.")
-    for text in dict.fromkeys(i.message for i in seen.items if isinstance(i, protocol.Log) and i.level != "info"):
-        checked.warning(f"The script logged: {text}", "See to it before a long run.")
 
 
 def _persistence(checked: Checked, seen: Seen) -> None:

@@ -6,13 +6,14 @@ import json
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO
 
 from trainmgr import events, protocol
 from trainmgr.interventions import Drift, Intervention
 from trainmgr.ledger import Ledger
 from trainmgr.lineage import is_trial
+from trainmgr.notices import Kind
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Item
 from trainmgr.wire import Value, plain
@@ -221,6 +222,20 @@ def event_in_words(event: events.Payload, state: RunState) -> str | None:
             return None
 
 
+class Told:
+    """Which notices of a run have been said: each kind once, when the first of it comes."""
+
+    def __init__(self, known: Iterable[Kind] = ()) -> None:
+        self._kinds = set(known)
+
+    def new(self, state: RunState) -> list[str]:
+        fresh = tuple(state.notices.kinds.keys() - self._kinds)
+        if not fresh:  # asked at every record
+            return []
+        self._kinds.update(fresh)
+        return list(state.notices.in_words(fresh))
+
+
 class Keyboard:
     """Reads answers from the terminal in a thread of its own, so that nobody waits for the person."""
 
@@ -289,6 +304,7 @@ class Lines:
         self._keyboard: Keyboard | None = None
         self._ledger = Ledger()
         self._drifts = Drifts()
+        self._told = Told(["warning"])  # which are lines of their own
 
     def _say(self, step: int, text: str) -> None:
         print(f"step {step:>7}  {clean(text)}", file=self._out, flush=True)
@@ -313,6 +329,8 @@ class Lines:
                 self._say(state.step, f"{record.level}: {record.message[:200]}")
             case protocol.End():
                 self._say(record.step, f"{record.status}")
+        for text in self._told.new(state):
+            self._say(state.step, text)
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
         self._ledger = ledger

@@ -17,6 +17,7 @@ from trainmgr.errors import RecordError
 from trainmgr.history import History, Moment
 from trainmgr.interventions import Drift
 from trainmgr.ledger import Ledger
+from trainmgr.notices import LACKING
 from trainmgr.paths import RunPaths
 from trainmgr.run_state import figures
 from trainmgr.telemetry import Item
@@ -140,6 +141,7 @@ class Prover:
             at = self._history.state.stopped_at
             self.proof.notes.append(f"The script was told to stop at step {at} and trained on for {steps} steps.")
         self.proof.records = self._history.state.records
+        self.proof.notes += (f"telemetry.jsonl: {note}" for note in self._history.state.notices.in_words(LACKING))
         self.proof.changes = [self._changes[revision] for revision in sorted(self._changes)]
         ledger = self._history.ledger
         self.proof.reversals, self.proof.demoted = ledger.reversals, ledger.demoted

@@ -297,16 +297,13 @@ def _unreadable(line: bytes, reason: str, kind: Literal["garbage", "unknown"] = 
 
 
 def _not_json(line: bytes, error: Exception) -> str:
-    if b"\0" in line:
-        return "not UTF-8: it has zero bytes, as UTF-16 has"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 at byte {error.start + 1}"
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} at character {error.pos + 1}"
-    return "not JSON"
+    if isinstance(error, UnicodeDecodeError) or b"\0" in line:
+        return "not UTF-8" + ": it has zero bytes, as UTF-16 has" * (b"\0" in line)
+    where = f": {error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+    return f"not JSON{where}"
 
 
-def _mended(value: dict[str, Any], error: ValidationError) -> Telemetry:
+def _mended(value: Any, error: ValidationError) -> Telemetry:
     """The record without the entries that ``error`` complains of; raises ValidationError where that is not enough.
 
     ``value`` is the line as JSON has it, and is changed.
@@ -315,32 +312,24 @@ def _mended(value: dict[str, Any], error: ValidationError) -> Telemetry:
     for place, items in _findings(error).items():
         path = place[1:]  # without the event
         try:
-            *above, last = path
-            parent: Any = reduce(_getitem, above, value)
-            found = parent[last]
-        except (ValueError, LookupError, TypeError):  # it is missing, or what it was in is left out already
+            parent: Any = reduce(operator.getitem, path[:-1], value)
+            found = parent[path[-1]]
+        except (LookupError, TypeError):  # it is missing, or what it was in is left out already
             continue
         depth = 1 + _PARTS.get(str(path[0]), 0)
         entry = path[:depth]
         if isinstance(found, _Bare) and len(path) >= depth and value["event"] != "start":
-            said = f"{_shown(path)}: {found} is no number of JSON and was read all the same; write it in quotes"
-            flaws[path] = Flaw("spelling", said)
+            flaws[path] = Flaw("spelling", f"{_shown(path)}: {found} without quotes")
         elif isinstance(found, float) and found.is_integer() and items[0]["type"] in ("int_type", "literal_error"):
-            parent[last] = int(found)
+            parent[path[-1]] = int(found)
         elif path[0] == "action_space":
             _make_whole(found)
         elif len(entry) > 1:
-            *above, last = entry
-            parent = reduce(_getitem, above, value)
-            del parent[last]
+            del reduce(operator.getitem, entry[:-1], value)[entry[-1]]
             flaws[entry] = Flaw("left out", _said(path, items))
     record = _TELEMETRY.validate_json(json.dumps(value))
     record._flaws = tuple(flaws.values())
     return record
-
-
-def _getitem(value: Any, key: int | str) -> Any:
-    return value[key]
 
 
 def _make_whole(parameter: Any) -> None:

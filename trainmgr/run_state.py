@@ -16,7 +16,8 @@ from trainmgr import protocol
 from trainmgr.action_space import ActionSpace
 from trainmgr.interventions import Drift, Intervention
 from trainmgr.lineage import Lineage
-from trainmgr.wire import MAX_NAME, Value
+from trainmgr.notices import Notices
+from trainmgr.wire import MAX_NAME, Value, short
 
 ROWS = 48  # evaluations kept; past that the older ones are thinned by half
 RECENT = 16  # of them, the latest kept whole
@@ -83,6 +84,8 @@ class RunState:
     garbage: int = 0
     unknown: int = 0
     extra_names: int = 0
+    notices: Notices = field(default_factory=Notices)
+    """What could not be used as it was reported."""
     first_time: float | None = None
     last_time: float | None = None
     step: int = 0
@@ -138,6 +141,11 @@ class RunState:
         return ActionSpace(parameters, list(self.start.commands))
 
     @property
+    def lines(self) -> int:
+        """Lines of telemetry, those that are no records among them."""
+        return self.records + self.garbage + self.unknown
+
+    @property
     def total_steps(self) -> int | None:
         return self.start.total_steps if self.start else None
 
@@ -188,8 +196,10 @@ class RunState:
                 self.next_seq += 1  # a record all the same
             else:
                 self.garbage += 1
+            self.notices.unreadable(record, self.lines)
             return
         self.records += 1
+        self.notices.record(record, self.lines)
         if record.seq != self.next_seq:
             self.gaps += max(1, record.seq - self.next_seq)
         self.next_seq = record.seq + 1
@@ -260,7 +270,7 @@ class RunState:
             window = self.windows.get(name)
             if window is None:
                 if len(self.windows) >= NAMES or len(name) > MAX_NAME:
-                    self.extra_names += 1
+                    self._skip([name])
                     continue
                 window = self.windows[name] = Window()
             window.add(value)
@@ -276,7 +286,8 @@ class RunState:
     def _eval(self, record: protocol.Eval) -> None:
         self.step = max(self.step, record.step)
         metrics = self._followed(record.metrics)
-        self.extra_names += len(record.metrics) - len(metrics)
+        if len(metrics) < len(record.metrics):
+            self._skip([name for name in record.metrics if name not in metrics])
         bad = sum(not math.isfinite(value) for value in metrics.values())
         self.non_finite += bad
         self.non_finite_total += bad
@@ -298,7 +309,9 @@ class RunState:
         self.moving = {name: found for name, found in record.moving.items() if name in self.recipe}
         value = self.latest
         if value is None:
+            self.notices.unmeasured(record, self.lines)
             return
+        self.notices.measured()
         self.measured = [*self.measured, (self.evals, record.step, value)][-MEASURED:]
         self.lineage.measured(record.step, value)
         counterpart = self._counterpart(self.evaluations[-1])
@@ -314,6 +327,11 @@ class RunState:
             last.after.append((record.step, value))
             if len(last.after) >= OUTCOME_EVALS:
                 last.closed = "measured"
+
+    def _skip(self, names: list[str]) -> None:
+        self.extra_names += len(names)
+        why = f"{len(names[0])} characters" if len(names[0]) > MAX_NAME else f"beyond the first {NAMES} names"
+        self.notices.note("name", self.lines, f"{short(names[0], 40)} ({why})", len(names))
 
     def _followed(self, metrics: dict[str, float]) -> dict[str, float]:
         """The first NAMES metrics whose names are not too long, those of the objective before all others."""
@@ -413,10 +431,11 @@ def _without(metrics: dict[str, float], gone: set[str]) -> dict[str, float]:
 def figures(state: RunState) -> dict[str, Any]:
     """What a run's closing says of its course: everything in it that follows from telemetry alone."""
     reported = state.end.metrics.get(state.start.objective.metric) if state.start and state.end else None
-    final = state.latest if reported is None else reported
+    measured = None if state.notices.lost else state.latest  # what was before evaluations that are lost is no end
+    final = measured if reported is None else reported
     if reported is None and state.best and state.kept_best:
-        measured = state.evaluations and state.stopped_at is not None and state.evaluations[-1].step > state.stopped_at
-        final = state.best[1] if not state.trained_on else final if measured else None
+        since = state.evaluations and state.stopped_at is not None and state.evaluations[-1].step > state.stopped_at
+        final = state.best[1] if not state.trained_on else final if since else None
     return {
         "steps": state.step,
         "interventions": state.intervention_count,

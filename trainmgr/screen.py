@@ -234,6 +234,7 @@ class LiveView:
         self._question: Text | None = None
         self._keyboard: display.Keyboard | None = None
         self._drifts = display.Drifts()
+        self._told = display.Told()
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -245,7 +246,7 @@ class LiveView:
         self._live.stop()
 
     def record(self, record: Item, state: RunState) -> None:
-        for text in self._drifts.new(state):
+        for text in (*self._drifts.new(state), *self._told.new(state)):
             self._console.print(Text(display.clean(text), style="yellow"))
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:

@@ -25,7 +25,7 @@ from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, Run
 from trainmgr.process import STAYING, Adopted, Child, Exit, clean_environment, signal_name
 from trainmgr.run_state import RunState, figures
 from trainmgr.snapshot import Snapshot
-from trainmgr.wire import plain, short
+from trainmgr.wire import nearest, plain, short
 
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
 
@@ -271,7 +271,8 @@ class Supervisor:
                 self._fail(
                     "objective",
                     f"the first evaluation has no {self._objective()}; it has: "
-                    f"{short(', '.join(record.metrics), 200) or 'nothing'}. Nothing can be managed without it.",
+                    f"{short(', '.join(record.metrics), 200) or 'nothing'}. Nothing can be managed without it."
+                    f"{nearest(self._objective(), record.metrics)}",
                 )
             for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
                 self._append(outcome)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -80,7 +82,7 @@ def print_closing(
         out(_probation(ledger.reversals, ledger.lost, ledger.idle, ledger.demoted))
     if spent := display.spent_in_words(ledger):
         out(f"The model was asked: {spent}.")
-    if text := _ended(state, closing):
+    for text in _ended_at(state, figures(state)["final"] if closing is None else closing.final):
         out(text)
     if state.trained_on > 1:
         out(f"[yellow]The script was told to stop at step {state.stopped_at:,} and trained on for "
@@ -96,27 +98,43 @@ def print_closing(
             out(f"[red]{quoted(ledger.failure.where)}: {quoted(ledger.failure.message)}[/]")
         for line in last_lines(stderr) if stderr else []:
             out(f"  {quoted(line)}")
+    for text in state.notices.in_words():
+        out(f"[yellow]{quoted(text[0].upper() + text[1:])}[/]")
+    torn = ledger.ended is not None and bool(ledger.ended.torn)
+    if torn:
+        out("[yellow]What follows the last line break of telemetry was not read: every record ends with one.[/]")
     if closing is not None and state.start is None:
-        out(f"[yellow]The script wrote no telemetry, so nothing was supervised. Try: trainmgr check "
-            f"{quoted(manifest.script)}[/]")  # fmt: skip
+        wrote = f"{counted(state.lines, 'line')} of telemetry and no `start` record that can be read"
+        out(f"[yellow]The script wrote {wrote if state.lines or torn else 'no telemetry'}, so nothing was supervised. "
+            f"Try: trainmgr check {quoted(manifest.script)}[/]")  # fmt: skip
     if closing is None or state.start is not None:  # else there is nothing to look at
         out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
 
 
-def _ended(state: RunState, closing: events.Closing | None) -> str:
-    """How the objective ended, as it was measured; empty where it never was."""
-    if state.start is None or state.best is None:
-        return ""
-    name, (step, best) = quoted(state.start.objective.metric), state.best
-    known = f"its best was {display.number(best)} at step {step:,}"
-    final = closing.final if closing is not None else state.latest
-    if final is None:
-        return f"{name} was not measured after the last change of the weights; {known}."
+def _ended_at(state: RunState, final: float | None) -> Iterator[str]:
+    """How the objective ended. Nothing is claimed to be the end that evaluations came after."""
+    if state.start is None:
+        return
+    name = quoted(state.start.objective.metric)
+    if state.best is None:
+        if final is not None:
+            yield f"{name} ended at [bold]{display.number(final)}[/]; it was finite at no evaluation."
+        return
+    step, best = state.best
+    its_best = f"its best was {display.number(best)} at step {step:,}"
     again = state.end is not None and state.start.objective.metric in state.end.metrics
     if state.kept_best and not state.trained_on and not again:
-        return f"{name} ended at [bold]{display.number(best)}[/], on its best weights, as measured at step {step:,}."
-    worse = (state.worse(final) - state.worse(best)) / abs(best) if best else 0.0
-    return f"{name} ended at [bold]{display.number(final)}[/]; {known} ({worse:+.1%} from it)."
+        yield f"{name} ended at [bold]{display.number(best)}[/], on its best weights, as measured at step {step:,}."
+    elif final is not None:
+        worse = (state.worse(final) - state.worse(best)) / abs(best) if best else 0.0
+        much = f" ({worse:+.1%} from it)" if math.isfinite(worse) else ""
+        yield f"{name} ended at [bold]{display.number(final)}[/]; {its_best}{much}."
+    elif state.measured and (lost := state.notices.lost):
+        _, at, value = state.measured[-1]
+        yield (f"{name} was [bold]{display.number(value)}[/] at step {at:,}; {counted(lost, 'later evaluation')} could "
+               f"not be read ({quoted(state.notices.lost_why)}); {its_best}.")  # fmt: skip
+    else:
+        yield f"{name} was not measured after the last change of the weights; {its_best}."
 
 
 def _probation(reversals: int, lost: int, vain: int, demoted: bool) -> str:
@@ -298,6 +316,8 @@ def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledge
         **figures(state),
         "recipe": state.recipe,
         "overwritten": state.overwritten,
+        "notices": {kind: asdict(notice) for kind, notice in state.notices.kinds.items()},
+        "evaluations_lost": state.notices.lost,
         "reversals": ledger.reversals,
         "demoted": ledger.demoted,
         "steps_lost": ledger.lost,

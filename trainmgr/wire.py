@@ -6,8 +6,11 @@ declared; nothing else is ever converted: a number in quotes, true where a numbe
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+from collections.abc import Iterable
+from itertools import islice
 from typing import Annotated, Any
 
 import pydantic_core
@@ -90,6 +93,13 @@ def short(text: str, limit: int) -> str:
     if not cut.isprintable():
         cut = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in cut)
     return cut if len(cut) <= limit else cut[: limit - 1] + "…"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The one of ``names`` that ``name`` may have been meant to be, as a question; empty where none is like it."""
+    known = {other.casefold(): other for other in islice(names, MAX_NAME) if len(other) <= MAX_NAME}
+    found = difflib.get_close_matches(name.casefold(), known, n=1)
+    return f" Was {short(known[found[0]], MAX_NAME)} meant?" if found else ""
 
 
 def pretty(value: Any) -> str:

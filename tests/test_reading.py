@@ -1,0 +1,175 @@
+"""Scripts that write their own telemetry, with what other languages and other people make of it: said where a run is
+shown, and nothing claimed that was not read. Real processes, real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainmgr import errors
+
+FOREIGN = r"""
+import json, math, os, sys
+
+seq = 0
+file = open(os.path.join(os.environ["TRAINMGR_RUN_DIR"], "telemetry.jsonl"), "ab", buffering=0)
+
+
+def put(event, end=b"\n", begin=b"", **more):
+    global seq
+    line = json.dumps({"v": 1, "seq": seq, "t": float(seq), "event": event, **more}).encode()
+    file.write(begin + line + end)
+    seq += 1
+
+
+def start(**more):
+    put("start", workload="own", pid=1, total_steps=40, objective={"metric": "val_loss", "mode": "min"}, **more)
+
+
+def train(**wrong):
+    for step in range(1, 41):
+        put("step", step=step, metrics={"loss": 1.0})
+        if step % 10 == 0:
+            put("eval", step=step, metrics={"val_loss": step / 10, "acc": 0.5, **(wrong if step >= 20 else {})})
+    put("end", status="completed", step=40)
+"""
+
+
+def trainmgr(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "400", "NO_COLOR": "1", "TRAINMGR_RUNS_DIR": str(folder / "runs")}
+    return subprocess.run(
+        [sys.executable, "-m", "trainmgr", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def supervise(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
+    (folder / "own.py").write_text(FOREIGN + body)
+    return trainmgr(folder, "run", "own.py", "--manager", "none")
+
+
+def show(folder: Path) -> dict[str, object]:
+    found = json.loads(trainmgr(folder, "show", "--json").stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("body", [
+    "start(begin=b'\\xef\\xbb\\xbf')\ntrain()", "start(end=b'\\r\\n')\ntrain()",
+    "start(seed=3.0, action_space=[dict(name='n', type='int', low=1.0, high=9.0, value=3.0)])\ntrain()",
+])  # fmt: skip
+def test_the_habits_of_other_writers_cost_nothing(tmp_path: Path, body: str) -> None:
+    done = supervise(tmp_path, body)
+    assert done.returncode == 0
+    assert "val_loss ended at 4; its best was 1 at step 10" in done.stdout
+    assert show(tmp_path)["notices"] == {}
+    assert trainmgr(tmp_path, "audit").returncode == errors.EXIT_OK
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    ("f1=None", "3 entries of records were left out; the first: line 23: metrics.f1: must be a number (found None). "),
+    ("f1=[1]", "3 entries of records were left out; the first: line 23: metrics.f1: must be a number (found [1]). "),
+    ("f1=math.nan", "3 numbers that JSON does not have were read all the same; the first: line 23: metrics.f1: NaN "),
+    ("**{'x' * 82: 1.0}", f"3 values have names that are not followed; the first: line 23: {'x' * 39}… (82 charac"),
+])  # fmt: skip
+def test_a_good_objective_beside_a_bad_metric_is_kept_and_the_rest_is_said(
+    tmp_path: Path, wrong: str, said: str
+) -> None:
+    done = supervise(tmp_path, f"start()\ntrain({wrong})")
+    assert done.returncode == 0
+    assert "val_loss ended at 4; its best was 1 at step 10 (+300.0% from it)." in done.stdout
+    assert said in done.stdout  # as a count in the last lines
+    first = next(line for line in done.stderr.splitlines() if "line 23: " in line)  # ... and at the first one
+    assert first.startswith("step      20  1 ")
+    assert said in trainmgr(tmp_path, "show").stdout
+    ((_, notice),) = show(tmp_path)["notices"].items()  # type: ignore[attr-defined]
+    assert notice["count"] == 3
+    audit = trainmgr(tmp_path, "audit")
+    assert audit.returncode == errors.EXIT_OK  # a note, no finding
+    assert f"note: telemetry.jsonl: {said.strip()}" in audit.stdout
+
+
+def test_an_objective_that_is_nan_from_some_step_on_ends_at_nan(tmp_path: Path) -> None:
+    done = supervise(tmp_path, "start()\ntrain(val_loss=math.nan)")
+    assert "val_loss ended at nan; its best was 1 at step 10." in done.stdout
+    assert "line 23: metrics.val_loss: NaN without quotes." in done.stdout
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "train(val_loss=None)",
+        "train(val_loss='low')",
+        "json.dumps = lambda v: repr(v).replace(\"'\", '\"')\ntrain(acc=math.nan)",
+    ],
+)
+def test_the_end_is_not_claimed_from_before_evaluations_that_are_lost(tmp_path: Path, wrong: str) -> None:
+    done = supervise(tmp_path, f"start()\n{wrong}")
+    assert done.returncode == 0
+    assert "ended at" not in done.stdout
+    assert "val_loss was 1 at step 10; 3 later evaluations could not be read (line 23: " in done.stdout
+    found = show(tmp_path)
+    assert (found["final"], found["best"], found["evaluations_lost"]) == (None, 1.0, 3)
+    assert found["notices"]
+
+
+def test_telemetry_without_a_start_that_can_be_read_is_not_no_telemetry(tmp_path: Path) -> None:
+    done = supervise(tmp_path, "start(seed='three')\ntrain()")
+    assert done.returncode == errors.EXIT_WORKLOAD
+    assert (
+        "1 line of telemetry could not be read: line 1: start.seed: must be a whole number (found 'three')."
+        in done.stdout
+    )
+    assert (
+        "The script wrote 46 lines of telemetry and no `start` record that can be read, so nothing was" in done.stdout
+    )
+    assert "wrote no telemetry" not in done.stdout
+    assert "line 1: start.seed: must be a whole number (found 'three')." in done.stderr
+
+
+def test_records_that_no_line_break_ends_are_not_no_telemetry(tmp_path: Path) -> None:
+    done = supervise(tmp_path, "start(end=b'\\r')")
+    assert "The script wrote 0 lines of telemetry and no `start` record that can be read" in done.stdout
+    assert "What follows the last line break of telemetry was not read" in done.stdout
+    assert "The script wrote no telemetry, so nothing was supervised." in supervise(tmp_path, "").stdout
+
+
+def test_a_last_record_without_its_line_break_is_said(tmp_path: Path) -> None:
+    done = supervise(
+        tmp_path, "start()\nput('step', step=1, metrics={})\nput('end', status='completed', step=1, end=b'')"
+    )
+    assert "What follows the last line break of telemetry was not read: every record ends with one." in done.stdout
+
+
+def test_lines_that_are_no_records_stay_findings_of_the_audit(tmp_path: Path) -> None:
+    done = supervise(tmp_path, "start()\nfile.write(b'loss: 1.5\\n' * 2)\ntrain()")
+    assert "2 lines of telemetry could not be read; the first: line 2: not JSON: Expecting value at" in done.stdout
+    audit = trainmgr(tmp_path, "audit")
+    assert audit.returncode == errors.EXIT_FAILED
+    assert "telemetry.jsonl line 3: not a record" in audit.stdout
+
+
+def test_a_wrong_name_of_the_objective_gets_the_nearest(tmp_path: Path) -> None:
+    done = supervise(tmp_path, "start()\nput('eval', step=1, metrics={'loss': 1.0, 'Val/Loss': 2.0})\ntrain()")
+    assert "it has: loss, Val/Loss. Nothing can be managed without it. Was Val/Loss meant?" in done.stderr
+
+
+def test_what_was_read_replays(tmp_path: Path) -> None:
+    body = (
+        "start(action_space=[dict(name='lr', type='float', low=0.0, high=1.0, value=0.5)], commands=[])\ntrain(f1=None)"
+    )
+    (tmp_path / "own.py").write_text(FOREIGN + body)
+    assert trainmgr(tmp_path, "run", "own.py", "--manager", "rules").returncode == 0
+    assert trainmgr(tmp_path, "replay").returncode == errors.EXIT_OK
+
+
+def test_an_objective_that_was_never_finite_ends_at_what_it_is(tmp_path: Path) -> None:
+    done = supervise(
+        tmp_path, "start()\nput('eval', step=1, metrics={'val_loss': 'NaN'})\nput('end', step=1, status='completed')"
+    )
+    assert "val_loss ended at nan; it was finite at no evaluation." in done.stdout
