@@ -142,7 +142,7 @@ train()
     ("body", "breach"),
     [
         ("print('training')", "No telemetry was written."),
-        (BASE + "train(accuracy=1.0)", "The objective 'loss' is in none of the evaluations."),
+        (BASE + "train(accuracy=1.0, Loss_=2.0)", "The objective 'loss' is in none of the evaluations."),
         (BASE.replace("recipe.update(lr=v)", "None") + "train()", "lr was set to 0.505, and 0.1 is in effect."),
         (BASE.replace("recipe.update(lr=v)", "1 / 0") + "train()",
          "A change of lr within its bounds was refused: ZeroDivisionError: division by zero"),
@@ -166,7 +166,10 @@ train()
          .replace("    weights[:] = json", "    global step\n    *weights[:], step = json") + "train()",
          "the script counts on from step"),
         (BASE + "w.step(1, {'loss': 1.0}); w._writer.seq += 3; train()", "3 records are missing in the count of seq."),
-        (BASE + "w.step(1, {'loss': 'low'}); train()", "is no record: step.metrics.loss"),
+        (BASE + "w.step(1, {'loss': 1.0}); w._writer.report('step', step=2, metrics={'loss': 'low'}); train()",
+         "1 entry of a record was left out: line 3: metrics.loss: 'low' is not a number;"),
+        (BASE + "w.step(9, {'loss': 1.0}); w.step(3, {'loss': 1.0}); train()",
+         "The step went back once: line 3: from 9 to 3."),
         (BASE.replace('"lr": 0.1', '"lr": 5.0') + "train()", "The value at the start: lr = 5 is outside [0.01, 1]"),
         (BASE + "w.step(1, {'loss': 1.0}); sys.exit('CUDA out of memory')", "The script ended with exit code 1."),
         (BASE + "w.step(1, {'loss': 1.0}); os.kill(os.getpid(), 11)", "The script was killed by SIGSEGV."),
@@ -178,6 +181,38 @@ def test_a_breach_is_an_error_with_a_fix(tmp_path: Path, body: str, breach: str)
     assert not found.ok
     assert any(breach in what for what in errors(found)), errors(found)
     assert all(b.fix for b in found.breaches)
+
+
+def fixes(found: check.Checked) -> str:
+    return " ".join(breach.fix for breach in found.breaches)
+
+
+def test_a_wrong_name_of_the_objective_gets_the_nearest(tmp_path: Path) -> None:
+    found = checked(tmp_path, BASE + "train(accuracy=1.0, Loss_=2.0)")
+    assert "They have: accuracy, Loss_. Name one of them as the objective. Was Loss_ meant?" in fixes(found)
+    assert any("is without the objective 'loss'" in what for what in warnings(found))
+
+
+def test_many_lines_with_one_fault_are_one_breach_with_their_count(tmp_path: Path) -> None:
+    body = """
+with open(RUN / "telemetry.jsonl", "a") as file:
+    file.write('{"v": 1, "event": "step", "loss": nan}\\n' * 16 + 'loss: 1.5\\n')
+"""
+    found = checked(tmp_path, BASE.replace("10**6", "100") + "w.step(1, {})" + body + "train()")
+    unreadable = [what for what in errors(found) if "is no record" in what]
+    assert len(unreadable) == 2
+    assert "not JSON: Expecting value at character 35: " in unreadable[0]
+    assert unreadable[0].endswith("(and 15 more for the same reason)")
+    assert unreadable[1].endswith("not JSON: Expecting value at character 1: loss: 1.5")
+
+
+def test_what_the_script_warns_of_is_a_warning_once(tmp_path: Path) -> None:
+    found = checked(tmp_path, BASE + "w.log('warning', 'the loader is slow'); train(loss=1.0, f1=None)")
+    said = [what for what in warnings(found) if what.startswith("The script warns: ")]
+    assert said[0] == "The script warns: the loader is slow"
+    assert said[1].startswith("The script warns: 'f1' is left out: it is None at step 20, no number;")
+    assert len(said) == 2
+    assert found.ok
 
 
 def test_a_crash_shows_its_last_lines(tmp_path: Path) -> None:

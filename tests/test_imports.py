@@ -19,16 +19,17 @@ ALLOWED: dict[str, str] = {
     "files": "",
     "testing.behaviours": "",
     "testing.endpoint": "testing.behaviours",
+    "workload.values": "",
     "workload.ranks": "",
-    "workload.records": "workload.ranks",
+    "workload.records": "workload.ranks workload.values",
     "workload.overrides": "workload.records",
     "workload.optimizers": "",
     "workload.persistence": "",
-    "workload.parameters": "workload.optimizers workload.overrides",
+    "workload.parameters": "workload.optimizers workload.overrides workload.values",
     "workload.rehearsal": "",
-    "workload.checkpoints": "workload.rehearsal",
+    "workload.checkpoints": "workload.rehearsal workload.values",
     "workload.__init__": "workload.checkpoints workload.overrides workload.parameters workload.persistence "
-    "workload.ranks workload.records",
+    "workload.ranks workload.records workload.values",
     "paths": "errors",
     "wire": "",
     "action_space": "wire",
@@ -128,6 +129,7 @@ THIRD_PARTY = {  # package to the modules that may import it
 }  # torch: nowhere
 LONGEST = 450
 LONG = {
+    "protocol": "every record of the contract between the two processes",
     "workload.__init__": "everything that a training script calls, in one place",
     "policy": "every key that an operator can set, with its explanation",
     "events": "every kind of record in the log, with its explanation",

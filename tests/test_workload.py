@@ -202,7 +202,7 @@ def test_seq_has_no_gaps_across_a_restart_after_a_torn_line(run: Path) -> None:
 
 def test_a_record_too_long_is_replaced_by_a_word_about_it(run: Path) -> None:
     with Script() as script:
-        script.w.eval(1, {f"metric {i}": 1.0 for i in range(6000)})
+        script.w.eval(1, {"loss": 1.0, **{f"metric {i}": 1.0 for i in range(6000)}})
     assert "bytes was dropped" in records(run, "log")[0]["message"]
     assert max(map(len, (run / "telemetry.jsonl").read_bytes().splitlines(keepends=True))) <= MAX_LINE
     folded(run)
@@ -866,7 +866,7 @@ foreign = {n for n in new if n.partition(".")[0] not in sys.stdlib_module_names}
 print(sorted(ours), sorted(foreign))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    parts = "checkpoints", "optimizers", "overrides", "parameters", "persistence", "ranks", "records"
+    parts = "checkpoints", "optimizers", "overrides", "parameters", "persistence", "ranks", "records", "values"
     own = ["trainmgr", "trainmgr.workload", *(f"trainmgr.workload.{n}" for n in parts)]
     assert done.stdout.strip() == f"{own} []"
 

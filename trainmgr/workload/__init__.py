@@ -14,6 +14,9 @@ Parameters and commands may be declared until the first report. Overrides are ap
 ``step``, ``eval`` and ``checkpoint``: between two training steps, in the thread that trains. A bad control file never
 raises there; it is answered with a ``refused`` or a ``log`` record, and training goes on as it was.
 
+Numbers of numpy and torch are numbers. What cannot be one raises where it is declared; in a report it is left out (a
+step that is no whole number is rounded down) and a ``log`` record says so once: a report never stops training.
+
 The cost is kept out of the loop: ``step`` appends to a list. Every 50 ms the list is written (a SIGKILL loses at most
 that) and the control file looked at with one ``stat``.
 """
@@ -33,7 +36,8 @@ from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Persistence
 from trainmgr.workload.ranks import Group
-from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, counted, goal
+from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, goal
+from trainmgr.workload.values import named, whole
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
 
@@ -93,21 +97,21 @@ class Workload(Declarations):
     ) -> None:
         super().__init__()
         self.name = name
-        self.total_steps = total_steps
+        self.total_steps = None if total_steps is None else whole(total_steps, "total_steps", least=0)
         self.stopping = False  # True once a stop was accepted
-        self.seed = default_seed() if seed is None else seed
+        self.seed = default_seed() if seed is None else whole(seed, "seed", None)
         self.objective, self.mode = objective, mode
         self.resumed_from = Path(resumed_from) if resumed_from else None
-        self.resumed_step = resumed_step
+        self.resumed_step = whole(resumed_step, "resumed_step", least=0)
         self._objective = goal(objective, mode, counterpart, scale)
-        self._metrics = {name: Metric.of(metric) for name, metric in (metrics or {}).items()}
+        self._metrics = {named(name, "a metric's name"): Metric.of(metric) for name, metric in (metrics or {}).items()}
         if objective in self._metrics and self._metrics[objective].depends:
             raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")
         self._info = dict(info or {})
-        self._resumed = {"path": str(resumed_from), "step": resumed_step} if resumed_from else None
+        self._resumed = {"path": str(resumed_from), "step": self.resumed_step} if resumed_from else None
         self._group = Group(broadcast)
         self.primary = self._group.rank == 0  # whether this process touches the files
-        self._sync_every = max(1, sync_every)
+        self._sync_every = max(1, whole(sync_every, "sync_every"))
 
         run_dir = os.environ.get(RUN_DIR_VARIABLE)
         self.supervised = bool(run_dir)
@@ -118,7 +122,7 @@ class Workload(Declarations):
         self._writer = Writer(name)
         self._inbox = Inbox()
         self._started = self._applying = self._ended = False
-        self._step = resumed_step
+        self._step = self.resumed_step
         self._flushed = 0.0
         self._period = 0.0 if os.environ.get(CHECK_VARIABLE) else PERIOD
         self._handled = -1  # the last revision that was acknowledged
@@ -234,7 +238,7 @@ class Workload(Declarations):
             raise ValueError("steps() needs total_steps")
         if not self._announced:
             self._announce()
-        for step in range(self._step + 1 if first is None else first, self.total_steps + 1):
+        for step in range(self._step + 1 if first is None else whole(first, "first"), self.total_steps + 1):
             if self.stopping:
                 return
             yield step
@@ -245,7 +249,8 @@ class Workload(Declarations):
             return
         self._ended = True
         status = status or ("stopped" if self.stopping else "completed")
-        self._report("end", status=status, step=step, metrics=counted(metrics or {}))
+        step = self._writer.count(step)
+        self._report("end", status=status, step=step, metrics=self._writer.numbers(step, metrics or {}))
         self._writer.close()
         atexit.unregister(self.flush)
 
@@ -253,6 +258,8 @@ class Workload(Declarations):
 
     def step(self, step: Whole, metrics: Mapping[str, Any]) -> None:
         """Report that training step ``step`` is done, with any of the training metrics (numbers; NaN is welcome)."""
+        if type(step) is not int:
+            step = self._writer.count(step)
         self._step = step
         if not self._announced:
             self._announce()
@@ -280,12 +287,14 @@ class Workload(Declarations):
         metrics: Mapping[str, Any],
         split: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Report an evaluation, the objective among its metrics; then the "eval" boundary."""
-        tables = {"split": {name: counted(row) for name, row in split.items()}} if split else {}
+        """Report an evaluation, the objective among its metrics (numbers; NaN is welcome); then the "eval" boundary."""
+        step, writer = self._writer.count(step), self._writer
+        numbers = writer.numbers(step, metrics, self.objective)
+        tables = {"split": {name: writer.numbers(step, row) for name, row in split.items()}} if split else {}
         self._look(step)
         moving = self._moving(step)
         tables |= {"moving": moving} if moving else {}
-        self._report("eval", step=step, metrics=counted(metrics), params=self._values(), **tables)
+        self._report("eval", step=step, metrics=numbers, params=self._values(), **tables)
         self._boundary(step, "eval")
 
     def checkpoint(
@@ -296,17 +305,18 @@ class Workload(Declarations):
         best: Switch = False,
     ) -> None:
         """Report a checkpoint that is complete on disk; then the "checkpoint" boundary."""
-        place = Path(path)
+        place, step = Path(path), self._writer.count(step)
         if self.directory is not None and place.is_absolute() and place.is_relative_to(self.directory.absolute()):
             place = place.relative_to(self.directory.absolute())
         elif self.directory is not None and place.is_relative_to(self.directory):
             place = place.relative_to(self.directory)
-        self._report("checkpoint", step=step, path=str(place), metrics=counted(metrics or {}), best=best)
+        numbers = self._writer.numbers(step, metrics or {})
+        self._report("checkpoint", step=step, path=str(place), metrics=numbers, best=bool(best))
         self._boundary(step, "checkpoint")
 
     def log(self, level: str, message: str) -> None:
         """Say something to the people who read the log; level "info", "warning" or "error"."""
-        self._report("log", level=level, message=message[:MAX_TEXT])
+        self._report("log", level=str(level), message=str(message)[:MAX_TEXT])
 
     def flush(self) -> None:
         """Write what was gathered. A full disk costs records, never the training run."""

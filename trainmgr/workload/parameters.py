@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 from trainmgr.workload.optimizers import Managed
 from trainmgr.workload.overrides import BOUNDARIES, COMMANDS
+from trainmgr.workload.values import MAX_NAME, described, plain, whole
 
-MAX_NAME = 64  # characters
 MAX_PARAMETERS = 64
 
 # Inside Declarations the names of these builtins are methods.
@@ -21,12 +21,12 @@ Switch: TypeAlias = bool
 class Parameter:
     """One thing that may be changed while the run goes on. Made by ``Workload.float`` and its siblings."""
 
-    __slots__ = ("get", "managed", "set", "spec")
+    __slots__ = ("_get", "managed", "set", "spec")
 
     def __init__(
         self, spec: dict[str, Any], get: Callable[[], Any], set: Callable[[Any], None], managed: Managed | None = None
     ) -> None:
-        self.spec, self.get, self.set, self.managed = spec, get, set, managed
+        self.spec, self._get, self.set, self.managed = spec, get, set, managed
 
     def memo(self) -> Callable[[], None]:
         """What puts it back as it is now, whatever was set or restored since."""
@@ -34,6 +34,10 @@ class Parameter:
             return self.managed.memo()
         value = self.get()
         return lambda: None if self.get() == value else self.set(value)
+
+    def get(self) -> Any:
+        """The value in effect, as a number, a switch or a text of Python: of numpy and torch too."""
+        return plain(self._get(), self.spec["type"])
 
     def objection(self, value: object) -> str | None:
         """Why ``value`` may not be set, or None: the same rules as the supervisor's, checked once more."""
@@ -105,6 +109,7 @@ class Declarations:
         description: str = "",
     ) -> None:
         """Declare a whole-number parameter within [low, high]; one change moves it by at most ``max_delta``."""
+        low, high = whole(low, f"{name}: low"), whole(high, f"{name}: high")
         spec = {"name": name, "type": "int", "low": low, "high": high, "max_delta": max_delta}
         self._declare(spec, boundary, group, description, get, set)
 
@@ -221,12 +226,21 @@ class Declarations:
         name = spec["name"]
         self._undeclarable(name)
         spec.update(boundary=boundary, group=group, description=description)
-        problem = "declared twice" if name in self._parameters else contradiction(spec, get())
+        parameter = Parameter(spec, get, set, managed)
+        problem = "declared twice" if name in self._parameters else contradiction(spec, parameter.get())
         if problem is None and len(self._parameters) >= MAX_PARAMETERS:
             problem = f"there are {MAX_PARAMETERS} parameters already"
         if problem:
             raise ValueError(f"{name}: {problem}")
-        self._parameters[name] = Parameter(spec, get, set, managed)
+        self._parameters[name] = parameter
+
+
+_TYPES: dict[str, tuple[Any, str]] = {  # of a value, by the type of its parameter
+    "choice": (str, "one of the choices"),
+    "bool": (bool, "true or false"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+}
 
 
 def contradiction(spec: dict[str, Any], value: Any) -> str | None:
@@ -239,8 +253,12 @@ def contradiction(spec: dict[str, Any], value: Any) -> str | None:
     if kind == "choice":
         texts = spec["choices"]
         fine = texts and all(isinstance(text, str) and 0 < len(text) <= MAX_NAME for text in texts)
-        return None if fine else f"choices are texts of 1 to {MAX_NAME} characters, at least one"
-    if kind == "bool":
+        if not fine:
+            return f"choices are texts of 1 to {MAX_NAME} characters, at least one"
+    wanted, words = _TYPES[kind]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+        return f"its value at the start is {described(value)}; `get` must return {words}"
+    if kind in ("choice", "bool"):
         return None
     low, high, off = spec["low"], spec["high"], spec.get("off")
     if spec.get("scale") not in (None, "linear", "log"):

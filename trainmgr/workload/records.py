@@ -13,19 +13,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainmgr.workload import ranks
+from trainmgr.workload.values import MAX_NAME, described, instead, named, nearest, number, real, scalar, whole
 
 PROTOCOL_VERSION = 1
 MAX_LINE = 64 * 1024  # bytes, line break included
 MAX_BACKLOG = 8 * 1024 * 1024  # bytes kept while the disk refuses them
 MAX_TEXT = 2_000  # characters of a log message or a reason
+MAX_SAID = 16  # names of metrics that are no numbers, of which the log speaks
+BACK = (
+    "the step went back from {} to {}: report steps of the whole run, not of each epoch, and let load() leave the "
+    "counter alone; a script that is resumed passes resumed_step"
+)
 ROLES = ("success", "unsafe", "policy step", "action noise", "loss gradient")
 _PLAIN = frozenset((float, int))
 
-_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=float).encode
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=scalar).encode
 
 
 def goal(metric: str, mode: str, counterpart: str | None, scale: float | None) -> dict[str, Any]:
     """The objective as the ``start`` record has it; raises ValueError for what cannot be one."""
+    named(metric, "the name of the objective")
+    if counterpart is not None:
+        named(counterpart, "the name of the counterpart")
     if mode not in ("min", "max"):
         raise ValueError(f"mode is {mode!r}; allowed are 'min' and 'max'")
     if scale is not None and not 0 < scale < math.inf:
@@ -81,6 +90,9 @@ class Writer:
         self._complained = False
         self._pid = 0  # of the process that may write
         self._rival: int | None = None  # the file, where another process writes it
+        self._last = 0  # the last training step
+        self._said: set[str] = set()  # what the log has spoken of
+        self._to_say: list[tuple[str, str]] = []  # ... and what it is to speak of next
 
     def open(self, path: Path) -> bool:
         """Go on after what is in the file. False where another process writes it: then nothing is ever written here."""
@@ -142,7 +154,13 @@ class Writer:
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Gather the record of a step."""
-        self._steps.append((step, time.time(), dict(metrics)))
+        if step < self._last:
+            self._say("back", BACK.format(self._last, step), "info")  # the supervisor counts them
+        self._last = step
+        try:
+            self._steps.append((step, time.time(), dict(metrics)))
+        except (TypeError, ValueError):  # no names with numbers
+            self._steps.append((step, time.time(), self.numbers(step, metrics)))
 
     def report(self, event: str, **fields: Any) -> None:
         """Write a record at once, after the steps before it."""
@@ -150,7 +168,53 @@ class Writer:
             return
         self.flush()
         self._emit(event, **fields)
+        self._speak()
         self.flush()
+
+    def _say(self, about: str, message: str, level: str = "warning") -> None:
+        """Say something once, in a ``log`` record that follows what is reported next."""
+        if about not in self._said:
+            self._said.add(about)
+            self._to_say.append((level, message))
+
+    def _speak(self) -> None:
+        while self._to_say:
+            level, message = self._to_say.pop(0)
+            self._emit("log", level=level, message=message[:MAX_TEXT])
+
+    def count(self, step: Any) -> int:
+        """A step as an int. One that is none must not stop training: it counts as the last whole one before it."""
+        try:
+            return whole(step, "the step")
+        except (TypeError, ValueError) as error:
+            value = real(step)
+            last = math.floor(value) if math.isfinite(value) else self._last
+            self._say("step", f"{error}; it counts as {last}: report how many training steps are done")
+            return last
+
+    def numbers(self, step: int, metrics: Mapping[str, Any], needed: str | None = None) -> dict[str, Any]:
+        """Metrics as the protocol has them. What is no number is left out, and spoken of once for each name.
+
+        So is it when ``needed`` is not there at all.
+        """
+        found: dict[str, Any] = {}
+        if not hasattr(metrics, "items"):
+            what = f"the metrics at step {step} are {described(metrics)}, and are left out"
+            self._say("metrics", f"{what}; report names with numbers, such as {{'loss': 1.5}}")
+            return found
+        for name, value in metrics.items():
+            try:
+                found[str(name)] = number(value)
+            except TypeError:
+                if len(self._said) < MAX_SAID:
+                    short = str(name)[:MAX_NAME]
+                    what = f"{short!r} is left out: it is {described(value)} at step {step}, no number"
+                    self._say(f"metric {short}", f"{what}; {instead(value)}")
+        if needed is not None and needed not in metrics and "objective" not in self._said:
+            there = ", ".join(map(str, metrics))[:200] or "nothing"
+            what = f"the evaluation at step {step} is without the objective {needed!r}; it has: {there}"
+            self._say("objective", f"{what}.{nearest(needed, found)}")
+        return found
 
     def flush(self) -> None:
         """Write what was gathered. A full disk costs records, never the training run: the loss is reported later."""
@@ -159,7 +223,9 @@ class Writer:
         for step, t, metrics in self._steps:
             head = f'{{"v":{PROTOCOL_VERSION},"seq":{self.seq},"t":{t:.6f},"event":"step","step":{step},"metrics":'
             self.seq += 1
-            self._lines.append(self._fit(f"{head}{self._numbers(metrics)}}}\n"))
+            self._lines.append(self._fit(f"{head}{self._numbers(step, metrics)}}}\n"))
+            if self._to_say:
+                self._speak()
         self._steps.clear()
         data = self._backlog + b"".join(self._lines)
         self._lines.clear()
@@ -174,7 +240,7 @@ class Writer:
                 self._complained = True
                 print(f"{self._name}: telemetry cannot be written ({error}); training goes on", file=sys.stderr)
 
-    def _numbers(self, metrics: Mapping[str, Any]) -> str:
+    def _numbers(self, step: int, metrics: Mapping[str, Any]) -> str:
         """The metrics of a step as JSON. Most steps have the names of the step before and plain finite numbers."""
         names, values = tuple(metrics), tuple(metrics.values())
         if names != self._names:
@@ -185,7 +251,7 @@ class Writer:
                 return self._template % values
         except (ValueError, OverflowError):  # an int beyond every float
             pass
-        return _dump(counted(metrics))
+        return _dump(self.numbers(step, metrics))
 
     def _fit(self, line: str) -> bytes:
         data = line.encode(errors="replace")  # lone surrogates
@@ -212,11 +278,6 @@ def _dump(value: Any) -> str:
         return _encode(_wire(value))
 
 
-def counted(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics are numbers: true counts as 1."""
-    return {name: int(value) if isinstance(value, bool) else value for name, value in metrics.items()}
-
-
 def _wire(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool)):
         return value
@@ -227,12 +288,14 @@ def _wire(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_wire(item) for item in value]
     try:
-        number = float(value)
+        found = scalar(value)
     except Exception:
         return str(value)[:MAX_TEXT]
-    if math.isfinite(number):
-        return number
-    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+    if not isinstance(found, float):
+        return found if isinstance(found, (bool, int)) else str(found)[:MAX_TEXT]
+    if math.isfinite(found):
+        return found
+    return "NaN" if math.isnan(found) else "Infinity" if found > 0 else "-Infinity"
 
 
 def all_finite(metrics: Mapping[str, Any]) -> bool:

@@ -1,0 +1,361 @@
+"""What the library is given: numbers of other libraries are numbers, and what is none is said where it is given."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainmgr import protocol, workload
+from trainmgr.run_state import RunState
+from trainmgr.telemetry import Feed
+from trainmgr.workload import Workload, values
+
+WHOLE = [
+    3,
+    np.int64(3),
+    np.uint8(3),
+    np.float32(3.0),
+    3.0,
+    torch.tensor(3),
+    torch.tensor(3.0),
+    np.array(3),
+    Fraction(3),
+]
+NOT_WHOLE = [3.5, np.float64(0.5), torch.tensor(2.5), math.nan, math.inf, Decimal("1.5")]
+NO_NUMBER = [None, "3", True, np.bool_(True), [3], {"n": 3}, torch.ones(2), np.ones((2, 2)), 3j, object(), b"3"]
+
+
+@pytest.fixture(autouse=True)
+def unmanaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TRAINMGR_RUN_DIR", "TRAINMGR_SEED", "TRAINMGR_RESUME", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRAINMGR_RUN_DIR", str(tmp_path))
+    monkeypatch.setattr(workload, "PERIOD", 0.0)
+    return tmp_path
+
+
+def records(run: Path, event: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "telemetry.jsonl").read_text().splitlines()]
+    return [record for record in found if record["event"] == event]
+
+
+def said(run: Path) -> list[str]:
+    return [f"{record['level']}: {record['message']}" for record in records(run, "log")]
+
+
+def folded(run: Path) -> RunState:
+    """Read by the other side: every line is a record without a flaw."""
+    state = RunState()
+    for item in Feed(run / "telemetry.jsonl").records():
+        assert not isinstance(item, protocol.Unreadable), item
+        assert item.flaws == ()
+        state.fold(item)
+    assert state.gaps == 0
+    return state
+
+
+# ---- where it is declared --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", WHOLE, ids=repr)
+def test_whole_numbers_of_others_are_whole_numbers_in_the_record(value: Any, run: Path) -> None:
+    with Workload("w", objective="loss", total_steps=value, seed=value, sync_every=value, resumed_from="x",
+                  resumed_step=value) as w:  # fmt: skip
+        w.int("n", get=lambda: value, set=print, low=np.int64(1), high=np.float32(64.0), max_delta=np.int64(2))
+        assert list(w.steps(value)) == [3]
+        w.step(value, {"loss": np.float32(1.5)})
+        w.eval(value, {"loss": value})
+        w.checkpoint(value, "c", best=np.bool_(True))
+        w.end(value)
+    assert '"total_steps":3,' in (run / "telemetry.jsonl").read_text()
+    (start,) = records(run, "start")
+    space = start["action_space"][0]
+    assert repr([start["seed"], start["resumed"]["step"], *(space[key] for key in ("low", "high", "value"))]) == (
+        "[3, 3, 1, 64, 3]"
+    )
+    assert [repr(r["step"]) for e in ("step", "eval", "checkpoint", "end") for r in records(run, e)] == ["3"] * 4
+    assert records(run, "checkpoint")[0]["best"] is True
+    state = folded(run)
+    assert (state.step, state.total_steps, state.latest) == (3, 3, 3.0)
+
+
+@pytest.mark.parametrize("name", ["total_steps", "seed", "resumed_step", "sync_every"])
+def test_what_is_no_whole_number_raises_where_it_is_declared(name: str) -> None:
+    for value in NOT_WHOLE:
+        with pytest.raises(ValueError, match=f"{name} is .*; it must be a whole number"):
+            Workload("w", objective="loss", **{name: value})
+    for value in NO_NUMBER[1 if name in ("total_steps", "seed") else 0 :]:
+        with pytest.raises(TypeError, match=f"{name} is .*; it must be a whole number"):
+            Workload("w", objective="loss", **{name: value})
+
+
+def test_a_seed_may_have_64_bits_and_a_step_no_more_than_json_has_exactly() -> None:
+    assert Workload("w", objective="loss", seed=np.uint64(2**64 - 1)).seed == 2**64 - 1
+    for wrong in (2**53, 10**400, 1e300):
+        with pytest.raises(ValueError, match="total_steps is beyond 9007199254740991"):
+            Workload("w", objective="loss", total_steps=wrong)
+
+
+@pytest.mark.parametrize("name", ["total_steps", "resumed_step"])
+def test_a_number_of_steps_is_not_negative(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is -1; it must be at least 0"):
+        Workload("w", objective="loss", **{name: np.int64(-1)})
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "eval_" + "very_long_dataset_name_" * 3, None, 3, ("a", "b")])
+def test_a_name_that_nobody_would_follow_raises_where_it_is_declared(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"the name of the objective is .*; it must be text of 1 to 64 characters"):
+        Workload("w", objective=name)
+    if name is not None:
+        with pytest.raises(ValueError, match="the name of the counterpart is "):
+            Workload("w", objective="loss", counterpart=name)
+    with pytest.raises(ValueError, match="a metric's name is "):
+        Workload("w", objective="loss", metrics={name: "nats"})
+    Workload("w", objective="x" * 64, counterpart="y" * 64, metrics={"z" * 64: "nats"})
+
+
+@pytest.mark.parametrize(("kind", "value", "expected"), [
+    ("int", np.int64(32), 32), ("int", torch.tensor(32), 32), ("int", np.array(32), 32), ("int", 32.0, 32),
+    ("bool", np.bool_(True), True), ("bool", torch.tensor(False), False), ("bool", np.array(True), True),
+    ("bool", 1, True), ("float", np.float32(0.5), 0.5), ("float", torch.tensor(0.5), 0.5), ("float", np.array(2), 2),
+    ("float", Decimal("0.5"), 0.5), ("choice", np.str_("a"), "a"),
+])  # fmt: skip
+def test_the_value_of_a_parameter_is_one_of_python(run: Path, kind: str, value: Any, expected: Any) -> None:
+    w, given_ = Workload("w", objective="loss"), {"x": value}
+    more = {"bool": {}, "choice": {"choices": ["a", "b"]}}.get(kind, {"low": 0, "high": 64})
+    getattr(w, kind)("x", get=lambda: given_["x"], set=lambda v: given_.update(x=v), **more)
+    new = {"bool": not expected, "choice": "b", "int": 16, "float": 0.25}[kind]
+    w.eval(1, {"loss": 1.0})
+    control = {"v": 1, "run": run.name, "revision": 1, "issued": {"t": 0.0, "step": 0}, "params": {"x": new},
+               "based_on_step": 0, "decision": "d1"}  # fmt: skip
+    (run / "control.json").write_text(json.dumps(control))
+    w.step(2, {"loss": 1.0})
+    assert repr(given_["x"]) == repr(new)  # the setter gets what it always got
+    assert repr(records(run, "start")[0]["action_space"][0]["value"]) == repr(expected)
+    assert repr(records(run, "eval")[0]["params"]["x"]) == repr(expected)
+    assert repr(records(run, "applied")[0]["changes"]["x"]) == repr([expected, new])
+    assert folded(run).drifts == []
+
+
+def test_a_value_that_is_changed_in_place_is_read_before_and_after(run: Path) -> None:
+    rate = torch.tensor(0.5)
+    w = Workload("w", objective="loss")
+    w.float("x", get=lambda: rate, set=rate.fill_, low=0.0, high=1.0)
+    control = {"v": 1, "run": run.name, "revision": 1, "issued": {"t": 0.0, "step": 0}, "params": {"x": 0.25},
+               "based_on_step": 0, "decision": "d1"}  # fmt: skip
+    (run / "control.json").write_text(json.dumps(control))
+    w.step(1, {"loss": 1.0})
+    assert records(run, "applied")[0]["changes"] == {"x": [0.5, 0.25]}
+
+
+@pytest.mark.parametrize(("kind", "value", "said"), [
+    ("int", 32.5, "its value at the start is 32.5; `get` must return a whole number"),
+    ("int", None, "its value at the start is None; `get` must return a whole number"),
+    ("int", True, "its value at the start is True; `get` must return a whole number"),
+    ("bool", 2, "its value at the start is 2; `get` must return true or false"),
+    ("bool", None, "its value at the start is None; `get` must return true or false"),
+    ("float", "0.5", "its value at the start is the text '0.5'; `get` must return a number"),
+    ("float", [0.5], "its value at the start is a list of 1; `get` must return a number"),
+    ("float", torch.ones(2), "its value at the start is a Tensor of shape (2,); `get` must return a number"),
+    ("choice", 3, "its value at the start is 3; `get` must return one of the choices"),
+])  # fmt: skip
+def test_a_value_of_another_type_raises_where_it_is_declared(kind: str, value: Any, said: str) -> None:
+    more = {"bool": {}, "choice": {"choices": ["a", "b"]}}.get(kind, {"low": 0, "high": 64})
+    with pytest.raises(ValueError, match=re.escape(f"x: {said}")):
+        getattr(Workload("w", objective="loss"), kind)("x", get=lambda: value, set=print, **more)
+
+
+def test_bounds_of_a_whole_number_that_are_none_raise(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"x: low is 0\.5; it must be a whole number"):
+        Workload("w", objective="loss").int("x", get=lambda: 1, set=print, low=0.5, high=3)  # type: ignore[arg-type]
+
+
+def test_facts_about_the_run_keep_their_type(run: Path) -> None:
+    info = {"n": np.int64(3), "on": np.bool_(True), "x": np.float32(0.5), "nan": np.float64("nan"), "path": Path("/x"),
+            "t": torch.tensor(2), "big": 10**400, "pair": torch.ones(2)}  # fmt: skip
+    with Workload("w", objective="loss", info=info) as w:
+        w.step(1, {})
+    found = records(run, "start")[0]["info"]
+    assert repr({key: found[key] for key in ("n", "on", "x", "nan", "path", "t", "big")}) == repr(
+        {"n": 3, "on": True, "x": 0.5, "nan": "NaN", "path": "/x", "t": 2, "big": "Infinity"}
+    )
+    folded(run)
+
+
+# ---- while it trains -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [None, "warm", [0.1, 0.2], {"macro": {"f1": 0.5}}, torch.ones(3), np.ones((2, 2)),
+                                   3j, object(), b"1"], ids=lambda value: type(value).__name__)  # fmt: skip
+@pytest.mark.parametrize("event", ["step", "eval", "split", "checkpoint", "end"])
+def test_a_value_that_is_no_number_is_left_out_and_named_once(run: Path, value: Any, event: str) -> None:
+    metrics = {"loss": 1.5, "x": value, "acc": True}
+    with Workload("w", objective="loss") as w:
+        for step in (1, 2):
+            if event == "step":
+                w.step(step, metrics)
+            elif event == "checkpoint":
+                w.checkpoint(step, "c", metrics)
+            elif event != "end":
+                w.eval(
+                    step, {"loss": 1.5} if event == "split" else metrics, {"en": metrics} if event == "split" else {}
+                )
+        if event == "end":
+            w.end(1, metrics)
+    found = [
+        r["split"]["en"] if event == "split" else r["metrics"] for r in records(run, event.replace("split", "eval"))
+    ]
+    assert found[0] == {"loss": 1.5, "acc": 1}
+    (message,) = said(run)
+    assert message.startswith(f"warning: 'x' is left out: it is {values.described(value)} at step 1, no number; ")
+    folded(run)
+
+
+def test_what_is_left_out_is_named_with_what_helps(run: Path) -> None:
+    with Workload("w", objective="loss") as w:
+        w.eval(10, {"loss": 1.0, "f1": None, "per_class": [0.1, 0.2], "report": {"macro": 1}, "note": "x" * 99,
+                    "matrix": torch.ones(2, 2), "thing": object()})  # fmt: skip
+    found = [
+        re.fullmatch(r"warning: '(\w+)' is left out: it is (.*) at step 10, no number; (.*)", s) for s in said(run)
+    ]
+    one = "report one number: a mean, say, or each under a name of its own"
+    assert [match.groups() for match in found if match] == [
+        ("f1", "None", "leave out what was not measured, or report float('nan')"),
+        ("per_class", "a list of 2", one),
+        ("report", "a dict of 1", "report each number under a name of its own, such as 'report/macro_f1'"),
+        ("note", f"the text '{'x' * 40}'", "text belongs in log()"),
+        ("matrix", "a Tensor of shape (2, 2)", one),
+        ("thing", "an object", one),
+    ]
+
+
+def test_of_ever_new_names_the_log_speaks_only_so_often(run: Path) -> None:
+    with Workload("w", objective="loss") as w:
+        for step in range(100):
+            w.eval(step, {"loss": 1.0, f"m{step}": None})
+    assert len(said(run)) == 16
+    assert folded(run).evals == 100
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+def test_without_the_objective_its_nearest_name_is_told_once(
+    run: Path, supervised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not supervised:
+        monkeypatch.delenv("TRAINMGR_RUN_DIR")
+    with Workload("w", objective="val_loss") as w:
+        for step in (10, 20):
+            w.eval(step, {"loss": 1.0, "Val/Loss": 2.0, "accuracy": 0.5})
+    if supervised:
+        (message,) = said(run)
+        assert message.startswith(
+            "warning: the evaluation at step 10 is without the objective 'val_loss'; it has: loss, "
+        )
+        assert message.endswith(" Was 'Val/Loss' meant?")
+        assert folded(run).evals == 2
+
+
+def test_an_objective_that_is_no_number_is_not_said_to_be_missing(run: Path) -> None:
+    with Workload("w", objective="loss") as w:
+        w.eval(10, {"loss": None})
+    (message,) = said(run)
+    assert message.startswith("warning: 'loss' is left out: it is None")
+
+
+def test_a_step_that_goes_back_is_said_once(run: Path) -> None:
+    with Workload("w", objective="loss", total_steps=30) as w:
+        for _ in range(3):
+            for step in range(1, 11):
+                w.step(step, {"loss": 1.0})
+            w.eval(10, {"loss": 1.0})
+    (message,) = said(run)
+    assert message.startswith("info: the step went back from 10 to 1: report steps of the whole run")
+    assert folded(run).notices.kinds["back"].count == 2
+
+
+def test_an_evaluation_numbered_ahead_and_a_resumed_counter_are_no_step_back(run: Path) -> None:
+    with Workload("w", objective="loss", resumed_from="x", resumed_step=50) as w:
+        for step in range(51, 55):
+            w.eval(step + 1, {"loss": 1.0})
+            w.step(step, {"loss": 1.0})
+    assert said(run) == []
+
+
+def test_a_step_that_is_no_whole_number_never_stops_training(run: Path) -> None:
+    with Workload("w", objective="loss", total_steps=9) as w:
+        for step in (0.5, 1.0, 1.5, "two", None, math.nan, 3):
+            w.step(step, {"loss": 1.0})  # type: ignore[arg-type]
+        w.eval(2.5, {"loss": 1.0})  # type: ignore[arg-type]
+    assert [r["step"] for r in records(run, "step")] == [0, 1, 1, 1, 1, 1, 3]
+    assert said(run) == [
+        "warning: the step is 0.5; it must be a whole number; it counts as 0: report how many training steps are done"
+    ]
+    folded(run)
+
+
+@pytest.mark.parametrize("metrics", [None, 1.5, [1.5], "loss"])
+def test_metrics_without_names_never_stop_training(run: Path, metrics: Any) -> None:
+    with Workload("w", objective="loss", total_steps=9) as w:
+        for step in (1, 2):
+            w.step(step, metrics)
+            w.eval(step, metrics)
+    (message,) = said(run)
+    what = values.described(metrics)
+    assert message.startswith(f"warning: the metrics at step 1 are {what}, and are left out; report names with numbers")
+    assert folded(run).evals == 2
+
+
+def test_a_log_takes_whatever_can_be_written(run: Path) -> None:
+    with Workload("w", objective="loss") as w:
+        w.log("warning", ValueError("no data"))  # type: ignore[arg-type]
+    assert said(run) == ["warning: no data"]
+
+
+REPORTED = st.dictionaries(
+    st.text(max_size=8),
+    st.floats() | st.integers() | st.booleans() | st.none() | st.text(max_size=4) | st.sampled_from(NO_NUMBER)
+    | st.floats().map(np.float64) | st.floats(width=32).map(np.float32) | st.integers(-99, 99).map(np.int64)
+    | st.floats(width=32).map(torch.tensor)
+    | st.sampled_from([10**400, -(10**5000), 1 << 1023, Decimal(3), Fraction(1, 3), "NaN", "-Infinity"]),
+    max_size=5,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(REPORTED, max_size=6))
+def test_whatever_is_reported_the_other_side_reads_without_a_flaw(
+    tmp_path_factory: pytest.TempPathFactory, reported: list[dict[str, Any]]
+) -> None:
+    run = tmp_path_factory.mktemp("run")
+    with Workload("w", objective="loss", directory=run) as w:
+        for step, metrics in enumerate(reported):
+            w.step(step, metrics)
+            w.eval(step, {**metrics, "loss": float(step)}, {"en": metrics})
+    if reported:
+        assert folded(run).measured == [(i + 1, i, float(i)) for i in range(len(reported))]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers() | st.floats() | st.sampled_from(WHOLE + NOT_WHOLE + NO_NUMBER))
+def test_what_counts_as_whole_is_equal_to_it(value: Any) -> None:
+    try:
+        found = values.whole(value, "x", None)
+    except (TypeError, ValueError):
+        return
+    assert type(found) is int
+    assert found == value
