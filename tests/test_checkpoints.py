@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from trainmgr.run_state import RunState
+from trainmgr.telemetry import Feed
 from trainmgr.workload import Checkpoints, Workload
 
 
@@ -68,7 +75,7 @@ def test_the_best_is_on_disk_before_it_is_reported(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize(("mode", "values", "best"), [
     ("max", [1.0, 3.0, 2.0], 3.0), ("min", [math.nan, 2.0, math.nan], 2.0), ("min", [math.nan], math.nan),
-    ("max", [math.inf, 5.0], math.inf), ("min", [2.0, 2.0], 2.0),
+    ("max", [math.inf, 5.0], 5.0), ("min", [-math.inf, math.inf], math.nan), ("min", [2.0, 2.0], 2.0),
 ])  # fmt: skip
 def test_what_is_best(tmp_path: Path, mode: str, values: list[float], best: float) -> None:
     script = Script(tmp_path, mode=mode)
@@ -153,10 +160,73 @@ def test_a_resumed_run_takes_the_way_back_along(tmp_path: Path, elsewhere: bool)
 def test_a_best_from_beyond_the_resumed_step_is_forgotten(tmp_path: Path) -> None:
     first = Script(tmp_path)
     first.train(3.0, 1.0)
-    again = Script(tmp_path, resumed_from=str(first.keep.last), resumed_step=1)
-    assert math.isnan(again.keep.best_value)
-    (tmp_path / "checkpoints/best-value.json").write_text("[]")
-    assert math.isnan(Script(tmp_path, resumed_from=str(first.keep.last), resumed_step=2).keep.best_value)
+
+    def best(resumed_step: int) -> float:
+        return Script(tmp_path, resumed_from=str(first.keep.last), resumed_step=resumed_step).keep.best_value
+
+    assert (best(2), best(1)) == (1.0, 3.0)
+    assert math.isnan(best(0))
+    note = tmp_path / "checkpoints/best-value.json"
+    note.write_text('{"value": 1.0, "step": 2}')  # as earlier versions wrote it
+    assert best(2) == 1.0
+    assert math.isnan(best(1))
+    for wrong in ("[]", "{", '{"value": Infinity, "step": 1}', '{"value": 1, "step": 1, "bests": 3}'):
+        note.write_text(wrong)
+        assert math.isnan(best(2))
+
+
+OBJECTIVES = st.lists(st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 1.0, 2.0]), min_size=1, max_size=14)
+
+
+@settings(deadline=None, max_examples=60)
+@given(OBJECTIVES, OBJECTIVES, st.sampled_from(["min", "max"]), st.integers(0, 14))
+def test_the_best_is_the_same_one_for_the_script_and_for_the_supervisor(
+    before: list[float], after: list[float], mode: str, resumed_step: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        first = Script(Path(name), mode=mode)
+        first.train(*before)
+        assert best_of(Path(name)) == known(first)
+        step = min(resumed_step, len(before))
+        again = Script(Path(name), mode=mode, resumed_from=str(first.keep.last), resumed_step=step)
+        again.train(*after, first=step + 1)
+        assert best_of(Path(name)) == known(again)
+
+
+def known(script: Script) -> tuple[int, float] | None:
+    keep = script.keep
+    return None if math.isnan(keep.best_value) else (keep.best_step, keep.best_value)
+
+
+def best_of(folder: Path) -> tuple[int, float] | None:
+    state = RunState()
+    for record in Feed(folder / "telemetry.jsonl").records():
+        state.fold(record)
+    return state.best
+
+
+def test_an_evaluation_without_the_objective_is_reported_and_no_best(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    script.keep.begin()
+    for step, metrics in enumerate(({"Loss_": 1.0}, {"loss": None}, {"loss": [1.0, 2.0]}, {"loss": 2.0}), start=1):
+        script.keep.eval(step, metrics)
+    assert [r["metrics"] for r in records(tmp_path, "eval")] == [{"Loss_": 1.0}, {}, {}, {"loss": 2.0}]
+    assert [r["message"] for r in records(tmp_path, "log")] == [
+        "the evaluation at step 1 is without the objective 'loss'; it has: Loss_. Was 'Loss_' meant?",
+        "'loss' is left out: it is None at step 2, no number; leave out what was not measured, or report float('nan')",
+    ]
+    assert [(step, best) for step, _, best in saved(tmp_path) if best] == [(4, True)]
+    assert [r["metrics"] for r in records(tmp_path, "checkpoint")][1:] == [{}, {}, {}, {"loss": 2.0}, {"loss": 2.0}]
+
+
+def test_steps_and_objectives_of_numpy_and_torch_are_kept_as_numbers(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    for step, loss in zip(np.arange(1, 4), (np.float32(3.0), torch.tensor(1.0), torch.tensor([2.0])), strict=True):
+        script.keep.eval(step, {"loss": loss})
+    assert (script.keep.best_value, script.keep.best_step) == (1.0, 2)
+    assert best_of(tmp_path) == (2, 1.0)
+    again = Script(tmp_path, resumed_from=str(script.keep.last), resumed_step=np.int64(3))
+    assert (again.keep.best_value, again.keep.best_step) == (1.0, 2)
 
 
 def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainmgr.workload.values import real, scalar
+
+BESTS = 32  # that are noted
 CHECK_VARIABLE = "TRAINMGR_CHECK"  # set by `trainmgr check`: changes are looked for at every step, loads compared
 
 
@@ -72,9 +75,10 @@ class Checkpoints:
         folder = workload.checkpoints
         self.initial, self.best, self.last = (folder / f"{name}{suffix}" for name in ("initial", "best", "last"))
         self.best_value = math.nan
-        """Of the objective; NaN before the first that is a number."""
+        """Of the objective; NaN before the first that is finite."""
         self.best_step = 0
-        self._note = folder / "best-value.json"  # what the best one is worth, for whoever resumes
+        self._note = folder / "best-value.json"  # the last bests, for a resume
+        self._bests: list[tuple[int, float]] = []  # (step, value), each better than those before it
         self._evals = 0
         self._unreported: list[Path] = []  # written on command, inside of a report, where no other can be made
         if workload.resumed_from is not None:
@@ -90,28 +94,32 @@ class Checkpoints:
             self._w.checkpoint(0, self.initial)
 
     def better(self, value: float) -> bool:
-        """Whether it is a new best; NaN never is."""
+        """Whether it is a new best, by the supervisor's rule: NaN and the infinities never are."""
         best = self.best_value
-        if math.isnan(value) or math.isnan(best):
-            return not math.isnan(value)
+        if not math.isfinite(value) or math.isnan(best):
+            return math.isfinite(value)
         return value < best if self._w.mode == "min" else value > best
 
     def eval(self, step: int, metrics: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Report an evaluation. A new best is on disk before anybody hears of it and may ask for it."""
-        value = float(metrics[self._w.objective])
+        """Report an evaluation. A new best is on disk before anybody hears of it and may ask for it.
+
+        One without the objective is reported all the same, and is no best.
+        """
+        worth = {name: metrics[name] for name in (self._w.objective,) if name in metrics}
+        value = real(worth.get(self._w.objective))
         better, due = self.better(value), self._evals % self._every == 0
         self._evals += 1
         if better:
             self.best_value, self.best_step = value, step
             self._write(self.best)
-            self._write(self._note, lambda path: path.write_text(json.dumps({"value": value, "step": step})))
+            self._note_best(step, value)
         if due:
             self._write(self.last)
         self._w.eval(step, metrics, split)
         if better:
-            self._w.checkpoint(step, self.best, {self._w.objective: value}, best=True)
+            self._w.checkpoint(step, self.best, worth, best=True)
         if due:
-            self._w.checkpoint(step, self.last, {self._w.objective: value})
+            self._w.checkpoint(step, self.last, worth)
         self.report(step)
 
     def report(self, step: int) -> None:
@@ -187,8 +195,14 @@ class Checkpoints:
             os.fsync(file.fileno())
         new.replace(path)
 
+    def _note_best(self, step: int, value: float) -> None:
+        self._bests = [*self._bests, (step, value)][-BESTS:]
+        content = json.dumps({"value": value, "step": step, "bests": self._bests}, default=scalar)
+        self._write(self._note, lambda path: path.write_text(content))
+
     def _take_along(self, folder: Path) -> None:
-        """The best one is forgotten where it is of a later step, or nobody knows what it is worth."""
+        """What was measured beyond the resumed step is forgotten, as the supervisor does: it is of weights that are no
+        more. The best one may then be of weights that are no more either, until there is a better one."""
         import shutil  # seldom needed, and slow to import
 
         for path in (self.initial, self.best, self._note):
@@ -197,8 +211,9 @@ class Checkpoints:
                 shutil.copy(there, path)
         try:
             note = json.loads(self._note.read_text())
-            value, step = float(note["value"]), int(note["step"])
-        except (OSError, ValueError, KeyError, TypeError):
+            bests = [(int(s), float(v)) for s, v in note.get("bests", [(note["step"], note["value"])])]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return
-        if self.best.exists() and step <= self._w.resumed_step:
-            self.best_value, self.best_step = value, step
+        self._bests = [(step, value) for step, value in bests if step <= self._w.resumed_step and math.isfinite(value)]
+        if self._bests and self.best.exists():
+            self.best_step, self.best_value = self._bests[-1]
