@@ -481,6 +481,39 @@ def test_what_comes_too_late_is_refused(run: Path) -> None:
     assert script.recipe["lr"] == 0.2
 
 
+def test_what_waits_for_something_that_never_comes_is_refused_with_that_reason(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"depth": 5}, valid_until_step=3)  # at a checkpoint
+        for step in range(1, 5):
+            script.w.step(step, {"loss": 1.0})
+            script.w.eval(step, {"loss": 1.0})
+        control(run, 2, {"depth": 6}, at_step=5)
+        script.w.step(5, {"loss": 1.0})
+        script.w.step(6, {"loss": 1.0})
+        script.w.checkpoint(6, "c")
+        control(run, 3, {"depth": 7}, valid_until_step=7)
+        script.w.step(7, {"loss": 1.0})
+        script.w.step(8, {"loss": 1.0})
+        control(run, 4, {"lr": 0.2}, valid_until_step=7)
+        script.w.step(9, {"loss": 1.0})
+    waited = "; it waited for a checkpoint, and none has been reported"
+    assert [r["reason"] for r in records(run, "refused")] == [
+        f"too late: it was valid until step 3, this is step 4{waited}",
+        f"too late: it was for step 5, this is step 6{waited}",
+        "too late: it was valid until step 7, this is step 8",
+        "too late: it was valid until step 7, this is step 9",
+    ]
+
+
+def test_a_change_at_evaluations_waits_for_the_first_of_them(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"mix": 0.7}, valid_until_step=1)
+        script.w.step(1, {"loss": 1.0})
+        script.w.step(2, {"loss": 1.0})
+    (refused,) = records(run, "refused")
+    assert refused["reason"].endswith("; it waited for an evaluation, and none has been reported")
+
+
 def test_at_step_and_at_boundary_are_exact(run: Path) -> None:
     with Script() as script:
         control(run, 1, {"lr": 0.2}, at_step=3, at_boundary="eval")

@@ -129,6 +129,7 @@ class Workload(Declarations):
         self._desired: dict[str, Any] = {}  # the overrides in force
         self._persistence = Persistence()
         self._pending: list[dict[str, Any]] = []
+        self._coarsest = 0  # of the boundaries passed so far
         self._due = _NEVER  # no pending entry can apply before this step
         self._stepped: Whole | None = None  # the last step at the "step" boundary
         self._passed: tuple[Whole, set[str]] = (-1, set())  # a step, and the other boundaries passed at it
@@ -364,6 +365,7 @@ class Workload(Declarations):
         self._passed[1].add(kind)
         if gap := self._group.news(self._writer.fd):
             self.log("warning", f"changes are refused: {gap}")
+        self._coarsest = max(self._coarsest, BOUNDARIES.index(kind))
         self._poll()
         if step >= self._due:
             self._apply(step, kind)
@@ -409,9 +411,11 @@ class Workload(Declarations):
                 continue
             at_step, until = entry["at_step"], entry["valid_until_step"]
             if at_step is not None and step > at_step:
-                self._refuse(entry["revision"], step, f"too late: it was for step {at_step}, this is step {step}")
+                late = f"too late: it was for step {at_step}, this is step {step}{self._unmet(entry)}"
+                self._refuse(entry["revision"], step, late)
             elif until is not None and step > until:
-                self._refuse(entry["revision"], step, f"too late: it was valid until step {until}, this is step {step}")
+                late = f"too late: it was valid until step {until}, this is step {step}{self._unmet(entry)}"
+                self._refuse(entry["revision"], step, late)
             elif (at_step is None or step == at_step) and self._ripe(entry, kind):
                 self._carry_out(entry, step, kind)
             else:
@@ -423,8 +427,19 @@ class Workload(Declarations):
         """Whether a boundary of this kind is coarse enough for everything that the entry changes."""
         if entry["at_boundary"] is not None:
             return bool(entry["at_boundary"] == kind)
-        needed = [self._parameters[n].spec["boundary"] for n in self._changes(entry) if n in self._parameters]
-        return all(BOUNDARIES.index(kind) >= BOUNDARIES.index(boundary) for boundary in needed)
+        return BOUNDARIES.index(kind) >= self._needed(entry)
+
+    def _needed(self, entry: dict[str, Any]) -> Whole:
+        """The boundary that the entry waits for, by its place from fine to coarse."""
+        changed = [self._parameters[name].spec for name in self._changes(entry) if name in self._parameters]
+        return max((BOUNDARIES.index(spec["boundary"]) for spec in changed), default=0)
+
+    def _unmet(self, entry: dict[str, Any]) -> str:
+        """That it waited for something that the script has never reported, if so."""
+        needed = self._needed(entry)
+        if needed <= self._coarsest:
+            return ""
+        return f"; it waited for {('a step', 'an evaluation', 'a checkpoint')[needed]}, and none has been reported"
 
     def _changes(self, entry: dict[str, Any]) -> dict[str, Any]:
         """What the entry asks for that was not asked for before (a scheduler may have moved the rest since)."""
