@@ -340,9 +340,9 @@ def _shown(value: Value | None) -> str:
 
 
 def _nearer(value: float, one: float, other: float) -> bool:
-    """Whether a value is clearly more like ``one`` than like ``other``."""
-    apart = abs(one - other)
-    return apart > HARDLY * max(abs(one), abs(other)) and abs(value - one) < 0.5 * abs(value - other)
+    """Whether a value is clearly more like ``one``, or beyond it, than like ``other``."""
+    apart = one - other
+    return abs(apart) > HARDLY * max(abs(one), abs(other)) and (value - other) / apart > 0.6
 
 
 def _stopped(checked: Checked, seen: Seen) -> None:

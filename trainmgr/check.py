@@ -22,6 +22,7 @@ from trainmgr.wire import Value, to_json
 
 LOOK = 0.01  # seconds between two looks at the telemetry
 GRACE = 10.0  # seconds to end after the stop
+FEW = 3  # evaluations before the first rollback: so much must have been learned that can be lost
 QUIET = 0.25  # of the time, at most, until the first evaluation: so long nothing is changed, for the seeds
 AGAIN = 5.0  # seconds that another seed may take longer than the first one did, or as much as that again
 
@@ -174,7 +175,7 @@ class Probe:
         start = run.state.start
         assert start is not None
         yield from self._parameters(run, start)
-        yield lambda: len(run.evals) >= 2
+        yield lambda: len(run.evals) >= FEW
         if "checkpoint" in start.commands:
             yield from self._checkpoint(run)
         if "rollback" in start.commands:
