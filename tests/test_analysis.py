@@ -100,9 +100,11 @@ def test_a_failed_run_counts_nowhere_and_is_named() -> None:
     sections = analysis.analyse(found, "permutation")
     assert sections[0].arms[0].entries["val_loss"].values.keys() == {1, 3}
     text = report.markdown(found, sections, "permutation", show_seeds=True)
-    assert "2 of 6 runs failed, and count nowhere: hard none seed 2, hard rules seed 2." in text
+    assert "2 of 6 runs failed, and no figure includes them: hard none seed 2, hard rules seed 2." in text
     assert "| failed: it ended with exit code 1 |" in text
-    assert "| none | 2 |" in text
+    assert "| none | 2 of 3; seed 2 failed: it ended with exit code 1 |" in text
+    assert "| 2 of 3 |" in text
+    assert "| no verdict: seed 2 of rules failed, seed 2 of none failed; the other seeds alone prove nothing |" in text
 
 
 def test_what_some_runs_lack_is_counted() -> None:
@@ -110,7 +112,7 @@ def test_what_some_runs_lack_is_counted() -> None:
     sections = analysis.analyse(found, "permutation")
     text = report.markdown(found, sections, "permutation")
     assert re.search(r"\| none \| 3 \| 12\.0 ± 2\.8 \[10\.0, 14\.0\] \(2 of 3\) \| 0 of 3 \|", text)
-    assert "No run ended with loss. There are: val_loss." in text
+    assert "No run reported loss at its end. Reported: val_loss." in text
 
 
 def test_test_metrics_stand_apart() -> None:
@@ -133,7 +135,7 @@ def test_what_a_reader_must_know_stands_under_the_table() -> None:
     assert "in 2 settings of machine and threads" in text
     assert "With 3 seeds such an interval holds the true mean in about 75%" in text
     assert "Wilcoxon" in text
-    assert "6 runs took 1:12 together, 0:01 by the clock on the wall" in text
+    assert "6 runs took 1:12 in total, 0:01 of wall-clock time" in text
     assert text.endswith("The thresholds were chosen on seed 11.")
 
 
@@ -221,7 +223,7 @@ def test_who_ended_on_its_best_weights_is_said_where_others_did_not() -> None:
     for fixed, managed, said in ways:
         runs = [r.model_copy(update={"on_best": managed if r.manager == "random" else fixed}) for r in one.runs]
         notes = analysis.notes(everything(one.model_copy(update={"runs": runs})))
-        assert any("On their best weights ended random (2 of 2 runs); all others" in note for note in notes) is said
+        assert any("random (2 of 2 runs) ended on their best weights, all other runs" in note for note in notes) is said
 
 
 def test_other_cases_stand_beside_each_other() -> None:
@@ -361,3 +363,233 @@ def test_what_the_names_of_variants_stand_for_is_said() -> None:
     assert note == "found: none."
     two = pooling.pool([variant(["--a"], name="x"), variant(["--b"], name="y")])
     assert analysis.notes(two)[:2] == ["found (x): none with --a.", "found (y): none with --b."]
+
+
+# -- copies: seeds that gave the same run ------------------------------------------------------------------------------
+
+
+def copied(one: results.Case, manager: str, *groups: tuple[int, ...]) -> results.Case:
+    """The case in which all runs of a group of seeds are the first of them."""
+    first = {seed: group[0] for group in groups for seed in group}
+    by_seed = {r.seed: r for r in one.runs if r.manager == manager}
+    runs = [
+        by_seed[first[r.seed]].model_copy(update={"seed": r.seed, "run": r.run})
+        if r.manager == manager and r.seed in first
+        else r
+        for r in one.runs
+    ]
+    return one.model_copy(update={"runs": runs})
+
+
+def compared(one: results.Case, test: statistics.Test = "permutation", **changed: Any) -> analysis.Difference:
+    (section,) = analysis.analyse(everything(one, **changed), test)
+    difference = section.arms[1].entries["val_loss"].difference
+    assert difference is not None
+    return difference
+
+
+@pytest.mark.parametrize("test", ["permutation", "wilcoxon", "t"])
+@pytest.mark.parametrize("manager", ["none", "rules"])
+def test_one_run_under_six_seeds_proves_nothing(manager: str, test: statistics.Test) -> None:
+    """A script that never reads its seed, whatever its manager draws; or an arm whose arguments fix the seed."""
+    honest = case({"none": shifted(0.0, 6), "rules": shifted(-0.5, 6)})
+    assert compared(honest).verdict == "better"
+    one = copied(honest, manager, (1, 2, 3, 4, 5, 6))
+    difference = compared(one, test)
+    assert (difference.verdict, difference.p, difference.adjusted, difference.samples) == ("one sample", None, None, 1)
+    assert difference.summary is not None
+    assert (difference.summary.deviation, difference.summary.interval) == (None, None)
+    found = everything(one)
+    sections = analysis.analyse(found, test)
+    text = report.markdown(found, sections, test, show_seeds=True)
+    warning = (
+        f"Warning: seeds 1 to 6 of {manager} gave the same figures to the last digit: the script does not use "
+        "TRAINMGR_SEED, or nothing in it is random. Take the seed from `trainmgr.workload.default_seed()`. All these "
+        "runs are one sample, so no verdict rests on them."
+    )
+    assert text.index(warning) < text.index("| manager | runs |")
+    assert "| 6 of 6, 1 sample |" in text
+    assert "| – | – | no verdict: the seeds are copies of one run, see the warning |" in text
+    assert "proven better" not in text
+    assert re.search(rf"\| {manager} \| 6 \| \d\.\d+ \(1 sample\) \|", text)
+    assert "| completed, a copy of seed 1 |" in text
+    assert f"{manager},6,{manager}-6,copy of seed,1" in report.as_csv(found)
+    html = page.render(found, sections, test)
+    assert warning in html
+    assert "proven better" not in html
+
+
+def test_of_pairs_that_are_copies_one_counts() -> None:
+    """Seeds 1 and 2 of one arm and seeds 2 and 3 of the other: these three pairs are one sample."""
+    eight = case({"none": [1.0 - noise / 3 for noise in NOISE[:8]], "rules": shifted(-0.5, 8)})
+    assert compared(eight).p == pytest.approx(2 / 2**8)
+    one = copied(copied(eight, "none", (1, 2)), "rules", (2, 3))
+    difference = compared(one)
+    assert (difference.verdict, difference.samples) == ("better", 6)
+    assert difference.p == pytest.approx(2 / 2**6)
+    values = difference.values
+    mean = sum([(values[1] + values[2] + values[3]) / 3, *(values[seed] for seed in range(4, 9))]) / 6
+    assert difference.summary is not None
+    assert difference.summary.mean == pytest.approx(mean)
+    found = everything(copied(one, "rules", (7, 8)))
+    text = report.markdown(found, analysis.analyse(found, "permutation"), "permutation")
+    assert "too few seeds to prove, as copies count once: p ≥ 0.0625, at least 6 are needed" in text
+    assert "Warning: seeds 1 and 2 of none gave the same figures to the last digit, and count as one sample." in text
+    assert "| 8 of 8, 5 samples |" in text
+    assert "(7 samples)" in text
+
+
+def test_a_run_that_stands_under_two_seeds_is_one_and_the_script_is_not_blamed() -> None:
+    one = case({"none": shifted(0.0, 6), "rules": shifted(-0.5, 6)})
+    runs = [r.model_copy(update={"run": "the-same"}) if r.run in ("none-2", "none-5") else r for r in one.runs]
+    one = one.model_copy(update={"runs": runs})
+    assert (compared(one).verdict, compared(one).samples) == ("too few seeds to prove", 5)
+    (section,) = analysis.analyse(everything(one), "permutation")
+    assert section.warnings == [
+        "Warning: seeds 2 and 5 of none are one and the same run, and count as one sample. Train each seed."
+    ]
+
+
+def test_an_arm_of_copies_leaves_the_verdicts_of_the_others_and_stays_in_the_family() -> None:
+    arms: dict[str, list[float | None]] = {"none": shifted(0.0, 7), "a": shifted(-0.5, 7), "b": shifted(-0.4, 7)}
+    (section,) = analysis.analyse(everything(copied(case(arms), "a", (1, 2, 3, 4, 5, 6, 7))), "permutation")
+    a, b = (arm.entries["val_loss"].difference for arm in section.arms[1:])
+    assert a is not None
+    assert b is not None
+    assert (a.verdict, b.verdict) == ("one sample", "better")
+    assert b.adjusted == pytest.approx(2 * 2 / 2**7)  # of two comparisons, though one could not be made
+
+
+# -- runs that diverged or failed --------------------------------------------------------------------------------------
+
+
+def test_a_diverged_run_is_said_in_the_table_before_the_mean_of_the_others() -> None:
+    good = shifted(-0.5, 10)
+    one = case({"none": shifted(0.0, 10), "rules": [*good[:2], math.nan, *good[3:9], math.inf]})
+    found = everything(one)
+    sections = analysis.analyse(found, "permutation")
+    difference = sections[0].arms[1].entries["val_loss"].difference
+    assert difference is not None
+    assert (difference.verdict, difference.p, difference.adjusted) == ("incomplete", None, None)
+    assert difference.relative is None
+    text = report.markdown(found, sections, "permutation", show_seeds=True)
+    words = r"\| rules \| 10 \| seeds 3 and 10 diverged; the others: 0\.50\d+ ± [^|]* \(8 of 10\) \|"
+    assert re.search(words, text)
+    assert re.search(
+        r"\| 8 of 10 \| the others: -0\.50\d* \[[^|]*\] \| – \| – \| – \| no verdict: seeds 3 and 10", text
+    )
+    assert "seeds 3 and 10 of rules diverged; the other seeds alone prove nothing |" in text
+    assert "| nan | 0 | 13 | completed, diverged |" in text
+    assert "Diverged: rules seeds 3 and 10. A run has diverged when its objective is not finite at its end." in text
+    assert "--test wilcoxon counts a diverged run as worse than every finite one." in text
+    assert "rules,3,rules-3,diverged,1" in report.as_csv(found)
+    html = page.render(found, sections, "permutation")
+    assert "seeds 3 and 10 diverged; the others: " in html
+    assert "rules (2 diverged)" in html  # beside its points
+
+
+def test_what_diverged_everywhere_or_was_never_finite_is_said_too() -> None:
+    one = case({"none": shifted(0.0, 2), "rules": [math.nan, math.nan]})
+    runs = [r.model_copy(update={"metrics": r.metrics | {"best val_loss": 0.5}} if r.run != "rules-2" else {})
+            for r in one.runs]  # fmt: skip
+    found = everything(one.model_copy(update={"runs": runs}))
+    text = report.markdown(found, analysis.analyse(found, "permutation"), "permutation")
+    assert "| rules | 2 | 0 of 2: seeds 1 and 2 diverged | seed 2 diverged; the others: 0.5000 (1 of 2) |" in text
+
+
+def test_a_figure_that_is_not_finite_in_a_run_that_is_well_is_not_called_diverged() -> None:
+    one = case({"none": shifted(0.0, 3), "rules": shifted(0.1, 3)})
+    runs = [r.model_copy(update={"metrics": r.metrics | {"ratio": math.inf if r.run == "rules-2" else 1.0}})
+            for r in one.runs]  # fmt: skip
+    found = everything(one.model_copy(update={"runs": runs}))
+    text = report.markdown(found, analysis.analyse(found, "permutation"), "permutation")
+    assert "| seed 2 not finite; the others: 1.000 ± 0.000 [1.000, 1.000] (2 of 3) |" in text
+    assert "iverged" not in text
+
+
+def test_seed_0_is_a_seed() -> None:
+    one = case({"none": shifted(0.0, 6), "rules": [math.nan, *shifted(-0.5, 6)[1:]]})
+    runs = [r.model_copy(update={"seed": r.seed - 1}) for r in one.runs]
+    one = one.model_copy(update={"runs": runs, "seeds": [0, 1, 2, 3, 4, 5]})
+    assert (compared(one).lost, compared(one).p) == (True, None)
+    twins = copied(one.model_copy(update={"runs": runs[:6], "managers": ["none"]}), "none", (0, 5))
+    assert "none,5,none-6,copy of seed,0" in report.as_csv(everything(twins))
+
+
+def test_an_arm_that_diverged_stays_in_the_family() -> None:
+    arms: dict[str, list[float | None]] = {
+        "none": shifted(0.0, 7), "a": [math.nan, *shifted(-0.5, 7)[1:]], "b": shifted(-0.4, 7)
+    }  # fmt: skip
+    (section,) = analysis.analyse(everything(case(arms)), "permutation")
+    b = section.arms[2].entries["val_loss"].difference
+    assert b is not None
+    assert b.adjusted == pytest.approx(2 * 2 / 2**7)
+
+
+def test_in_ranks_a_diverged_run_is_worse_than_every_finite_one() -> None:
+    base, better = shifted(0.0, 8), shifted(-0.5, 8)
+    saved = compared(case({"none": [math.nan] * 7 + [1.0], "rules": better}), "wilcoxon")
+    assert (saved.verdict, saved.ranked, saved.compared, len(saved.values)) == ("better", True, 8, 1)
+    assert saved.p == pytest.approx(2 / 2**8)
+    assert compared(case({"none": better, "rules": [math.inf] * 8}), "wilcoxon").verdict == "worse"
+    assert compared(case({"none": [-math.inf] * 8, "rules": better}, goal="max"), "wilcoxon").verdict == "better"
+    assert compared(case({"none": [math.nan] * 8, "rules": [math.nan] * 8}), "wilcoxon").p == 1.0
+    assert compared(case({"none": base, "rules": [math.nan, *better[1:]]}), "wilcoxon").verdict == "no proven win"
+    # Which way is worse must be known, and a run that failed for whatever reason has no rank.
+    unknown = compared(case({"none": base, "rules": [math.nan, *better[1:]]}, goal=None), "wilcoxon")
+    assert (unknown.verdict, unknown.p) == ("incomplete", None)
+    failed = case({"none": base, "rules": better})
+    failed.runs[-1] = failed.runs[-1].model_copy(update={"failure": "killed: it was ended by SIGKILL", "metrics": {}})
+    assert (compared(failed, "wilcoxon").verdict, compared(failed, "wilcoxon").p) == ("incomplete", None)
+
+
+def test_a_verdict_in_ranks_says_so_and_who_diverged() -> None:
+    many = [0.5 + i / 100 for i in range(12)]
+    found = everything(case({"none": [1.0 + i / 50 for i in range(12)], "rules": [math.nan, *many[1:]]}))
+    text = report.markdown(found, analysis.analyse(found, "wilcoxon"), "wilcoxon")
+    assert "| 12 of 12, 1 in rank only | the others: " in text
+    assert "| proven better in ranks, where seed 1 of rules diverged |" in text
+    assert "Wilcoxon's test counts it as worse than every finite run" in text
+
+
+def test_a_failed_run_says_how_in_the_row_of_its_arm() -> None:
+    one = case({"none": shifted(0.0, 4)})
+    how = {1: "killed: it was ended by SIGKILL", 2: "failed: it ended with exit code 1",
+           3: "failed: it ended with exit code 1"}  # fmt: skip
+    runs = [r.model_copy(update={"failure": how.get(r.seed), "metrics": {} if r.seed in how else r.metrics})
+            for r in one.runs]  # fmt: skip
+    runs[2] = runs[2].model_copy(update={"curve": [(50, math.nan)]})
+    found = everything(one.model_copy(update={"runs": runs}))
+    text = report.markdown(found, analysis.analyse(found, "permutation"), "permutation", show_seeds=True)
+    assert (
+        "| none | 1 of 4; seed 1 killed: it was ended by SIGKILL; seed 2 failed: it ended with exit code 1; "
+        "seed 3 failed: it ended with exit code 1, its objective not finite |"
+    ) in text
+    assert "| failed: it ended with exit code 1, diverged |" in text
+
+
+ANY = st.none() | st.sampled_from([math.nan, math.inf, -math.inf, 1e101]) | st.floats(-10, 10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(ANY, ANY, st.booleans()), min_size=6, max_size=8),
+    st.sampled_from(["permutation", "wilcoxon", "t"]),
+)
+def test_no_win_is_proven_on_the_survivors_alone(
+    rows: list[tuple[float | None, float | None, bool]], test: statistics.Test
+) -> None:
+    one = case({"none": [row[0] for row in rows], "rules": [row[1] for row in rows]})
+    lost = {r.run: "failed" for r in one.runs if r.manager == "rules" and rows[r.seed - 1][2]}
+    runs = [r.model_copy(update={"failure": lost.get(r.run or "")}) for r in one.runs]
+    found = everything(one.model_copy(update={"runs": runs}))
+    sections = analysis.analyse(found, test)
+    pair = sections[0].arms[1].entries.get("val_loss")
+    difference = pair.difference if pair else None
+    if difference is not None and difference.verdict not in ("incomplete", "one sample"):
+        assert not lost
+        assert difference.compared == len(rows)
+        assert test == "wilcoxon" or len(difference.values) == len(rows)
+    assert report.markdown(found, sections, test, show_seeds=True)
+    assert report.as_csv(found)
+    ElementTree.fromstring(page.render(found, sections, test).removeprefix("<!doctype html>"))

@@ -97,16 +97,17 @@ ALLOWED: dict[str, str] = {
     "comparison.experiment": "errors protocol wire",
     "comparison.measured": "events files paths protocol",
     "comparison.results": "comparison.experiment errors protocol wire",
-    "comparison.analysis": "protocol comparison.results comparison.statistics",
-    "comparison.report": "comparison.analysis comparison.results comparison.statistics display",
+    "comparison.samples": "comparison.results",
+    "comparison.analysis": "protocol comparison.results comparison.samples comparison.statistics",
+    "comparison.report": "comparison.analysis comparison.results comparison.samples comparison.statistics display wire",
     "comparison.plots": "wire",
     "comparison.page": "comparison.analysis errors files comparison.plots comparison.report comparison.results "
-    "comparison.statistics",
+    "comparison.samples comparison.statistics",
     "comparison.trials": "audit display errors events comparison.experiment history launch managers.catalog manifest "
     "comparison.measured paths policy process protocol run_state snapshot supervisor telemetry wire",
     "comparison.pooling": "comparison.results errors protocol wire",
     "comparison.gathering": "comparison.experiment comparison.measured comparison.pooling comparison.results "
-    "comparison.trials errors files policy signals wire",
+    "comparison.samples comparison.trials errors files policy signals wire",
     "screen": "action_space display events ledger run_state telemetry",
     "comparison.progress": "comparison.trials display",
     "tables": "audit breaches display events ledger opinions paths process proof replay run_state screen wire",

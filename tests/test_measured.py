@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import factories
@@ -88,3 +89,47 @@ def test_time_that_several_runs_share_counts_once(manifest: events.Manifest) -> 
     assert measured.revisions(files) == {"unknown": 5}
     git = events.Git(revision="0123456789abcdef", dirty=True)
     assert measured.revision(events.RunFile(manifest=manifest.model_copy(update={"git": git}))) == "0123456789ab+"
+
+
+def test_two_runs_have_the_same_digest_where_all_figures_are_the_same(tmp_path: Path) -> None:
+    def read(*records: protocol.Telemetry) -> measured.Measured:
+        return measured.read(written(tmp_path, factories.start(), *records))
+
+    first, second = factories.step(10, loss=1.5), factories.evaluation(10, 1.0)
+    more = factories.evaluation(20, 0.5)
+    one = read(first, second, more)
+    later = read(*(record.model_copy(update={"t": 9e9, "seq": 7}) for record in (first, second, more)))
+    assert (later.course, later.figures) == (one.course, one.figures)
+    assert measured.same_training(one, later)
+    for course, other in (
+        (False, (first, factories.evaluation(10, math.nextafter(1.0, 2)), more)),
+        (False, (first, second)),
+        (True, (first, factories.evaluation(10, 1.0, extra=0.0), more)),
+        (True, (factories.step(10, loss=math.nextafter(1.5, 2)), second, more)),
+        (True, (first, factories.applied(10, 1, {"lr": (1e-3, 5e-4)}), second, more)),
+    ):
+        assert (read(*other).course == one.course) is course
+        assert read(*other).figures != one.figures
+        assert not measured.same_training(one, read(*other))
+    assert read(first).figures is read(first).course is None
+    assert not measured.same_training(read(second), read(second))  # a single value
+    assert not measured.same_training(read(first), read(first))
+
+
+@pytest.mark.parametrize(
+    ("final", "best", "reported", "metrics"),
+    [
+        (1.0, 0.5, {}, {"val": 1.0, "best val": 0.5}),
+        (math.inf, None, {}, {"val": math.inf}),  # diverged from the first evaluation on
+        (None, None, {}, {}),
+        (1.0, 0.5, {"acc": 0.9}, {"acc": 0.9}),
+    ],
+)
+def test_the_figures_of_the_end(
+    final: float | None, best: float | None, reported: dict[str, float], metrics: dict[str, float]
+) -> None:
+    closing = events.Closing(
+        ended=1.0, status="completed", exit_code=0, exit="ended well", steps=1, interventions=0, objective="val",
+        final=final, best=best, best_step=None, metrics=reported, info={},
+    )  # fmt: skip
+    assert measured.final_metrics(closing) == metrics

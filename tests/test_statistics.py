@@ -143,3 +143,21 @@ def test_scipy_is_imported_late_and_missed_early() -> None:
     assert done.stderr == (
         "trainmgr: The intervals and tests need scipy. Install it: pip install 'trainmgr[compare]'\n"
     )
+
+
+def test_infinite_differences_have_the_outermost_ranks() -> None:
+    inf = float("inf")
+    assert statistics.signed_rank([-inf, -1.0, -2.0, 3.0]) == statistics.signed_rank([-9.0, -1.0, -2.0, 3.0])
+    assert statistics.signed_rank([-inf] * 6) == pytest.approx(statistics.least_p(6))
+    assert statistics.signed_rank([inf, -inf, 1.0, -1.0]) == 1.0
+    assert statistics.rank_sum([-inf, 1.0, 2.0, 0.0]) == -4 + 2 + 3
+    assert statistics.rank_sum([inf, inf, -1.0]) == 2.5 + 2.5 - 1
+    assert statistics.rank_sum([0.0, 0.0]) == statistics.rank_sum([]) == 0.0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(FIGURES, min_size=1, max_size=8))
+def test_the_ranks_turn_with_the_signs(differences: list[float]) -> None:
+    turned = [-value for value in differences]
+    assert statistics.rank_sum(turned) == -statistics.rank_sum(differences)
+    assert statistics.signed_rank(turned) == pytest.approx(statistics.signed_rank(differences))

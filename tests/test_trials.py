@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,29 @@ with Workload("tiny", objective="val_loss", mode="min", total_steps=40, seed=see
         sys.exit("it was told to")
     reached = {"reached": 7} if seed == 1 else {}
     w.end(step, {"val_loss": seed + hard, "test_loss": seed / 2, "test_shown": 1.0, **reached})
+"""
+SEEDLESS = """
+import random
+from trainmgr.workload import Workload
+
+generator, recipe = random.Random(0), {"lr": 0.4}
+with Workload("seedless", objective="val_loss", mode="min", total_steps=60, metrics={"val_loss": "none"}) as w:
+    w.float("lr", get=lambda: recipe["lr"], set=lambda value: recipe.update(lr=value), low=1e-4, high=1.0)
+    for step in w.steps():
+        w.step(step, {"loss": generator.random()})
+        if step % 10 == 0:
+            w.eval(step, {"val_loss": 1.0 / step + generator.random()})
+"""
+DIVERGING = """
+import math
+from trainmgr.workload import Workload, default_seed
+
+seed = default_seed(1)
+with Workload("diverging", objective="val_loss", mode="min", total_steps=40, seed=seed) as w:
+    for step in w.steps():
+        w.step(step, {"loss": 1.0})
+        if step % 10 == 0:
+            w.eval(step, {"val_loss": {2: math.nan, 3: math.inf if step > 20 else 1.0}.get(seed, seed / step)})
 """
 EXPERIMENT = """
 title = "Tiny"
@@ -258,7 +282,8 @@ def test_only_what_other_results_lack_is_trained(folder: Path) -> None:
     (folder / "other.toml").write_text(text)
     other = trainmgr(folder, "other.toml", "--reuse", "both/results.json", "--runs-dir", "others")
     assert "[2/2]" in other.stderr  # of the case with the other arguments
-    assert "4 of 6 runs are taken from both/results.json; 2 of its runs fit none: by case, arguments" in other.stderr
+    taken = "4 of 6 runs are taken from both/results.json; 2 of its runs differ from these in case, arguments"
+    assert taken in other.stderr
     (folder / "code" / "another.py").write_text(SCRIPT)
     (folder / "another.toml").write_text(text.replace("tiny.py", "another.py"))
     refused = trainmgr(folder, "another.toml", "--reuse", "both/results.json", expect=errors.EXIT_USAGE)
@@ -361,12 +386,48 @@ def test_a_failed_run_is_named_and_run_again(folder: Path) -> None:
     arguments = ("code/tiny.py", "--managers", "none", "--seeds", "1,3")
     (folder / "code" / "fail").touch()
     done = trainmgr(folder, *arguments, expect=errors.EXIT_FAILED)
-    assert "1 of 2 runs failed, and count nowhere: none seed 3." in done.stdout
+    assert "1 of 2 runs failed, and no figure includes them: none seed 3." in done.stdout
     assert "failed: it ended with exit code 1" in done.stderr
     (folder / "code" / "fail").unlink()
     done = trainmgr(folder, *arguments)
     assert "| none | 2 |" in done.stdout
     assert done.stderr.count("reused") == 1
+
+
+def test_a_script_that_does_not_use_its_seed_is_named_and_proves_nothing(folder: Path) -> None:
+    """Fresh, reused, reused from the results of others, and printed again: the same six copies."""
+    (folder / "code" / "seedless.py").write_text(SEEDLESS)
+    arguments = ("code/seedless.py", "--managers", "none,schedule:cosine", "--show-seeds")
+    warning = "Warning: seeds 1 to 6 of none and seeds 1 to 6 of schedule:cosine gave the same figures"
+    first = trainmgr(folder, *arguments, "--seeds", "1-6", "--jobs", "2", "--out", "out")
+    assert first.stdout.startswith(warning)
+    assert "the script does not use TRAINMGR_SEED" in first.stdout
+    assert "trainmgr.workload.default_seed()" in first.stdout
+    assert first.stdout.count("| – | – | no verdict: the seeds are copies of one run, see the warning |") == 2
+    assert "proven better" not in first.stdout
+    told = [line for line in first.stderr.splitlines() if "gave the same figures to the last digit" in line]
+    assert any(line.startswith("none seed ") for line in told)  # after the second of them
+    again = trainmgr(folder, *arguments, "--seeds", "1-6")
+    assert (again.stdout, again.stderr.count("reused")) == (first.stdout, 12)
+    assert trainmgr(folder, "out/results.json", "--show-seeds").stdout == first.stdout
+    text = re.sub(r', "(course|figures)": "\w+"', "", (folder / "out" / "results.json").read_text())
+    (folder / "old.json").write_text(text)  # as by the version that kept no digests
+    old = trainmgr(folder, "old.json", "--show-seeds").stdout
+    assert old == first.stdout
+    more = trainmgr(folder, *arguments, "--seeds", "1-7", "--reuse", "old.json", "--runs-dir", "others").stdout
+    assert more.startswith(warning.replace("1 to 6", "1 to 7"))
+
+
+def test_a_run_that_diverged_is_said_to_have_diverged(folder: Path) -> None:
+    (folder / "code" / "diverging.py").write_text(DIVERGING)
+    done = trainmgr(folder, "code/diverging.py", "--managers", "none", "--seeds", "1-4", "--out", "out")
+    assert "| none | 4 | seeds 2 and 3 diverged; the others: 0.062 ± 0.053 [0.025, 0.100] (2 of 4) |" in done.stdout
+    assert "| seed 2 diverged; the others: 0.38 ± 0.54 [0.03, 1.00] (3 of 4) |" in done.stdout  # the best
+    (case,) = results.load(folder / "out" / "results.json").cases
+    assert [sorted(run.metrics) for run in case.runs] == [["best val_loss", "val_loss"], ["val_loss"]] + [
+        ["best val_loss", "val_loss"]
+    ] * 2
+    assert trainmgr(folder, "out/results.json").stdout == done.stdout
 
 
 def test_many_runs_are_found_by_reading_each_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,44 +317,51 @@ def compare(
         Path,
         typer.Argument(
             metavar="SCRIPT|EXPERIMENT.toml|RESULTS.json",
-            help="A script; an experiment file; or results of before, of several files together, to print again.",
+            help="A script, an experiment file, or earlier results to print again (several files are put together).",
             show_default=False,
         ),
     ],
     arguments: RestArgument = None,
     managers: Annotated[
-        str | None, typer.Option(help="Managers, with commas between.  [default: none,rules]", show_default=False)
+        str | None, typer.Option(help="Managers, separated by commas.  [default: none,rules]", show_default=False)
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds: 1-3 or 1,2,5.  [default: 1-3]", show_default=False)] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The manager that the others are compared with; else the first.")
+        str | None,
+        typer.Option(metavar="NAME", help="The manager that the others are compared with; by default the first."),
     ] = None,
     case: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this case of the experiment; may be given again.")
+        list[str] | None, typer.Option(metavar="NAME", help="Only this case of the experiment; may be repeated.")
     ] = None,
     metrics: Annotated[
-        str, typer.Option(help="Metrics at the end, with commas between; =min or =max says which way is better.")
+        str, typer.Option(help="Metrics at the end, separated by commas; =min or =max says which way is better.")
     ] = "",
-    test: Annotated[SignificanceTest, typer.Option(help="Of the paired differences.")] = SignificanceTest.permutation,
-    show_seeds: Annotated[bool, typer.Option("--show-seeds", help="A row for each run, too.")] = False,
+    test: Annotated[
+        SignificanceTest, typer.Option(help="Test of the paired differences.")
+    ] = SignificanceTest.permutation,
+    show_seeds: Annotated[bool, typer.Option("--show-seeds", help="Also print a row for each run.")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write results.md, .json, .csv and .html there.")
     ] = None,
     reuse: Annotated[
         Path | None,
-        typer.Option(metavar="RESULTS.json", help="Results of before, of another machine say: its runs count, too."),
+        typer.Option(
+            metavar="RESULTS.json", help="Earlier results, from another machine for example: their runs count as well."
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time, of OMP_NUM_THREADS threads each, else one.", min=1)] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Runs at a time, each with OMP_NUM_THREADS threads, one if that is not set.", min=1)
+    ] = 1,
     policy: PolicyOption = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
 ) -> None:
-    """Run a script under several managers, seeds and cases, and print what can be said. Finished runs are reused.
+    """Run a script under several managers, seeds and cases, and print what they prove. Finished runs are reused.
 
     Examples: `trainmgr compare workloads/minimal.py --managers none,schedule:cosine,rules --seeds 1-6 --jobs 2`,
     `trainmgr compare experiment.toml --out results`, `trainmgr compare results/results.json --reference rules`,
     `trainmgr compare here/results.json there/results.json --out both` (parts of one experiment, from two machines),
-    `trainmgr compare experiment.toml --reuse there/results.json` (only what is not there is trained here)
+    `trainmgr compare experiment.toml --reuse there/results.json` (trains only what is missing there)
     """
     statistics.require()
     chosen, goals = _metrics(metrics)
@@ -362,8 +369,8 @@ def compare(
         files = [what, *map(Path, arguments or [])]
         if managers or seeds or reuse or case or any(file.suffix != ".json" for file in files):
             raise UserError(
-                f"{what} is printed again as it was measured: what may follow it are other results (.json), "
-                "--reference, --metrics, --test, --show-seeds and --out. Name a script or an experiment to train."
+                f"{what} is printed again as it was measured. Only other results (.json), --reference, --metrics, "
+                "--test, --show-seeds and --out may follow it. To train, name a script or an experiment."
             )
         found = pooling.pool([results.load(file) for file in files])
         if reference:
@@ -472,7 +479,7 @@ def _reused(plan: experiment.Experiment, cells: list[list[trials.Cell]], file: P
     had, took = (sum(len(case.runs) for case in each.cases) for each in (before, there))
     text = f"{took} of {sum(map(len, cells))} runs are taken from {file}"
     if took < had:
-        text += f"; {had - took} of its runs fit none: by case, arguments, settings, manager, model or seed"
+        text += f"; {had - took} of its runs differ from these in case, arguments, settings, manager, model or seed"
     _aside(text)
     return there
 

@@ -11,6 +11,7 @@ from typing import Any
 from trainmgr.comparison import measured, results
 from trainmgr.comparison.experiment import Experiment, Plan, plans
 from trainmgr.comparison.pooling import pool
+from trainmgr.comparison.samples import BEGINNING
 from trainmgr.comparison.trials import Cell, Outcome, sections
 from trainmgr.errors import UserError
 from trainmgr.files import sha256
@@ -166,6 +167,8 @@ def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results
         money=found.money,
         metrics=measured.final_metrics(closing) if closing and not outcome.failure else {},
         curve=[(step, rounded(value)) for step, value in found.curve if step in steps],
+        course=found.course,
+        figures=found.figures,
     )
 
 
@@ -176,7 +179,8 @@ def _asked(manager: str) -> str:
 
 
 def _thinned(curves: list[list[tuple[int, float]]]) -> set[int]:
-    """At most about POINTS of all steps: the same of every curve, so that their mean has a meaning, and each end."""
+    """At most about POINTS of all steps, the same of every curve, since their mean is drawn; with the first ones, which
+    tell copies, and each end."""
     steps = sorted({step for curve in curves for step, _ in curve})
     every = max(1, math.ceil(len(steps) / POINTS))
-    return {*steps[::every], *steps[-1:], *(curve[-1][0] for curve in curves if curve)}
+    return {*steps[:BEGINNING], *steps[::every], *steps[-1:], *(curve[-1][0] for curve in curves if curve)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from trainmgr import events, protocol
-from trainmgr.files import Tail
+from trainmgr.files import Tail, sha256
 from trainmgr.paths import RunPaths
 from trainmgr.protocol import MAX_LINE, Mode, parse_telemetry
 
@@ -26,6 +27,8 @@ class Measured:
     """(step, objective) of every evaluation, without those that a restart went back behind."""
     on_best: bool = False
     """Whether it ended on its best checkpoint: the last command that it carried out was a stop there."""
+    figures: str | None = None
+    """Digest of every figure of the evaluations and of the last step before each; None without evaluations."""
     shown: set[str] = field(default_factory=set)
     """Test metrics that a manager could see: those of steps and evaluations with "test" in their name."""
     calls: int = 0
@@ -34,15 +37,29 @@ class Measured:
     money: float | None = 0.0
     """None where the price of a call was not known."""
 
+    @property
+    def course(self) -> str | None:
+        """Digest of the curve; None without one."""
+        return sha256(repr(self.curve).encode())[:16] if self.curve else None
+
 
 def read(paths: RunPaths | None) -> Measured:
     """From telemetry and the audit log; nothing where there is no run."""
     found = Measured()
     if paths is None:
         return found
+    digest, before = hashlib.sha256(), b""
     for line in Tail(paths.telemetry, MAX_LINE).lines():
-        if any(word in line for word in _WORTH):
-            _take(found, parse_telemetry(line))
+        record = parse_telemetry(line) if any(word in line for word in _WORTH) else None
+        if record is not None:
+            _take(found, record)
+        if not isinstance(record, protocol.Eval):
+            before = line
+            continue
+        for each in (parse_telemetry(before), record):
+            if isinstance(each, protocol.Step | protocol.Eval):
+                digest.update(f"{each.step} {sorted(each.metrics.items())}\n".encode())
+        found.figures = digest.hexdigest()[:16]
     _add_calls(found, paths)
     return found
 
@@ -74,11 +91,18 @@ def _add_calls(found: Measured, paths: RunPaths) -> None:
             found.money = found.money + reply["money"] if known else None
 
 
+def same_training(one: Measured, two: Measured) -> bool:
+    """Whether two runs measured the same to the last digit, and more than one value."""
+    same = (one.course, one.figures) == (two.course, two.figures)
+    return same and len({value for _, value in one.curve}) > 1
+
+
 def final_metrics(closing: events.Closing) -> dict[str, float]:
     """What a run ended with: what its workload says, or else the objective at the last evaluation and its best."""
-    if closing.metrics or closing.objective is None or closing.final is None or closing.best is None:
+    if closing.metrics or closing.objective is None or closing.final is None:
         return dict(closing.metrics)
-    return {closing.objective: closing.final, f"best {closing.objective}": closing.best}
+    best = {} if closing.best is None else {f"best {closing.objective}": closing.best}  # None: it was never finite
+    return {closing.objective: closing.final, **best}
 
 
 # -- what several runs were made with ----------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import fmean
 
 from trainmgr.comparison import plots, report
-from trainmgr.comparison.analysis import DIVERGED, Arm, Section
+from trainmgr.comparison.analysis import Arm, Section
 from trainmgr.comparison.results import Results
 from trainmgr.comparison.results import render as as_json
+from trainmgr.comparison.samples import finite
 from trainmgr.comparison.statistics import Test
 from trainmgr.errors import UserError
 from trainmgr.files import replace
@@ -30,6 +31,7 @@ th, td { border-bottom: 1px solid var(--faint); padding: .25rem .75rem .25rem 0;
 .plot text { font: 12px system-ui, sans-serif; fill: var(--ink); }
 .plot .grid { stroke: var(--faint); }
 .legend span { margin-right: 1.5rem; white-space: nowrap; }
+.warning { border-left: 4px solid var(--c7); padding-left: 1rem; }
 .notes { border-left: 4px solid var(--faint); padding-left: 1rem; }
 """ + "".join(f".c{i} {{ color: var(--c{i}); }}\n" for i in range(plots.COLOURS))
 
@@ -72,6 +74,7 @@ def write(folder: Path, results: Results, sections: list[Section], test: Test) -
 def _section(section: Section, test: Test) -> Iterable[str]:
     if section.case.name:
         yield f"<h2>{escape(section.case.name)}</h2>"
+    yield from (f'<p class="warning">{escape(text)}</p>' for text in section.warnings)
     for held_out in (False, True):
         metrics = section.shown(held_out=held_out)
         if not metrics and (held_out or section.metrics):
@@ -89,7 +92,10 @@ def _section(section: Section, test: Test) -> Iterable[str]:
     arms = [_curve(i, arm) for i, arm in enumerate(section.arms)]
     if plot := plots.curves(arms, f"{section.case.objective} over steps"):
         yield f"<h3>{escape(section.case.objective or 'objective')} over steps</h3>"
-        yield "<p>The mean of the seeds, up to the last step that all of them reached; the band holds all of them.</p>"
+        yield (
+            "<p>The mean of the seeds, up to the last step that all of them reached with a finite value; "
+            "the band holds all of them.</p>"
+        )
         yield plots.legend(arms) + plot
     yield "<h3>What it took, on average</h3>"
     yield _table(report.cost(section))
@@ -107,12 +113,13 @@ def _table(table: report.Table) -> str:
 def _strip(colour: int, arm: Arm, metric: str) -> plots.Strip:
     entry = arm.entries[metric]
     mean, interval = (entry.summary.mean, entry.summary.interval) if entry.summary else (None, None)
-    return plots.Strip(arm.manager, colour, [*entry.values.items()], mean, interval)
+    note = f" ({len(entry.diverged)} diverged)" * bool(entry.diverged)
+    return plots.Strip(arm.manager, colour, [*entry.values.items()], mean, interval, note)
 
 
 def _curve(colour: int, arm: Arm) -> plots.Curve:
-    """Over the steps at which every run of the arm has a value."""
-    runs = [{step: value for step, value in run.curve if abs(value) < DIVERGED} for run in arm.good if run.curve]
+    """Over the steps at which every run of the arm has a finite value."""
+    runs = [{step: value for step, value in run.curve if finite(value)} for run in arm.good if run.curve]
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
     columns = [(float(step), [run[step] for run in runs]) for step in steps]
     return plots.Curve(

@@ -32,6 +32,12 @@ class Strip:
     """(seed, value)"""
     mean: float | None
     interval: tuple[float, float] | None
+    note: str = ""
+    """Behind the name: what has no point."""
+
+    @property
+    def label(self) -> str:
+        return short(self.name, LABEL) + self.note
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,14 @@ def strips(arms: Sequence[Strip], title: str) -> str:
     every = [value for arm in arms for value in (*(v for _, v in arm.points), *(arm.interval or ()))]
     if not every:
         return ""
-    left = 8 + LETTER * max(len(short(arm.name, LABEL)) for arm in arms)
+    left = 8 + LETTER * max(len(arm.label) for arm in arms)
     x = scale(every, left, WIDTH - RIGHT)
     height = TOP + ROW * len(arms) + BOTTOM
     parts = _grid_x(x, TOP, height - BOTTOM)
     for row, arm in enumerate(arms):
         y = TOP + ROW * (row + 0.5)
         ink = {"class": _colour(arm.colour), "stroke": "currentColor"}
-        parts.append(_text(left - 8, y + 4, short(arm.name, LABEL), "end"))
+        parts.append(_text(left - 8, y + 4, arm.label, "end"))
         if arm.interval is not None:
             low, high = map(x, arm.interval)
             parts.append(tag("line", **ink, x1=low, x2=high, y1=y, y2=y, stroke_width=3))

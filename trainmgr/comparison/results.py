@@ -54,6 +54,10 @@ class Run(Wire):
     """At the end."""
     curve: list[tuple[int, Number]] = []
     """(step, objective) of the evaluations, thinned."""
+    course: Annotated[str | None, Field(exclude_if=operator.not_)] = None
+    """Digest of the same, whole and exact; null without any, or, as below, where the version of then did not tell."""
+    figures: Annotated[str | None, Field(exclude_if=operator.not_)] = None
+    """Digest of every figure of the evaluations and of the steps before them."""
 
 
 class Case(Wire):
@@ -153,7 +157,11 @@ def metric_names(case: Case) -> Iterator[str]:
                 yield name
 
 
+def of_objective(case: Case) -> tuple[str, ...]:
+    """The names under which the objective stands among the metrics at the end: the last value, and the best."""
+    return () if case.objective is None else (case.objective, f"best {case.objective}", f"best_{case.objective}")
+
+
 def goal_of(results: Results, case: Case, metric: str) -> Mode | None:
     """Which way a metric is better: as the experiment says, else the objective's; None where nobody says."""
-    ours = (case.objective, f"best {case.objective}", f"best_{case.objective}")
-    return results.goals.get(metric) or (case.goal if metric in ours else None)
+    return results.goals.get(metric) or (case.goal if metric in of_objective(case) else None)

@@ -102,7 +102,10 @@ def sign_flip(differences: Sequence[float]) -> float | None:
 
 
 def signed_rank(differences: Sequence[float]) -> float | None:
-    """The two-sided p of Wilcoxon's signed-rank test (1945), zeros as Pratt has them; None without differences."""
+    """The two-sided p of Wilcoxon's signed-rank test (1945), zeros as Pratt has them; None without differences.
+
+    Only the ranks matter, so infinite differences may be among them: they are larger than every finite one, and alike.
+    """
     if not differences:
         return None
     if len(differences) == 1 or not any(differences):
@@ -110,7 +113,21 @@ def signed_rank(differences: Sequence[float]) -> float | None:
     import numpy as np
     from scipy import stats
 
-    return float(stats.wilcoxon(np.asarray(differences), zero_method="pratt", method="auto").pvalue)
+    return float(stats.wilcoxon(np.asarray(_ranked(differences)), zero_method="pratt", method="auto").pvalue)
+
+
+def rank_sum(differences: Sequence[float]) -> float:
+    """The sum of the signed ranks: above 0 where most and the largest of the differences are. They may be infinite."""
+    from scipy import stats
+
+    ranks = stats.rankdata([abs(value) for value in differences])
+    return float(sum(math.copysign(rank, value) for rank, value in zip(ranks, differences, strict=True) if value))
+
+
+def _ranked(differences: Sequence[float]) -> list[float]:
+    """The same with a figure beyond all others for what is infinite."""
+    beyond = 1.0 + 2.0 * max((abs(value) for value in differences if math.isfinite(value)), default=0.0)
+    return [value if math.isfinite(value) else math.copysign(beyond, value) for value in differences]
 
 
 def student(differences: Sequence[float], scale: float = 0.0) -> float | None:

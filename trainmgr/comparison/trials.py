@@ -1,6 +1,7 @@
 """`trainmgr compare`: a script under several managers, with several seeds, in several cases, as supervised runs.
 
-Finished runs are found again by what they were started with, so that an interrupted comparison goes on where it was.
+A finished run is used again where script, arguments, manager, seed and settings are the same, so an interrupted
+comparison continues where it stopped.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from trainmgr.telemetry import Item
 from trainmgr.wire import to_json
 
 GOOD = ("completed", "stopped")
+PAIR = 2  # runs, of two seeds: enough to see whether the seed is used
 BLIND = ("schedule", "random", "adversary", "flipflop", "late")  # managers that read no thresholds of the rules
 
 Key = tuple[Any, ...]
@@ -80,7 +82,7 @@ class Outcome:
 
 
 class Watcher(Protocol):
-    """Whoever shows how far it is. Called in several threads."""
+    """Shows how far a comparison is. Called in several threads."""
 
     def begin(self, total: int, reused: int) -> None:
         """So many cells there are, and so many of them are done already."""
@@ -246,12 +248,15 @@ def run(
 ) -> list[Outcome]:  # fmt: skip
     """The outcome of each cell: run what is missing, ``jobs`` at a time. Failed runs are outcomes too.
 
-    The first run that ends without one of ``metrics`` is told at once, since the others may take days.
+    The first run that ends without one of ``metrics`` is told at once, since the others may take days; so is the second
+    one of a manager that is a copy of the first.
     """
     done, orphans = find(todo, runs_dir)
     for paths in orphans:
         if _bury(paths):
-            watcher.note(f"{paths.id}: its supervisor died, and decisions were missed; it was ended, to be run again")
+            watcher.note(
+                f"{paths.id}: its supervisor died and decisions were missed, so it was ended and will run again"
+            )
     distinct: dict[Key, Cell] = {}
     for cell in todo:
         distinct.setdefault(cell.key, cell)
@@ -260,6 +265,9 @@ def run(
     for outcome in done.values():
         watcher.ended(outcome)
     _look_for(metrics, [*done.values()], watcher)
+    arms: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in done.values():
+        arms.setdefault((outcome.cell.case, outcome.cell.manager), []).append(outcome)
     running: list[Supervisor] = []
     stopped = threading.Event()
 
@@ -276,10 +284,15 @@ def run(
             watcher.ended(outcome)
             if not any(other.failure is None for other in done.values() if other is not outcome):
                 _look_for(metrics, [outcome], watcher)
+            if outcome.failure is None:
+                arm = arms.setdefault((outcome.cell.case, outcome.cell.manager), [])
+                arm.append(outcome)
+                if len(arm) == PAIR:
+                    _compare_seeds(arm[0], arm[1], watcher)
     except KeyboardInterrupt:
         # Their workloads do not hear the keyboard; the next comparison trains these cells again.
         stopped.set()
-        watcher.note("interrupted; what has ended is kept, and the same command goes on from there")
+        watcher.note("interrupted; finished runs are kept, and the same command continues from here")
         pool.shutdown(wait=False, cancel_futures=True)
         for supervisor in running:
             _kill(supervisor)
@@ -300,6 +313,14 @@ def _look_for(metrics: Collection[str], outcomes: list[Outcome], watcher: Watche
                     f"{', '.join(there) or 'nothing'}"
                 )
             return
+
+
+def _compare_seeds(one: Outcome, two: Outcome, watcher: Watcher) -> None:
+    if measured.same_training(measured.read(one.paths), measured.read(two.paths)):
+        watcher.note(
+            f"{one.cell.words} and seed {two.cell.seed} gave the same figures to the last digit: the script does not "
+            "use TRAINMGR_SEED, or nothing in it is random; take the seed from trainmgr.workload.default_seed()"
+        )
 
 
 def balanced(cases: list[list[Cell]]) -> list[Cell]:
