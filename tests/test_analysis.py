@@ -409,7 +409,7 @@ def test_one_run_under_six_seeds_proves_nothing(manager: str, test: statistics.T
     )
     assert text.index(warning) < text.index("| manager | runs |")
     assert "| 6 of 6, 1 sample |" in text
-    assert "| – | – | no verdict: the seeds are copies of one run, see the warning |" in text
+    assert "| – | – | no verdict: all seeds are one sample, see the warning |" in text
     assert "proven better" not in text
     assert re.search(rf"\| {manager} \| 6 \| \d\.\d+ \(1 sample\) \|", text)
     assert "| completed, a copy of seed 1 |" in text
@@ -495,6 +495,15 @@ def test_what_diverged_everywhere_or_was_never_finite_is_said_too() -> None:
     found = everything(one.model_copy(update={"runs": runs}))
     text = report.markdown(found, analysis.analyse(found, "permutation"), "permutation")
     assert "| rules | 2 | 0 of 2: seeds 1 and 2 diverged | seed 2 diverged; the others: 0.5000 (1 of 2) |" in text
+
+
+def test_a_run_that_diverged_is_said_where_the_table_shows_other_metrics() -> None:
+    one = case({"none": shifted(0.0, 2), "rules": [1.0, math.nan]})
+    runs = [r.model_copy(update={"metrics": r.metrics | {"accuracy": 0.5}}) for r in one.runs]
+    found = everything(one.model_copy(update={"runs": runs}), metrics=["accuracy"])
+    text = report.markdown(found, analysis.analyse(found, "permutation"), "permutation")
+    assert "| none | 2 | 0.5000 ± 0.0000 [0.5000, 0.5000] |" in text
+    assert "| rules | 2; seed 2 diverged | 0.5000 ± 0.0000 [0.5000, 0.5000] |" in text
 
 
 def test_a_figure_that_is_not_finite_in_a_run_that_is_well_is_not_called_diverged() -> None:

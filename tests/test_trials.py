@@ -403,7 +403,7 @@ def test_a_script_that_does_not_use_its_seed_is_named_and_proves_nothing(folder:
     assert first.stdout.startswith(warning)
     assert "the script does not use TRAINMGR_SEED" in first.stdout
     assert "trainmgr.workload.default_seed()" in first.stdout
-    assert first.stdout.count("| – | – | no verdict: the seeds are copies of one run, see the warning |") == 2
+    assert first.stdout.count("| – | – | no verdict: all seeds are one sample, see the warning |") == 2
     assert "proven better" not in first.stdout
     told = [line for line in first.stderr.splitlines() if "gave the same figures to the last digit" in line]
     assert any(line.startswith("none seed ") for line in told)  # after the second of them

@@ -95,7 +95,7 @@ def verdict(difference: Difference, arms: int, test: Test, lost: str = "") -> st
     """In words, with what would be needed. ``lost``: which runs diverged or failed."""
     match difference.verdict:
         case "one sample":
-            return "no verdict: the seeds are copies of one run, see the warning"
+            return "no verdict: all seeds are one sample, see the warning"
         case "incomplete" if difference.lost:
             return f"no verdict: {lost}; the other seeds alone prove nothing"
         case "incomplete":
@@ -121,21 +121,24 @@ def overview(section: Section, metrics: list[str]) -> Table:
     """An arm a row: every metric's mean, standard deviation and interval, and what it took."""
     rows = []
     for arm in section.arms:
-        row = [arm.manager, _counted(section.case, arm), *(spread(arm.entries[metric]) for metric in metrics)]
+        row = [arm.manager, _counted(section.case, arm, metrics), *(spread(arm.entries[metric]) for metric in metrics)]
         rows.append([*row, *_took(arm)])
     return ["manager", "runs", *metrics, "changes", "seconds"], rows
 
 
-def _counted(case: Case, arm: Arm) -> str:
-    """How many runs count; where some failed, of how many, and how those failed."""
+def _counted(case: Case, arm: Arm, metrics: list[str]) -> str:
+    """How many runs count; where some failed, of how many, and how; and those that diverged, though every metric shown
+    is finite."""
     failures: dict[str, list[int]] = {}
     for run in arm.runs:
         if run.failure is not None:
             why = short(run.failure, REASON) + ", its objective not finite" * samples.diverged(case, run)
             failures.setdefault(why, []).append(run.seed)
-    if not failures:
-        return str(len(arm.good))
-    return "; ".join([f"{len(arm.good)} of {len(arm.runs)}", *(f"{named(s)} {why}" for why, s in failures.items())])
+    said = {seed for metric in metrics for seed in arm.entries[metric].diverged}
+    if unsaid := [run.seed for run in arm.good if run.seed not in said and samples.diverged(case, run)]:
+        failures["diverged"] = unsaid
+    count = f"{len(arm.good)}" + f" of {len(arm.runs)}" * (len(arm.good) < len(arm.runs))
+    return "; ".join([count, *(f"{named(seeds)} {why}" for why, seeds in failures.items())])
 
 
 def _took(arm: Arm) -> list[str]:
