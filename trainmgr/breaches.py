@@ -16,7 +16,8 @@ from trainmgr.wire import Value, nearest, short
 SEEDS = (12345, 54321)
 MESSAGES = 5  # warnings of the script that are repeated
 HEARD = 1.0  # seconds after which a workload that passes a boundary must have seen a change
-HARDLY = 0.01  # of the objective: less progress than that says nothing
+HARDLY = 0.01  # of a rate: a smaller difference says nothing
+LEARNED = 0.2  # of the objective: with less progress than that a rollback cannot be seen by it
 PASSED: dict[Boundary, tuple[type[Item], ...]] = {  # what a workload reports at a boundary, or at a coarser one
     "step": (protocol.Step, protocol.Eval, protocol.Checkpoint),
     "eval": (protocol.Eval, protocol.Checkpoint),
@@ -284,7 +285,8 @@ def _rolled(checked: Checked, seen: Seen, rollback: Rollback) -> None:
         return
     if answer is None:
         return
-    before, after = [[i for i in seen.evals if (i.seq < answer.seq) is early] for early in (True, False)]
+    before = [item for item in seen.evals if item.seq < answer.seq]
+    after = [item for item in seen.evals if item.seq > answer.seq and item.step > answer.step]
     later = [i for i in seen.items if isinstance(i, protocol.Step | protocol.Eval) and i.seq > answer.seq]
     if later and later[0].step < answer.step:
         checked.error(
@@ -310,29 +312,34 @@ def _rolled(checked: Checked, seen: Seen, rollback: Rollback) -> None:
 
 
 def _brought_back(checked: Checked, seen: Seen, before: list[protocol.Eval], after: protocol.Eval) -> None:
-    """Whether an evaluation after the rollback to the start is more like the first one than like the last one."""
+    """Whether an evaluation after the rollback to the start is more like the first one than like the last one.
+
+    Only learning can be taken back: where there was none, evaluations show nothing.
+    """
     assert seen.state.start is not None
-    metric = seen.state.start.objective.metric
-    values = [item.metrics.get(metric, math.nan) for item in (before[0], before[-1], after)]
-    first, last, found = values
-    if min(values) > 0:  # a loss falls by factors
-        values = [math.log(value) for value in values]
-    moved = values[1] - values[0]
-    least = HARDLY if min(first, last, found) > 0 else HARDLY * max(abs(first), abs(last))
-    if not all(map(math.isfinite, values)) or abs(moved) <= least:
-        checked.warning(
-            f"Whether a rollback brings the weights back cannot be told: {metric} was {first:.4g} at first and "
-            f"{last:.4g} before it.",
-            "Let it train longer: give --seconds more, or evaluate less often.",
-        )
-    elif 0.75 <= (values[2] - values[0]) / moved <= 1.75:  # 0: as at first; 1: as before it, or a little further
+    objective = seen.state.start.objective
+    first, last, found = (item.metrics.get(objective.metric, math.nan) for item in (before[0], before[-1], after))
+    learned = seen.state.worse(first) - seen.state.worse(last)
+    scale = max(abs(first), abs(last))
+    if not all(map(math.isfinite, (first, last, found))) or learned <= LEARNED * scale:
+        if not seen.compared:
+            checked.warning(
+                f"Whether a rollback brings the weights back cannot be told: {objective.metric} was {first:.4g} at "
+                f"first and {last:.4g} before it.",
+                "Let it train longer: give --seconds more, or evaluate less often.",
+            )
+        return
+    place = (found - first) / (last - first)  # 0: as at first; 1: as before the rollback, or a little further
+    if place >= 0.75 and abs(found - last) <= 0.5 * scale and not seen.compared:
         checked.error(
-            f"A rollback to the initial weights changed nothing: {metric} was {first:.4g} at the first evaluation, "
-            f"{last:.4g} before the rollback and {found:.4g} after it.",
+            f"A rollback to the initial weights changed nothing: {objective.metric} was {first:.4g} at the first "
+            f"evaluation, {last:.4g} before the rollback and {found:.4g} after it.",
             "Restore the weights, and the optimizer's state, where `do(to)` of the command gets its checkpoint.",
         )
-    elif abs(values[2] - values[0]) <= 0.5 * abs(moved):
-        checked.passed.append(f"rollback: {metric} is {found:.4g} after it, {first:.4g} at first, {last:.4g} before it")
+    elif abs(place) <= 0.5:
+        checked.passed.append(
+            f"rollback: {objective.metric} is {found:.4g} after it, {first:.4g} at first, {last:.4g} before it"
+        )
 
 
 def _shown(value: Value | None) -> str:

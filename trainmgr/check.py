@@ -212,7 +212,8 @@ class Probe:
         if changed := {n: v for n, v in begun.items() if run.state.recipe.get(n) != v and not run.state.moving.get(n)}:
             yield _answered(run, run.send(changed))
         yield from self._back(run, "initial")
-        if isinstance(run.answers.get(len(run.sent)), protocol.Refused):
+        answer = run.answers.get(len(run.sent))
+        if isinstance(answer, protocol.Refused) and "load()" not in answer.reason:
             yield from self._back(run, "best")
 
     def _back(self, run: Attempt, to: str) -> Iterator[Until]:

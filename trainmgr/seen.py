@@ -15,6 +15,7 @@ from trainmgr.telemetry import Item
 from trainmgr.wire import Value
 
 KEPT = "check"  # the name of the checkpoint that is asked for
+COMPARED = "load() put back"  # how the library begins what it says of a load that it has compared
 ENOUGH = 3  # figures that two runs must have in common
 CLOCKS = ("time", "sec", "speed", "per_s", "/s", "fps", "memory", "eta")  # in names of figures that always differ
 
@@ -66,6 +67,11 @@ class Seen:
     output: list[str]
     other: list[Item] | None = None
     """What it reported with the other seed; None where it was not tried."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether the library has seen, by what is saved before and after a load, that it did something."""
+        return any(isinstance(item, protocol.Log) and item.message.startswith(COMPARED) for item in self.items)
 
 
 def kept_path(items: Iterable[Item]) -> str | None:

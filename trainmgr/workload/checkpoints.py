@@ -167,8 +167,9 @@ class Checkpoints:
         came, total = back(contents(path), before, after)
         if came == 0 < total:
             raise ValueError(f"load() put nothing back of {path.name}: what is saved after it is what was saved before")
-        if came < total:
-            self._w.log("warning", f"load() put back {came} of the {total} tensors of {path.name} that had changed")
+        if total:
+            level = "info" if came == total else "warning"
+            self._w.log(level, f"load() put back {came} of {total} in {path.name} that had changed since")
 
     def _checkpoint(self, name: str) -> None:
         path = self.last.with_stem(name) if name else self.last
