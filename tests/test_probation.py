@@ -871,7 +871,7 @@ def test_in_words() -> None:
         "taken back 1 time, 40 steps lost; trust lr 0.5; the script offers no checkpoint: weights go back to the best "
         "ones, not to those from before a change"
     )
-    assert [display.origin_in_words(run.ledger, revision) for revision in (1, 2)] == ["operator", "probation"]
+    assert [display.origin_in_words(run.ledger, revision) for revision in (1, 2)] == ["manager", "probation"]
     assert "(it did harm and was taken back)" in prompt.render(view(run.state, ledger=run.ledger), 5000).user
     assert [past.taken_back for past in view(run.state, ledger=run.ledger).interventions] == ["harm", ""]
     run.measure(*[4.0] * 10).change(dropout=0.2).measure(*[4.0] * 5)

@@ -535,11 +535,15 @@ def test_a_warning_of_a_batch_system_reaches_the_script_and_ends_nobody(
     tmp_path: Path, number: int, name: str
 ) -> None:  # fmt: skip
     script = write_child(tmp_path, SIMPLE + LISTENING.replace("GONE", "False"))
-    paths, closing, _ = supervise(tmp_path, script, listener=interrupt_at(5, number=number))
-    assert (closing.status, closing.exit_code, closing.steps) == ("completed", 0, 5)
+    before = signal.signal(number, signal.SIG_DFL)  # a shell starts what is in the background with SIGQUIT ignored
+    try:
+        paths, closing, _ = supervise(tmp_path, script, listener=interrupt_at(5, number=number))
+        assert signal.getsignal(number) is signal.SIG_DFL  # as it was
+    finally:
+        signal.signal(number, before)
+    assert (closing.status, closing.exit_code, closing.steps) == ("completed", 0, 5), paths.stderr.read_text()
     assert paths.stdout.read_text() == f"{int(number)}\n"
     assert [(s.name, s.passed) for s in of(paths, events.Signalled)] == [(name, True)]
-    assert signal.getsignal(number) is signal.SIG_DFL  # as it was
     holds(paths)
 
 
@@ -556,7 +560,11 @@ def test_a_script_that_does_not_listen_to_a_warning_dies_of_it_and_the_log_says_
 
 def test_a_terminal_that_is_closed_does_not_end_a_run(tmp_path: Path) -> None:
     script = write_child(tmp_path, SIMPLE + LISTENING.replace("GONE", "True"))
-    paths, closing, _ = supervise(tmp_path, script, listener=interrupt_at(5, number=signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        paths, closing, _ = supervise(tmp_path, script, listener=interrupt_at(5, number=signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert (closing.status, closing.exit_code, closing.steps) == ("completed", 0, 5)
     (came,) = of(paths, events.Signalled)
     assert (came.name, came.passed) == ("SIGHUP", False)
