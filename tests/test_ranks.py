@@ -186,7 +186,7 @@ def managed(recipe: dict[str, float]) -> Workload:
     return w
 
 
-def test_a_second_process_on_a_run_writes_nothing_and_while_it_trains_nothing_is_changed(run: Path) -> None:
+def test_a_second_process_on_a_run_writes_nothing_and_once_it_is_seen_nothing_is_changed(run: Path) -> None:
     recipe = {"lr": 0.1}
     with managed(recipe) as w:
         w.step(1, {"loss": 1.0})
@@ -200,11 +200,11 @@ def test_a_second_process_on_a_run_writes_nothing_and_while_it_trains_nothing_is
             w.eval(3, {"loss": 1.0})
             _, said = second.communicate(timeout=TIME_LIMIT)
             assert second.returncode == 0
-        control(run, 2, 0.3)
+        control(run, 2, 0.3)  # the other one trained without the first
         w.step(4, {"loss": 1.0})
-    assert recipe == {"lr": 0.3}
-    assert [r["revision"] for r in records(run, "refused")] == [1]
-    assert [r["revision"] for r in records(run, "applied")] == [2]
+    assert recipe == {"lr": 0.1}
+    assert [r["revision"] for r in records(run, "refused")] == [1, 2]
+    assert "another one has a Workload of its own" in records(run, "refused")[1]["reason"]
     assert len(records(run, "log")) == 1
     assert said.count("\n") == 1
     assert f"process {second.pid} reports nothing" in said

@@ -37,6 +37,7 @@ class Group:
         self.rank, self.world = here()
         self._broadcast = broadcast
         self._refusal: str | None = None  # why the ranks do not share; "" once they agreed to
+        self._gap = ""
         self._told = False
 
     def settle(self) -> bool:
@@ -65,22 +66,22 @@ class Group:
         return (None, self._refusal) if self._refusal else (broadcast, "")
 
     def gap(self, fd: int | None) -> str:
-        """Why a change would not reach all that train; "" where it would. ``fd``: of the telemetry written here."""
+        """Why a change would not reach all that train, from then on; "" where it would. ``fd``: of our telemetry."""
         if self.world > 1:  # all get it, or share() said why not
             return ""
-        if self._broadcast is None and (ranks := here()[1]) > 1:
-            return (
+        if not self._gap and self._broadcast is None and (ranks := here()[1]) > 1:
+            self._gap = (
                 f"{FORKED}: torch.distributed has {ranks} ranks, and was initialized after the Workload was started. "
                 f"{REMEDY}"
             )
-        if fd is not None and rivals(fd):
-            return f"{FORKED}: others found the telemetry taken. {REMEDY}"
-        return ""
+        if not self._gap and fd is not None and rivals(fd):
+            self._gap = f"{FORKED}: another one has a Workload of its own. {REMEDY}"
+        return self._gap
 
     def news(self, fd: int | None) -> str:
-        """The gap, the first time that there is one."""
+        """The gap, once."""
         found = "" if self._told else self.gap(fd)
-        self._told = bool(found) or self._told
+        self._told = self._told or bool(found)
         return found
 
 
