@@ -48,6 +48,7 @@ def test_a_few_stand_in_the_sentence(runs: Path) -> None:
     ("typed", "meant"),
     [
         ("reacher", "20261128-090000-reacher-00aa"),  # the name without its date
+        ("reecher", "20261128-090000-reacher-00aa"),
         ("00aa", "20261128-090000-reacher-00aa"),
         ("20261128-090001", "20261128-090000-reacher-00aa"),  # a digit wrong
         ("runs/20261128-090000-reacher-00ab", "20261128-090000-reacher-00aa"),

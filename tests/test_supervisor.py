@@ -487,6 +487,7 @@ with w:
     tables.print_proof(said, proof.prove(paths))
     text = said.file.getvalue()  # type: ignore[attr-defined]
     for words in (
+        f"1 intervention by {name}:",
         f"{name}: stop",
         f"operator: {name}",
         f"The workload ended with exit code 0 (interrupted by {name}).",

@@ -134,7 +134,7 @@ def run(
 
     Example: `trainmgr run workloads/tinystories.py --manager rules --seed 1 -- --profile quick`
 
-    Ctrl-C once asks the script to end, twice kills it.
+    Ctrl-C or SIGTERM once asks the script to end, twice kills it. SIGUSR1, SIGUSR2 and the like are passed on to it.
     """
     request = launch.Request(
         script=script,

@@ -104,6 +104,8 @@ class Ledger:
     applied: int = 0
     own: int = 0
     """Of them, those of probation."""
+    stops: int = 0
+    """Of them, those that were asked for from outside: Ctrl-C, SIGTERM."""
     refused: int = 0
     acknowledged: int = 0
     """The highest revision that the workload answered."""
@@ -273,6 +275,7 @@ class Ledger:
         if payload.result == "applied":
             self.applied += 1
             self.own += self.origins.get(payload.revision) == "probation"
+            self.stops += self.origins.get(payload.revision) == "operator"
         else:
             self.refused += 1
             self._rejection(f"{REFUSED} {payload.reason}")

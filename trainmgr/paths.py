@@ -24,6 +24,7 @@ SECRET_VARIABLES = (API_KEY_VARIABLE, "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY"
 INLINE = 3  # names in a sentence; more get a line each
 ALIKE = 0.8  # of two names: the share that is the same, from which one may be meant by the other
 
+SLUG = slice(len("YYYYMMDD-HHMMSS-"), -len("-0000"))  # of a run's id: its name
 RUN_ID = re.compile(r"\d{8}-\d{6}-[A-Za-z0-9_.-]+-[0-9a-f]{4}")
 
 
@@ -123,10 +124,10 @@ def _listed(names: list[str]) -> str:
 
 
 def _near(names: list[str], typed: str) -> list[str]:
-    """What may have been meant: the latest names that have it in them, else those that begin almost like it."""
+    """What may have been meant: the latest names that have it in them, else those that are almost like it."""
     if difflib.get_close_matches(typed, ["latest"], cutoff=ALIKE):
         return ["latest"]
     if found := [name for name in names if typed and typed.lower() in name.lower()]:
         return found[-INLINE:]
-    begun: dict[str, str] = {name[: len(typed)]: name for name in names}  # of those that begin alike, the latest
-    return [begun[name] for name in difflib.get_close_matches(typed, begun, n=INLINE, cutoff=ALIKE)]
+    parts = {part: name for name in names for part in (name[: len(typed)], name[SLUG])}  # of what is alike, the latest
+    return [parts[part] for part in difflib.get_close_matches(typed, parts, n=INLINE, cutoff=ALIKE)]

@@ -55,9 +55,12 @@ def print_closing(
     out("")
     if state.interventions:
         hidden = state.intervention_count - min(LISTED, len(state.interventions))
-        own = f" and {ledger.own} by probation" if ledger.own else ""
-        others = counted(state.intervention_count - ledger.own, "intervention")
-        out(f"[bold]{others}[/] by {quoted(manifest.manager)}{own}:"
+        others = max(0, state.intervention_count - ledger.own - ledger.stops)
+        stopped_by = ledger.stopped_by or "Ctrl-C or SIGTERM"
+        makers = ((others, manifest.manager), (ledger.own, "probation"), (ledger.stops, stopped_by))
+        (count, by), *more = [(count, by) for count, by in makers if count]
+        out(f"[bold]{counted(count, 'intervention')}[/] by {quoted(by)}"
+            + "".join(f" and {count} by {quoted(by)}" for count, by in more) + ":"
             + (f" (the last {LISTED}; `audit` lists all)" if hidden > 0 else ""))  # fmt: skip
         for item in state.interventions[-LISTED:]:
             decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
