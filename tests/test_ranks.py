@@ -80,8 +80,10 @@ RUN, STEPS = Path(os.environ["TRAINMGR_RUN_DIR"]), 12
 
 def train(rank, meet):
     trainmgr.workload.PERIOD = 0.0
-    if HOW == "only rank 0":
+    if HOW in ("only rank 0", "half told"):
         ranks.PATIENCE = 0.0
+    if HOW == "half told":
+        os.environ["WORLD_SIZE"] = "2"
 
     def group():
         dist.init_process_group("gloo", init_method=f"file://{STORE}", rank=rank, world_size=2)
@@ -95,7 +97,7 @@ def train(rank, meet):
         w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.0, high=1.0)
         w.start()
     meet.wait()
-    if HOW == "after":
+    if HOW in ("after", "half told"):
         group()
     for step in range(1, STEPS + 1):
         if w is not None and w.primary and step == 3:
@@ -161,6 +163,16 @@ def test_a_workload_on_rank_0_alone_waits_for_nobody_and_is_refused_its_changes(
     assert found == [[True, [0.1] * 12], [False, [0.1] * 12]]
     (refused,) = records(run, "refused")
     assert "not all of them came with a Workload" in refused["reason"]
+    assert [r["message"] for r in records(run, "log")] == [f"changes are refused: {refused['reason']}"]
+
+
+def test_ranks_that_the_environment_tells_wrong_make_no_change(run: Path, tmp_path: Path) -> None:
+    """WORLD_SIZE without RANK: both take themselves for rank 0 until the group says otherwise."""
+    found, said = spawned(run, tmp_path, "half told")
+    assert sorted(primary for primary, _ in found) == [False, True]
+    assert [seen for _, seen in found] == [[0.1] * 12] * 2
+    assert [r["revision"] for r in records(run, "refused")] == [1]
+    assert said.count("reports nothing") == 1
 
 
 # ---- any other processes ---------------------------------------------------------------------------------

@@ -114,7 +114,8 @@ class Child:
 
     def pass_on(self, number: int) -> None:
         """Signal the process that was started and nothing that it started: its workers may have no handler, and die."""
-        self._process.send_signal(number)
+        with contextlib.suppress(PermissionError):
+            self._process.send_signal(number)
 
     def join(self, timeout: float) -> bool:
         """Wait for the end; whether it came."""

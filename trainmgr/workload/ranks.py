@@ -67,8 +67,8 @@ class Group:
 
     def gap(self, fd: int | None) -> str:
         """Why a change would not reach all that train, from then on; "" where it would. ``fd``: of our telemetry."""
-        if self.world > 1:  # all get it, or share() said why not
-            return ""
+        if self.world > 1:  # all get it, or share() knows why not
+            return self._refusal or ""
         if not self._gap and self._broadcast is None and (ranks := here()[1]) > 1:
             self._gap = (
                 f"{FORKED}: torch.distributed has {ranks} ranks, and was initialized after the Workload was started. "
