@@ -24,7 +24,7 @@ WRITER, FORK, RIVAL = 0, 1, 2  # the bytes: held by who opened it, by one fork o
 PATIENCE = 60.0  # seconds that the ranks wait for one another, once
 PAUSE = 0.01  # seconds between two looks
 
-FORKED = "Several processes train this run, and a change would reach one of them only"
+APART = "Several processes train this run, and a change would reach one of them only"
 REMEDY = (
     "Call torch.distributed.init_process_group before the Workload starts, or set RANK and WORLD_SIZE for each process"
 )
@@ -71,11 +71,11 @@ class Group:
             return self._refusal or ""
         if not self._gap and self._broadcast is None and (ranks := here()[1]) > 1:
             self._gap = (
-                f"{FORKED}: torch.distributed has {ranks} ranks, and was initialized after the Workload was started. "
+                f"{APART}: torch.distributed has {ranks} ranks, and was initialized after the Workload was started. "
                 f"{REMEDY}"
             )
         if not self._gap and fd is not None and rivals(fd):
-            self._gap = f"{FORKED}: another one has a Workload of its own. {REMEDY}"
+            self._gap = f"{APART}: another one has a Workload of its own. {REMEDY}"
         return self._gap
 
     def news(self, fd: int | None) -> str:
