@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from trainmgr.workload.values import real, scalar
 
 BESTS = 32  # that are noted
+BEYOND = "best-beyond"  # a best one of a later step than a run was resumed from
 CHECK_VARIABLE = "TRAINMGR_CHECK"  # set by `trainmgr check`: changes are looked for at every step, loads compared
 
 
@@ -112,7 +113,7 @@ class Checkpoints:
         if better:
             self.best_value, self.best_step = value, step
             self._write(self.best)
-            self._note_best(step, value)
+            self._note_bests([*self._bests, (step, value)])
         if due:
             self._write(self.last)
         self._w.eval(step, metrics, split)
@@ -196,14 +197,14 @@ class Checkpoints:
             os.fsync(file.fileno())
         new.replace(path)
 
-    def _note_best(self, step: int, value: float) -> None:
-        self._bests = [*self._bests, (step, value)][-BESTS:]
-        content = json.dumps({"value": value, "step": step, "bests": self._bests}, default=scalar)
+    def _note_bests(self, bests: list[tuple[int, float]]) -> None:
+        self._bests = bests[-BESTS:]
+        content = json.dumps({"bests": self._bests}, default=scalar)
         self._write(self._note, lambda path: path.write_text(content))
 
     def _take_along(self, folder: Path) -> None:
-        """What was measured beyond the resumed step is forgotten, as the supervisor does: it is of weights that are no
-        more. The best one may then be of weights that are no more either, until there is a better one."""
+        """What was measured beyond the resumed step is forgotten, as the supervisor does it: it is of weights that are
+        no more. The best one is put aside if it is of such weights; there is none then until there is a better one."""
         import shutil  # seldom needed, and slow to import
 
         for path in (self.initial, self.best, self._note):
@@ -212,9 +213,13 @@ class Checkpoints:
                 shutil.copy(there, path)
         try:
             note = json.loads(self._note.read_text())
-            bests = [(int(s), float(v)) for s, v in note.get("bests", [(note["step"], note["value"])])]
+            noted = note["bests"] if "bests" in note else [(note["step"], note["value"])]  # of earlier versions
+            bests = [(int(step), float(value)) for step, value in noted]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return
-        self._bests = [(step, value) for step, value in bests if step <= self._w.resumed_step and math.isfinite(value)]
-        if self._bests and self.best.exists():
-            self.best_step, self.best_value = self._bests[-1]
+        kept = [(step, value) for step, value in bests if step <= self._w.resumed_step and math.isfinite(value)]
+        if kept:
+            self.best_step, self.best_value = kept[-1]
+        if kept != bests and self._w.primary and self.best.exists():
+            self.best.replace(self.best.with_stem(BEYOND))
+        self._note_bests(kept)
