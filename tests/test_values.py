@@ -197,6 +197,50 @@ def test_facts_about_the_run_keep_their_type(run: Path) -> None:
     folded(run)
 
 
+ANY = st.sampled_from(
+    [*WHOLE, *NOT_WHOLE, *NO_NUMBER, "", "lr", "step", "log", "x" * 65, "a\nb", 0, 1, -1, 64, 1e-5, Path("x"), ("lr",),
+     ["a", "b"], [np.str_("a")], ["a", 1], {"loss": "nats"}, {"loss": None}, {"loss": values}, 10**400, 2**70]
+)  # fmt: skip
+OPTIONS = {
+    "float": ["low", "high", "scale", "max_ratio", "min_ratio", "max_delta", "off", "boundary", "group", "description",
+              "scheduled"],
+    "int": ["low", "high", "max_delta", "boundary", "group", "description"],
+    "bool": ["boundary", "group", "description"], "choice": ["choices", "boundary", "group", "description"],
+}  # fmt: skip
+GIVEN = ["name", "objective", "mode", "counterpart", "scale", "total_steps", "seed", "metrics", "info", "resumed_step"]
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.data())
+def test_what_is_declared_and_does_not_raise_is_read_by_the_other_side(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    run = tmp_path_factory.mktemp("run")
+    given_ = {
+        "name": "w",
+        "objective": "loss",
+        "resumed_from": "x",
+        **data.draw(st.dictionaries(st.sampled_from(GIVEN), ANY, max_size=2)),
+    }
+    kind = data.draw(st.sampled_from(sorted(OPTIONS)))
+    good = {"float": {"low": 1, "high": 64}, "int": {"low": 1, "high": 64}, "choice": {"choices": ["a", "b"]}}.get(
+        kind, {}
+    )
+    options = {**good, **data.draw(st.dictionaries(st.sampled_from(OPTIONS[kind]), ANY, max_size=2))}
+    name = data.draw(st.just("x") | ANY)
+    value = data.draw(st.just({"choice": "a", "bool": True}.get(kind, 3)) | ANY)
+    try:
+        w = Workload(**given_, directory=run)
+        getattr(w, kind)(name, get=lambda: value, set=print, **options)
+        with w:
+            w.step(9, {"loss": 1.0})
+    except (TypeError, ValueError, AttributeError):
+        return
+    start = next(Feed(run / "telemetry.jsonl").records())
+    assert isinstance(start, protocol.Start), start
+    assert start.flaws == ()
+
+
 # ---- while it trains -------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Persistence
 from trainmgr.workload.ranks import Group
 from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, goal
-from trainmgr.workload.values import named, whole
+from trainmgr.workload.values import named, text, whole
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
 
@@ -96,7 +96,7 @@ class Workload(Declarations):
         sync_every: Whole = 10,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name = text(name, "the name of the workload")
         self.total_steps = None if total_steps is None else whole(total_steps, "total_steps", least=0)
         self.stopping = False  # True once a stop was accepted
         self.seed = default_seed() if seed is None else whole(seed, "seed", None)
@@ -119,7 +119,7 @@ class Workload(Declarations):
         self.directory = Path(place) if place else None
         self._checkpoints: Path | None = None
 
-        self._writer = Writer(name)
+        self._writer = Writer(self.name)
         self._inbox = Inbox()
         self._started = self._applying = self._ended = False
         self._step = self.resumed_step

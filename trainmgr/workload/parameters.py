@@ -8,9 +8,10 @@ from typing import Any, TypeAlias
 
 from trainmgr.workload.optimizers import Managed
 from trainmgr.workload.overrides import BOUNDARIES, COMMANDS
-from trainmgr.workload.values import MAX_NAME, described, plain, whole
+from trainmgr.workload.values import MAX_INT, MAX_NAME, described, figure, plain, text, whole
 
 MAX_PARAMETERS = 64
+MAX_CHOICES = 64
 
 # Inside Declarations the names of these builtins are methods.
 Real: TypeAlias = float
@@ -109,7 +110,6 @@ class Declarations:
         description: str = "",
     ) -> None:
         """Declare a whole-number parameter within [low, high]; one change moves it by at most ``max_delta``."""
-        low, high = whole(low, f"{name}: low"), whole(high, f"{name}: high")
         spec = {"name": name, "type": "int", "low": low, "high": high, "max_delta": max_delta}
         self._declare(spec, boundary, group, description, get, set)
 
@@ -225,7 +225,13 @@ class Declarations:
     ) -> None:
         name = spec["name"]
         self._undeclarable(name)
+        group, description = text(group, f"{name}: group"), text(description, f"{name}: description")
         spec.update(boundary=boundary, group=group, description=description)
+        for key in _NUMBERS.intersection(key for key, value in spec.items() if value is not None):
+            exact = spec["type"] == "int" and key != "max_delta"
+            spec[key] = whole(spec[key], f"{name}: {key}") if exact else figure(spec[key], f"{name}: {key}")
+        if "scheduled" in spec:
+            spec["scheduled"] = bool(spec["scheduled"])
         parameter = Parameter(spec, get, set, managed)
         problem = "declared twice" if name in self._parameters else contradiction(spec, parameter.get())
         if problem is None and len(self._parameters) >= MAX_PARAMETERS:
@@ -235,6 +241,7 @@ class Declarations:
         self._parameters[name] = parameter
 
 
+_NUMBERS = frozenset(("low", "high", "max_ratio", "min_ratio", "max_delta", "off"))
 _TYPES: dict[str, tuple[Any, str]] = {  # of a value, by the type of its parameter
     "choice": (str, "one of the choices"),
     "bool": (bool, "true or false"),
@@ -252,16 +259,20 @@ def contradiction(spec: dict[str, Any], value: Any) -> str | None:
         return f"boundary is {spec['boundary']!r}; allowed are {', '.join(BOUNDARIES)}"
     if kind == "choice":
         texts = spec["choices"]
-        fine = texts and all(isinstance(text, str) and 0 < len(text) <= MAX_NAME for text in texts)
-        if not fine:
-            return f"choices are texts of 1 to {MAX_NAME} characters, at least one"
+        fine = all(isinstance(choice, str) and 0 < len(choice) <= MAX_NAME for choice in texts)
+        if not fine or not 0 < len(texts) <= MAX_CHOICES:
+            return f"choices are 1 to {MAX_CHOICES} texts of 1 to {MAX_NAME} characters"
     wanted, words = _TYPES[kind]
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
         return f"its value at the start is {described(value)}; `get` must return {words}"
+    if kind == "choice" and len(value) > MAX_NAME:
+        return f"its value at the start has {len(value)} characters; {MAX_NAME} are allowed"
     if kind in ("choice", "bool"):
         return None
+    if kind == "int" and abs(value) > MAX_INT:
+        return f"its value at the start is beyond {MAX_INT}"
     low, high, off = spec["low"], spec["high"], spec.get("off")
-    if spec.get("scale") not in (None, "linear", "log"):
+    if spec.get("scale", "linear") not in ("linear", "log"):
         return f"scale is {spec['scale']!r}; allowed are 'linear' and 'log'"
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         return f"the range [{low}, {high}] is not finite and increasing"

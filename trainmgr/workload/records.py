@@ -13,7 +13,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainmgr.workload import ranks
-from trainmgr.workload.values import MAX_NAME, described, instead, named, nearest, number, real, scalar, whole
+from trainmgr.workload.values import (
+    MAX_NAME,
+    described,
+    figure,
+    instead,
+    named,
+    nearest,
+    number,
+    real,
+    scalar,
+    text,
+    whole,
+)
 
 PROTOCOL_VERSION = 1
 MAX_LINE = 64 * 1024  # bytes, line break included
@@ -37,7 +49,7 @@ def goal(metric: str, mode: str, counterpart: str | None, scale: float | None) -
         named(counterpart, "the name of the counterpart")
     if mode not in ("min", "max"):
         raise ValueError(f"mode is {mode!r}; allowed are 'min' and 'max'")
-    if scale is not None and not 0 < scale < math.inf:
+    if scale is not None and not 0 < (scale := figure(scale, "scale")) < math.inf:
         raise ValueError(f"scale is {scale!r}; it must be greater than 0 and finite")
     found = {"metric": metric, "mode": mode, "counterpart": counterpart}
     return found if scale is None else {**found, "scale": scale}
@@ -62,7 +74,10 @@ class Metric(NamedTuple):
     @classmethod
     def of(cls, metric: str | Metric) -> Metric:
         """A description alone is a metric too; raises ValueError for a role that there is not."""
-        found = cls(metric) if isinstance(metric, str) else metric
+        found = metric if isinstance(metric, Metric) else cls(metric)
+        text(found.description, "the description of a metric")
+        if isinstance(found.depends, str):
+            raise TypeError(f"depends is {described(found.depends)}; it must be a tuple of names of parameters")
         if found.role not in (None, *ROLES):
             raise ValueError(f"{found.role!r} is no role of a metric; there are: {', '.join(ROLES)}")
         return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
@@ -57,6 +58,17 @@ def real(value: Any) -> float:
         return math.nan
 
 
+def figure(value: Any, name: str) -> Any:
+    """A number that was declared; raises TypeError for what is none."""
+    try:
+        found = number(value)
+    except TypeError:
+        found = None
+    if not isinstance(found, (int, float)):
+        raise TypeError(f"{name} is {described(value)}; it must be a number")
+    return found
+
+
 def whole(value: Any, name: str, most: int | None = MAX_INT, least: int | None = None) -> int:
     """A whole number as an int: those of numpy and torch and floats like 100.0 too.
 
@@ -92,7 +104,14 @@ def plain(value: Any, kind: str) -> Any:
         return bool(found) if found in (0, 1) else found
     if kind == "int" and isinstance(found, float) and found.is_integer():
         return int(found)
-    return found
+    return number(found) if kind == "float" and type(found) is int else found
+
+
+def text(value: Any, name: str) -> str:
+    """A text or a path that was declared; raises TypeError for what is none."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} is {described(value)}; it must be text")
+    return str(value)
 
 
 def named(name: Any, what: str) -> str:
