@@ -22,6 +22,9 @@ MARK = Mark(10, "aa")
 ANSWER = {"diagnosis": "plateau", "evidence": "flat", "action": "adjust", "changes": {"lr": 1e-3}}
 
 
+LOST = (step(1, loss=1.0), step(2, loss=math.nan), step(3, loss=math.nan))
+
+
 def folded(*payloads: Any) -> Ledger:
     ledger = Ledger()
     for payload in payloads:
@@ -51,9 +54,10 @@ def test_nobody_is_asked_before_anything_can_be_compared() -> None:
     assert first(curve([2.0, 1.9, 1.8]), enabled=False) == "evaluation"
     assert first(curve([2.0, 1.9, 1.8, 1.7])) == "evaluation"
     assert first(curve([2.0, math.nan])) == "alarm"
-    broken = fold([start(), step(1, loss=math.nan)])
+    broken = fold([start(), *LOST])
     assert (first(broken), first(broken, enabled=False), first(broken, first_evals=0)) == (None, "alarm", "alarm")
-    assert first(curve([2.0, math.nan])) == "alarm"
+    assert first(curve([math.nan] * 9)) is None  # on probation every change would be a leap in the dark
+    assert first(curve([math.nan] * 9), enabled=False) == "evaluation"
 
 
 def test_never_while_something_is_pending_or_over() -> None:
@@ -78,12 +82,25 @@ def test_a_restart_that_went_back_in_steps_does_not_silence_the_manager() -> Non
 
 
 def test_an_alarm_does_not_wait_and_rings_once_between_two_evaluations() -> None:
-    state = fold([start(), step(1, loss=math.nan)])
+    state = fold([start(), *LOST])
     assert why(state) == "alarm"
     assert why(state, on_alarm=False) is None
-    rung = (asked(1, 1, 0, "alarm"), ruled(1, action="keep"))
-    assert why(fold([step(2, loss=math.nan)], state), *rung) is None
-    assert why(fold([evaluation(3, 2.0), step(4, loss=math.inf)], state), *rung, every_evals=9) == "alarm"
+    rung = (asked(1, 3, 0, "alarm"), ruled(1, action="keep"))
+    assert why(fold([step(4, loss=math.nan)], state), *rung) is None
+    assert why(fold([evaluation(5, 2.0), step(6, loss=math.inf)], state), *rung, every_evals=9) == "alarm"
+
+
+def test_values_that_never_were_finite_or_are_again_are_no_alarm() -> None:
+    never = fold([start(), *(step(i, loss=math.nan, grad_norm=math.inf) for i in range(20)), evaluation(20, math.nan)])
+    assert why(never, every_evals=9) is None
+    scaled = [step(i, loss=1.0, grad_norm=math.inf if i in (0, 1, 2, 15) else 1.0) for i in range(20)]
+    assert why(fold([start(), *scaled, evaluation(20, 2.0)]), every_evals=9) is None
+    assert why(fold([start(), *LOST, step(4, loss=1.0)]), every_evals=9) is None
+
+
+def test_a_rise_of_the_objective_is_an_alarm_that_does_not_say_why_it_rose() -> None:
+    state = curve([2.0, 1.0, 1.01, 1.0, 1.01, 5.0])
+    assert why(state, every_evals=9) == "alarm: worsening"
 
 
 def test_an_objective_that_is_not_finite_is_an_alarm_too() -> None:
@@ -108,7 +125,7 @@ def test_a_plan_asks_once_for_each_step_that_is_near() -> None:
     assert why(fold([step(35)], state), asked(1, 16, 1), ruled(1, action="keep"), **plan) == "step 40 is near"
     assert why(fold([start(), step(1), evaluation(1, 2.0), step(15)]), every_steps=20) == "step 20 is near"
     assert why(fold([start(), step(17)]), **plan) is None  # nothing was evaluated
-    broken = fold([start(), step(1), evaluation(1, 2.0), step(3, loss=math.nan)])
+    broken = fold([start(), step(1), evaluation(1, 2.0), *LOST])
     assert why(broken, **plan) == "alarm"
 
 

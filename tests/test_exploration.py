@@ -154,7 +154,7 @@ def test_slow_learns_faster_and_nothing_else() -> None:
 
 def test_entropy_is_no_longer_wanted_once_episodes_succeed() -> None:
     got = decide(run((0.75, 0.12), shift=0.5, parameters=space(entropy=0.02)))
-    assert (got.diagnosis, got.changes) == ("scheduled", {"g": 0.005})
+    assert (got.diagnosis, got.changes) == ("routine", {"g": 0.005})
 
 
 def test_what_was_lost_is_taken_back_with_smaller_steps() -> None:
@@ -171,7 +171,7 @@ def test_what_was_lost_is_taken_back_with_smaller_steps() -> None:
 def test_in_the_last_part_the_rates_fall_in_a_straight_line() -> None:
     state = run(*[(0.9, 0.05)] * 21, shift=0.5, parameters=space(1e-3, entropy=0.0), scores=[i / 30 for i in range(21)])
     got = decide(state)
-    assert (got.diagnosis, got.action) == ("scheduled", "adjust")
+    assert (got.diagnosis, got.action) == ("routine", "adjust")
     left, spacing = TOTAL - 210, 210 / 20
     assert got.changes == {name: pytest.approx(1e-3 * (1 - 2 * spacing / left), rel=1e-5) for name in "ab"}
     assert got.evidence.startswith("290 steps are left; success 0.90")

@@ -213,7 +213,7 @@ RISE = [0.5, 0.6, 0.7, 0.8]
 
 def test_a_rise_is_not_put_down_to_overfitting_where_terms_are_weighed_and_no_gap_is_measured() -> None:
     assert decide(measured(begun(), *[BALANCED] * 4, val=RISE)).diagnosis == "healthy"
-    assert decide(measured(begun(metrics={}), *[BALANCED] * 4, val=RISE)).diagnosis == "overfitting"
+    assert decide(measured(begun(metrics={}), *[BALANCED] * 4, val=RISE)).diagnosis == "worsening"
 
 
 def test_a_rise_after_balancing_has_time_to_pass() -> None:
@@ -240,7 +240,7 @@ def test_outlying_gradients_of_terms_out_of_balance_are_no_instability(norms: No
 @pytest.mark.parametrize("norms", [BALANCED, DROWNED])
 def test_at_the_end_the_learning_rate_falls_and_nothing_is_weighed_any_more(norms: Norms) -> None:
     got = decide(measured(begun(total_steps=100), *[norms] * 8, val=[1 - i / 10 for i in range(8)]))
-    assert (got.diagnosis, set(got.changes)) == ("scheduled", {"lr"})
+    assert (got.diagnosis, set(got.changes)) == ("routine", {"lr"})
 
 
 # -- whatever happens --------------------------------------------------------------------------------------------------

@@ -235,8 +235,8 @@ earlier changes, what was expected and what was measured until the next one:
 step 30, unknown: lr 0.003 to 0.001; before 2.1, after nothing yet
 log of the program: "warning: the heating is on"
 END DATA
-Diagnoses: healthy, overfitting, plateau, divergence, instability, underfitting, over-regularization, loss-imbalance, \
-exploration-collapse, unsafe-exploration, scheduled, unclear.
+Diagnoses: healthy, overfitting, worsening, plateau, divergence, instability, underfitting, over-regularization, \
+loss-imbalance, exploration-collapse, unsafe-exploration, routine, unclear.
 Allowed now: keep, adjust, rollback, stop.
 Your decision, as one JSON object:
 """
@@ -308,7 +308,7 @@ def test_every_wording_has_its_templates_and_what_they_need() -> None:
         for variant in range(VARIANTS):
             made = render(shown, LIMIT, task=task, variant=variant, reasoning='it "overfits"\nEND DATA')
             digests.add(made.sha256)
-            assert made.template == f"v2/{variant}"
+            assert made.template == f"v3/{variant}"
             assert "$" not in made.user + made.system
             assert "Not allowed: rollback, there is no best checkpoint yet.\n" in made.user
             assert "BEGIN DATA" in made.system
@@ -422,6 +422,16 @@ def test_the_estimate_is_above_what_openai_counts() -> None:
         assert len(encoding.encode(made.system + made.user)) <= made.tokens
 
 
+def test_values_that_are_not_finite_are_told_apart() -> None:
+    bad = [1.0, math.nan, math.nan]
+    records = [step(i, loss=x, **{"aux loss": math.inf}) for i, x in enumerate(bad)]
+    text = render(view(fold([start(), *records, evaluation(3, 1.0)]), FREE), LIMIT).user
+    assert (
+        'gradient outliers 0, non-finite values 2 in a row of loss; never finite yet: "aux loss"; '
+        "skipped or not measured: 3\ndiverging yes"
+    ) in text
+
+
 def test_the_bytes_of_a_version_stay() -> None:
     """A log is replayed by rendering its prompts again: whoever changes a byte of them, or of the schemas, needs a new
     VERSION, with templates of its own, and the old one must go on to be rendered as it was."""
@@ -434,4 +444,4 @@ def test_the_bytes_of_a_version_stay() -> None:
             digest.update(f"{made.template}\0{made.system}\0{made.user}\0".encode())
     for form in (answer.schema, answer.grammar):
         digest.update(json.dumps(form(seen, made.parameters)).encode())
-    assert (VERSION, digest.hexdigest()) == ("v2", "5c5f796991f177f4b2e7e85d1df9fcdd5dcdb7915117f90226694f4bbad727fc")
+    assert (VERSION, digest.hexdigest()) == ("v3", "863ae80447a9e973c3753fc37037d3cb33d92727c1bb315371b0d2897e5f9ffb")

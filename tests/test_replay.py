@@ -76,7 +76,7 @@ def test_the_snapshots_are_put_to_another_manager(recorded: RunPaths) -> None:
     assert found[1].recorded == "unclear: adjust (lr = 0.3)"
     assert found[3].recorded.startswith("unreadable: ")
     assert found[6].recorded == "–"
-    assert all(o.other.startswith("scheduled: ") for o in found)
+    assert all(o.other.startswith("routine: ") for o in found)
     assert any(o.same_action for o in found)
     assert not any(o.same_diagnosis for o in found)
 

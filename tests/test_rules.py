@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainmgr import guard, protocol, snapshot
 from trainmgr.action_space import Parameter
-from trainmgr.ledger import Ledger
+from trainmgr.ledger import Decision, Ledger
 from trainmgr.managers.rules import RulesManager
 from trainmgr.policy import Policy
 from trainmgr.proposal import Proposal
@@ -49,7 +49,7 @@ class Run:
             0,
             -spacing,
         )
-        self.manager, self.revision = RulesManager(self.policy), 0
+        self.manager, self.revision, self.ledger = RulesManager(self.policy), 0, Ledger()
         self.log: list[tuple[int, Proposal]] = []
         self.turn = -1.0 if mode == "max" else 1.0
         objective = protocol.Objective(metric="goal", mode=mode, counterpart=counterpart)
@@ -79,19 +79,21 @@ class Run:
         return self
 
     def ask(self) -> Proposal:
-        raw = self.manager.decide(snapshot.take(self.state, Ledger(), self.policy, "evaluation"))
+        raw = self.manager.decide(snapshot.take(self.state, self.ledger, self.policy, "evaluation"))
         return Proposal.model_validate(raw)
 
     def obey(self) -> Proposal:
         """Ask; what is asked for must be allowed, and is done."""
-        raw = self.manager.decide(snapshot.take(self.state, Ledger(), self.policy, "evaluation"))
-        judgment = guard.judge(raw, self.state, Ledger(), self.policy, decision="d", based_on_step=self.state.step,
+        raw = self.manager.decide(snapshot.take(self.state, self.ledger, self.policy, "evaluation"))
+        judgment = guard.judge(raw, self.state, self.ledger, self.policy, decision="d", based_on_step=self.state.step,
                                age_seconds=0.0)  # fmt: skip
         assert judgment.result == "accepted", [check for check in judgment.checks if not check.ok]
         proposal = Proposal.model_validate(raw)
         if proposal.action != "keep":
             self.log.append((self.state.step, proposal))
             self.revision += 1
+            self.ledger.revisions[self.revision] = name = f"d{self.revision}"
+            self.ledger.decisions[name] = Decision(name, proposal.diagnosis, proposal.expected, proposal.evidence)
             changes = {name: (self.state.recipe[name], value) for name, value in judgment.changes.items()}
             self.write(protocol.Applied, event="applied", revision=self.revision, step=self.state.step, boundary="step",
                        changes=changes, command=judgment.command)  # fmt: skip
@@ -123,8 +125,36 @@ def test_an_objective_to_be_maximized_is_treated_the_same() -> None:
 def test_without_a_counterpart_and_without_a_way_back_the_changes_alone() -> None:
     run = overfitted(counterpart=None, commands=())
     proposal = run.obey()
-    assert (proposal.diagnosis, proposal.action) == ("overfitting", "adjust")
-    assert set(proposal.changes) == {"rate", "drop", "decay", "mean"}
+    assert (proposal.diagnosis, proposal.action) == ("worsening", "adjust")
+    assert set(proposal.changes) == {"rate", "mean"}
+
+
+def test_without_a_counterpart_nobody_knows_that_it_is_overfitting_and_the_rules_do_not_say_so() -> None:
+    """Slower helps against both; it is regularized where slower was tried, and the objective rose again."""
+    run = overfitted(counterpart=None)
+    first = run.obey()
+    assert (first.diagnosis, first.action, first.to) == ("worsening", "rollback", "best")
+    assert set(first.changes) == {"rate", "mean"}
+    assert first.evidence.startswith("no counterpart on training data is declared, so overfitting cannot be told")
+    run.curve([5.1, 5.4, 5.7], None)
+    again = run.obey()
+    assert (again.diagnosis, set(again.changes)) == ("worsening", {"rate", "drop", "decay"})
+
+
+def test_where_nothing_can_be_slowed_down_a_rise_is_regularized_at_once() -> None:
+    assert set(overfitted(counterpart=None, space=[DROP]).obey().changes) == {"drop"}
+
+
+def test_a_counterpart_that_was_not_measured_is_no_sign_of_overfitting_either() -> None:
+    proposal = Run().curve([*LEARNING, 5.1, 5.4, 5.7], None).obey()
+    assert proposal.diagnosis == "worsening"
+    assert proposal.evidence.startswith("the gap to training data is not known, now or at the best")
+
+
+def test_a_best_of_long_ago_was_overfitted_from_where_the_gap_is_wide() -> None:
+    wide, narrow = (Run(space=[], total=None).curve(LEARNING).curve([5.7] * 90, gap) for gap in (2.0, 0.3))
+    assert 540 not in [row[0] for row in snapshot.take(wide.state, Ledger(), wide.policy, "").evaluations.rows]
+    assert (wide.ask().diagnosis, narrow.ask().diagnosis) == ("overfitting", "worsening")
 
 
 def test_overfitting_early_in_the_run_begins_it_anew() -> None:
@@ -140,24 +170,25 @@ ON_PROBATION = Policy.model_validate({"probation": {"enabled": True}})
 @pytest.mark.parametrize(
     ("what", "options"),
     [
-        ("nobody knows that it is overfitting", {"counterpart": None}),
+        ("nobody knows that it is overfitting", {"counterpart": None, "diagnosis": "worsening"}),
         ("whether it is early is not known", {"total": None}),
         ("it would be judged as harm", {"policy": ON_PROBATION}),
         ("one change does not slow it down enough", {"space": [LR.model_copy(update={"min_ratio": 0.9}), DROP]}),
         ("nothing would slow down", {"space": [DROP]}),
         (
             "the start was that of a warm-up",
-            {"space": [LR.model_copy(update={"value": 1e-5, "scheduled": True}), DROP]},
+            {"space": [LR.model_copy(update={"value": 1e-5, "routine": True}), DROP]},
         ),
     ],
 )
 def test_otherwise_overfitting_goes_back_to_the_best(what: str, options: dict[str, Any]) -> None:
+    diagnosis = options.pop("diagnosis", "overfitting")
     run = overfitted(**{"total": 60_000, **options})
     if "warm-up" in what:
         run.write(
             protocol.Eval, event="eval", step=run.step, metrics={"goal": 5.8, "train": 3.2}, params={"rate": 4e-3}
         )
-    assert (run.obey().diagnosis, run.log[-1][1].to) == ("overfitting", "best"), what
+    assert (run.obey().diagnosis, run.log[-1][1].to) == (diagnosis, "best"), what
 
 
 def test_a_rise_of_training_itself_early_in_the_run_does_not_begin_it_anew() -> None:
@@ -197,7 +228,7 @@ def test_the_way_back_from_the_initial_weights_is_no_overfitting_no_plateau_and_
         run.evaluate(12.0 - i / 4 + (i % 5) / 3, 11.5 - i / 4).obey()  # up now and then
     assert [p.to for _, p in run.log] == ["initial"]
     proposal = run.evaluate(4.7, 4.0).obey()  # a new best at last
-    assert (proposal.diagnosis, set(proposal.changes)) == ("scheduled", {"mean"})
+    assert (proposal.diagnosis, set(proposal.changes)) == ("routine", {"mean"})
     run.curve([7.0] * 4, 3.0)
     assert (run.obey().diagnosis, run.log[-1][1].to) == ("overfitting", "best")
 
@@ -208,7 +239,7 @@ def test_the_learning_rate_falls_on_the_way_back_too() -> None:
     for i in range(100):
         run.evaluate(7.8 - i * 0.038, 7.6 - i * 0.038).obey()  # not back before the rate falls
     assert {p.action for _, p in run.log[1:]} == {"adjust"}
-    assert {p.diagnosis for _, p in run.log[1:]} == {"scheduled"}
+    assert {p.diagnosis for _, p in run.log[1:]} == {"routine"}
 
 
 @pytest.mark.parametrize("slope", [0.0, 1e-3])
@@ -266,8 +297,8 @@ def test_noise_alone_is_not_overfitting() -> None:
     run = Run(total=None).curve([9.0, 7.0, 6.0, 5.0])
     for x in noise * 8:
         run.evaluate(5.0 + x, 4.5 + x / 2).obey()
-    assert {p.diagnosis for _, p in run.log} <= {"plateau", "over-regularization", "scheduled"}
-    assert len([p for _, p in run.log if p.diagnosis != "scheduled"]) <= 88 / run.policy.rules.plateau_evals
+    assert {p.diagnosis for _, p in run.log} <= {"plateau", "over-regularization", "routine"}
+    assert len([p for _, p in run.log if p.diagnosis != "routine"]) <= 88 / run.policy.rules.plateau_evals
 
 
 def test_a_change_is_measured_before_the_next() -> None:
@@ -311,6 +342,49 @@ def test_what_rests_or_is_frozen_is_left_alone() -> None:
 def test_a_value_that_is_not_finite_is_answered_at_once(value: float) -> None:
     proposal = Run().curve(LEARNING).evaluate(value, 4.0).obey()
     assert (proposal.diagnosis, proposal.action, proposal.changes) == ("divergence", "rollback", {"rate": 1.2e-3})
+
+
+def test_an_objective_that_was_never_finite_is_not_measured_yet() -> None:
+    """A mean return is NaN until the first episode has ended."""
+    run = Run(mode="max", counterpart=None, total=None)
+    for _ in range(run.policy.rules.plateau_evals - 1):
+        proposal = run.evaluate(math.nan).obey()
+        assert (proposal.diagnosis, proposal.action) == ("healthy", "keep")
+        assert proposal.evidence == "goal nan, not measured yet"
+    unclear = run.evaluate(math.nan).obey()
+    assert (unclear.diagnosis, unclear.action) == ("unclear", "keep")
+    assert unclear.evidence.startswith("goal not finite in any of 12 evaluations")
+    assert run.evaluate(-5.0).obey().diagnosis == "healthy"
+    assert run.evaluate(math.nan).obey().diagnosis == "divergence"
+    assert [p.diagnosis for _, p in run.log] == ["divergence"]
+
+
+def test_a_loss_scaler_that_finds_its_scale_is_left_alone() -> None:
+    run = Run(total=None, space=[LR])
+    for i in range(10):
+        norms = (math.inf,) * 3 + (1.0,) * 7 if i in (0, 5) else (1.0,) * 10
+        assert run.evaluate(5.0 - i / 10, 4.9 - i / 10, norms=norms).obey().diagnosis == "healthy"
+    norms = (*(1.0,) * 2, *(math.inf,) * 8)
+    proposal = run.evaluate(3.9, 3.8, norms=norms).obey()
+    assert (proposal.diagnosis, proposal.action) == ("divergence", "rollback")
+    assert proposal.evidence.startswith("grad_norm not finite any more (8 values in a row); goal 3.9")
+
+
+@pytest.mark.parametrize("goal", [4.0, math.nan])
+def test_a_loss_that_never_was_finite_is_named_and_there_is_no_way_back(goal: float) -> None:
+    run = Run(total=None)
+    for step in range(1, 4):
+        run.write(protocol.Step, event="step", step=step, metrics={"loss": math.nan})
+        proposal = run.evaluate(goal, goal).obey()
+    assert (proposal.diagnosis, proposal.action) == ("unclear", "keep")
+    assert proposal.evidence.startswith("loss not finite in any report so far; goal")
+
+
+def test_what_was_never_finite_does_not_hide_what_can_be_helped() -> None:
+    run = overfitted()
+    for step in (1, 2):
+        run.write(protocol.Step, event="step", step=run.step + step, metrics={"aux_loss": math.nan})
+    assert run.evaluate(5.9, 3.3).obey().diagnosis == "overfitting"
 
 
 def test_training_worse_than_at_the_beginning_is_divergence() -> None:
@@ -394,12 +468,12 @@ def test_a_rate_at_its_floor_rises_where_nothing_overfits() -> None:
 
 def test_the_run_ends_on_its_best() -> None:
     proposal = overfitted(total=13 * 60).obey()  # the 13th evaluation is at step 720
-    assert (proposal.diagnosis, proposal.action, proposal.to) == ("scheduled", "stop", "best")
+    assert (proposal.diagnosis, proposal.action, proposal.to) == ("routine", "stop", "best")
 
 
 def test_without_a_stop_the_run_ends_near_its_best() -> None:
     proposal = overfitted(total=13 * 60, commands=("rollback",)).obey()
-    assert (proposal.diagnosis, proposal.action, proposal.to) == ("scheduled", "rollback", "best")
+    assert (proposal.diagnosis, proposal.action, proposal.to) == ("routine", "rollback", "best")
 
 
 def test_the_rate_falls_in_a_line_at_the_end() -> None:
@@ -419,7 +493,7 @@ def test_a_plateau_at_the_end_is_left_to_the_annealing() -> None:
     while run.step < 5940:
         run.evaluate(4.8, 4.79).obey()
     assert {p.diagnosis for step, p in run.log if step < 4500} == {"plateau", "underfitting"}
-    assert {p.diagnosis for step, p in run.log if step >= 4500} <= {"scheduled"}
+    assert {p.diagnosis for step, p in run.log if step >= 4500} <= {"routine"}
 
 
 def test_without_a_planned_end_nothing_is_annealed() -> None:

@@ -113,7 +113,7 @@ def test_restarts_with_ever_new_parameters_do_not_add_up() -> None:
 def test_the_best_is_finite_and_the_first_of_equals(mode: str, values: list[float], best: Any) -> None:
     state = curve(values, mode=mode)
     assert state.best == best
-    assert state.evals_since_best == len(values) - (best[0] // 10 if best else 0)
+    assert state.evals_since_best == (len(values) - best[0] // 10 if best else 0)  # nothing stands still before
     assert state.evals == len(values)
 
 
@@ -126,6 +126,11 @@ def test_nan_is_counted_and_kept() -> None:
     assert state.evaluations[-1].non_finite == 3
     assert math.isnan(state.latest or 0.0)
     assert state.evaluations[-1].means == {"acc": 1.0}
+
+
+def test_a_first_counterpart_that_is_not_finite_waits_for_one_that_is() -> None:
+    state = curve([2.0, 1.9, 1.8], train=[math.inf, 1.5, 1.4])
+    assert state.first_counterpart == 1.5
 
 
 def test_interventions_are_measured_until_the_next_change() -> None:

@@ -172,15 +172,37 @@ def test_noise_of_alternating_values_is_their_deviation() -> None:
 
 @pytest.mark.parametrize(("values", "train", "diverging"), [
     ([2.0, math.nan], [], True), ([2.0, math.inf], [2.0, 1.0], True), ([2.0, 3.0], [2.0, 1.9], False),
-    ([2.0, 3.0], [2.0, 2.1], True), ([2.0, 1.0], [2.0, math.nan], True), ([2.0, 9.0], [], False), ([2.0], [2.0], False),
-    ([], [], False),
+    ([2.0, 3.0], [2.0, 2.1], True), ([2.0, 1.0], [2.0, math.nan], False), ([2.0, 9.0], [], False),
+    ([2.0, 1.0, 0.9], [2.0, math.nan, math.nan], True), ([math.nan, math.inf], [], False), ([], [], False),
+    ([2.0], [2.0], False), ([math.nan, 2.0, math.nan], [], True),
+    ([math.nan, 2.0, 1.0], [math.nan, math.inf, 1.0], False),
 ])  # fmt: skip
 def test_diverging(values: list[float], train: list[float], diverging: bool) -> None:
     assert signals.measure(curve(values, train=train)).diverging is diverging
 
 
-def test_non_finite_steps_before_the_first_evaluation_are_divergence() -> None:
-    assert signals.measure(fold([start(), step(1, loss=math.nan)])).diverging
+def test_values_that_are_not_finite_are_told_apart() -> None:
+    losses = [1.0, math.nan, 1.0, math.nan, math.inf]
+    got = signals.measure(fold([start(), *(step(i, loss=x, aux_loss=math.nan) for i, x in enumerate(losses))]))
+    assert (got.diverging, got.lost, got.non_finite) == (True, ["loss"], 2)
+    assert (got.unmeasured, got.stray) == (["aux_loss"], 6)
+    early = signals.measure(fold([start(), step(1, loss=math.nan), evaluation(1, math.nan)]))
+    assert (early.diverging, early.lost, early.unmeasured, early.stray) == (False, [], ["val"], 2)
+
+
+def test_names_of_what_is_not_finite_are_few_and_short() -> None:
+    names = [f"loss{i}{'x' * 50}" for i in range(20)]
+    state = fold([start(), *(step(i, **dict.fromkeys(names, value)) for i, value in enumerate([1.0, *[math.nan] * 2]))])
+    got = signals.measure(state)
+    assert len(got.lost) == signals.NAMES
+    assert max(map(len, got.lost)) == signals.NAME
+    assert got.non_finite == 40
+
+
+def test_signals_of_before_read_as_they_were_written() -> None:
+    """What is not said is not written: logs of runs without such values keep their bytes."""
+    plain = signals.measure(curve([2.0, 1.0])).model_dump_json()
+    assert not any(name in plain for name in ("lost", "unmeasured", "stray"))
 
 
 @settings(deadline=None, max_examples=150)

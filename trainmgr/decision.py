@@ -5,7 +5,6 @@ The supervisor appends what they return; replay and audit call them again on the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,11 +39,12 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
         return None
     if ledger.demoted and asks_model(manager):  # its answers cost, and would not be applied
         return None
-    early = policy.watches(manager) and state.evals < policy.probation.first_evals
-    broken = state.non_finite or (state.latest is not None and not math.isfinite(state.latest))
-    if policy.cadence.on_alarm and broken and ledger.last_alarm != state.evals and (state.evals or not early):
+    watches = policy.watches(manager)
+    early = watches and state.evals < policy.probation.first_evals
+    lost = policy.cadence.on_alarm and state.finiteness.lost
+    if lost and ledger.last_alarm != state.evals and (state.evals or not early):
         return "alarm"
-    if early:
+    if early or (watches and state.best is None):  # nothing can be compared yet
         return None
     new = state.evals - ledger.last_evals
     if policy.cadence.every_steps is not None:

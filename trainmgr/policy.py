@@ -41,9 +41,9 @@ class Cadence(Section):
     ahead_steps: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     """With every_steps: ask this many steps ahead of it, on what is known by then. Default: a quarter of it."""
     on_alarm: bool = True
-    """Ask all the same when a metric turns NaN or infinite (without waiting for an evaluation), when the objective
-    begins to diverge, and when overfitting begins, by the thresholds of the rules. With every_steps only the first of
-    these."""
+    """Ask all the same when what was finite is not any more (the objective; a loss twice in a row, a gradient norm 8
+    times; without waiting for an evaluation), when the objective begins to diverge, and when it rises above its best,
+    by the thresholds of the rules. With every_steps only the first of these."""
 
 
 class Staleness(Section):
@@ -427,7 +427,7 @@ class Policy(Section):
         """What cannot wait for the cadence: names of alarms. Figures as in a snapshot's signals."""
         found = {"divergence"} if diverging else set()
         if rise is not None and not rise <= max(self.rules.rise, self.rules.noise_factor * (noise or 0.0)):
-            found.add("overfitting")
+            found.add("worsening")
         return frozenset(found)
 
 

@@ -22,7 +22,7 @@ from trainmgr.snapshot import Past, RecipeRow, Snapshot
 from trainmgr.wire import MAX_NAME, Value, short
 
 T = TypeVar("T")
-VERSION = "v2"
+VERSION = "v3"
 VARIANTS = 4  # wordings of the system prompt: 0 is used, the others show how much the wording matters
 Task = Literal["decide", "reason", "format"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -76,7 +76,7 @@ class Prompt:
     """What is sent, and what it lets be answered."""
 
     template: str
-    """Version and wording, such as "v2/0"."""
+    """Version and wording, such as "v3/0"."""
     sha256: str
     """Of the templates."""
     system: str
@@ -182,9 +182,18 @@ def _head(view: Snapshot, detail: Detail) -> list[str]:
         f"evaluations since best {signals.evals_since_best}, since the last change {changed}",
         f"rise {figure(signals.rise)}, noise {figure(signals.noise)}, slope {figure(signals.slope)} per evaluation",
         f"gap to training data {figure(signals.gap)}, its slope {figure(signals.gap_slope)}",
-        f"gradient outliers {figure(signals.grad_spikes)}, non-finite values {signals.non_finite}",
+        f"gradient outliers {figure(signals.grad_spikes)}, {_non_finite(view, detail)}",
         f"diverging {diverging}, best checkpoint: {saved}{left}",
     ]
+
+
+def _non_finite(view: Snapshot, detail: Detail) -> str:
+    signals = view.signals
+    text = f"non-finite values {signals.non_finite}"
+    for head, names in ((" in a row of", signals.lost), ("; never finite yet:", signals.unmeasured)):
+        if names:
+            text += f"{head} {', '.join(word(name, detail.name) for name in names[-3:])}"
+    return text + (f"; skipped or not measured: {signals.stray}" if signals.stray else "")
 
 
 def _evaluations(view: Snapshot, detail: Detail) -> list[str]:

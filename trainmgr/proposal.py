@@ -11,6 +11,7 @@ from trainmgr.wire import Name, Value, Whole, Wire
 Diagnosis = Literal[
     "healthy",
     "overfitting",
+    "worsening",
     "plateau",
     "divergence",
     "instability",
@@ -19,7 +20,7 @@ Diagnosis = Literal[
     "loss-imbalance",
     "exploration-collapse",
     "unsafe-exploration",
-    "scheduled",
+    "routine",
     "unclear",
 ]
 Action = Literal["keep", "adjust", "rollback", "stop"]
@@ -39,7 +40,8 @@ class Proposal(Wire):
     model_config = ConfigDict(revalidate_instances="always")
 
     diagnosis: Diagnosis
-    """What is going on, from a closed list."""
+    """What is going on, from a closed list. worsening: the objective lost ground, and nobody knows whether that is
+    overfitting; routine: a step that no symptom asks for."""
     evidence: Annotated[str, Field(max_length=1000)]
     """The figures that show it."""
     action: Action

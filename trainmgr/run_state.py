@@ -14,6 +14,7 @@ from typing import Any
 
 from trainmgr import protocol
 from trainmgr.action_space import ActionSpace
+from trainmgr.finiteness import Finiteness
 from trainmgr.interventions import Drift, Intervention
 from trainmgr.lineage import Lineage
 from trainmgr.notices import Notices
@@ -107,8 +108,10 @@ class RunState:
     norm_count: int = 0
     spike_count: int = 0
     non_finite: int = 0
-    """Non-finite values since the last evaluation."""
+    """Non-finite values since the last evaluation, whatever they mean."""
     non_finite_total: int = 0
+    finiteness: Finiteness = field(default_factory=Finiteness)
+    """What they mean."""
     evals: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
     measured: list[tuple[int, int, float]] = field(default_factory=list)
@@ -118,6 +121,7 @@ class RunState:
     best: tuple[int, float] | None = None
     """(step, objective) of the best evaluation."""
     evals_since_best: int = 0
+    """0 as long as there is no best: before anything was measured, nothing stands still."""
     lineage: Lineage = field(default_factory=Lineage)
     """Of the weights of now, with the checkpoints."""
     split: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -263,6 +267,7 @@ class RunState:
         self.evals_since_best = sum(s > self.best[0] for s, _ in values) if self.best else 0
         self.windows = {}
         self.norm_count = self.spike_count = self.non_finite = 0
+        self.finiteness.restart()
 
     def _step(self, record: protocol.Step) -> None:
         self.step = record.step
@@ -274,6 +279,7 @@ class RunState:
                     continue
                 window = self.windows[name] = Window()
             window.add(value)
+            self.finiteness.step(name, value)
             if not math.isfinite(value):
                 self.non_finite += 1
                 self.non_finite_total += 1
@@ -306,6 +312,8 @@ class RunState:
         self.norm_count = self.spike_count = self.non_finite = 0
         self.split = {part: self._followed(row) for part, row in list(record.split.items())[:16]}
         self._read_back(record)
+        if self.start is not None:
+            self.finiteness.evaluate(metrics, self.start.objective.metric, self.start.objective.counterpart)
         self.moving = {name: found for name, found in record.moving.items() if name in self.recipe}
         value = self.latest
         if value is None:
@@ -317,10 +325,12 @@ class RunState:
         counterpart = self._counterpart(self.evaluations[-1])
         if self.first_objective is None and math.isfinite(value):
             self.first_objective, self.first_counterpart = value, counterpart
+        elif counterpart is not None and not math.isfinite(self.first_counterpart or 0.0):
+            self.first_counterpart = counterpart  # the first one said nothing
         if math.isfinite(value) and (self.best is None or self.worse(value) < self.worse(self.best[1])):
             self.best = (record.step, value)
             self.evals_since_best = 0
-        else:
+        elif self.best is not None:
             self.evals_since_best += 1
         if self.interventions and self.interventions[-1].closed is None:
             last = self.interventions[-1]
@@ -399,6 +409,7 @@ class RunState:
         self.intervention_count += 1
         if record.command is not None and record.command.name == "rollback":
             self.rollback_at = self.evals
+            self.finiteness.roll_back()
         if record.command is not None and record.command.name == "stop":
             self.stopped_at = record.step
 

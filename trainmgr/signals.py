@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import overload
+import operator
+from collections.abc import Iterable
+from typing import Annotated, overload
+
+from pydantic import Field
 
 from trainmgr import forecast
 from trainmgr.run_state import RunState
-from trainmgr.wire import Number, Wire
+from trainmgr.wire import Number, Wire, short
 
 SLOPE_EVALS = 5
 NOISE_EVALS = 12
 DIGITS = 6  # significant digits
+NAMES, NAME = 8, 48  # metrics that are named, and characters of a name
 
 
 class Signals(Wire):
@@ -46,9 +51,16 @@ class Signals(Wire):
     grad_spikes: float
     """Share of the steps since the last evaluation whose gradient norm was over 10 running medians."""
     non_finite: int
-    """Non-finite values since the evaluation before the last."""
+    """Values in a row that are not finite, of the metrics that were finite and are not any more (`lost`)."""
     diverging: bool
-    """The objective is not finite, or training itself got worse than it was at the first evaluation."""
+    """Something is lost, or training itself got worse than it was at the first evaluation."""
+    lost: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    """Metrics that were finite and are not any more: the objective at once, losses and gradient norms after several
+    reports in a row."""
+    unmeasured: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    """Of the same metrics, those that have not been finite yet."""
+    stray: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """All other values since the evaluation before the last that were not finite: skipped steps, or not measured."""
 
 
 def measure(state: RunState) -> Signals:
@@ -68,6 +80,8 @@ def measure(state: RunState) -> Signals:
     last = state.evaluations[-1] if state.evaluations else None
     changed = max(state.changed_at.values(), default=None)
     changes = [at for at in (changed, state.rollback_at) if at is not None]
+    lost = state.finiteness.lost
+    non_finite, seen = sum(lost.values()), state.non_finite + (last.non_finite if last else 0)
     return Signals(
         latest=rounded(latest),
         best=rounded(best),
@@ -84,19 +98,23 @@ def measure(state: RunState) -> Signals:
         counterpart_best=rounded(min(fine_train, key=state.worse)) if fine_train else None,
         counterpart_first=rounded(state.first_counterpart),
         grad_spikes=last.spikes if last else 0.0,
-        non_finite=state.non_finite + (last.non_finite if last else 0),
-        diverging=_diverging(state, latest, train, turn),
+        non_finite=non_finite,
+        diverging=bool(lost) or _lower(state, train, turn),
+        lost=_named(lost),
+        unmeasured=_named(state.finiteness.unmeasured),
+        stray=max(0, seen - non_finite),
     )
 
 
-def _diverging(state: RunState, latest: float | None, train: list[float], turn: float) -> bool:
-    if latest is not None and not math.isfinite(latest):
-        return True
-    if train and state.first_counterpart is not None and state.evals > 1:
-        return not math.isfinite(train[-1]) or turn * train[-1] > turn * state.first_counterpart
-    if state.first_objective is None or latest is None:
-        return state.non_finite > 0
-    return state.evals > 1 and not train and turn * latest > turn * state.first_objective and bool(state.non_finite)
+def _lower(state: RunState, train: list[float], turn: float) -> bool:
+    """Whether training itself got worse than it was at the first evaluation."""
+    if not train or state.first_counterpart is None or state.evals < 2:
+        return False
+    return turn * train[-1] > turn * state.first_counterpart  # NaN is not worse: see `lost`
+
+
+def _named(metrics: Iterable[str]) -> list[str]:
+    return [short(name, NAME) for name in list(metrics)[-NAMES:]]
 
 
 def _noise(values: list[float], scale: float | None) -> float | None:

@@ -91,7 +91,7 @@ def diagnose(snapshot: Snapshot, now: Episodes, limits: Exploration) -> Finding 
         assert left is not None
         evidence = f"{left} steps are left; {evidence}"
         changes |= _scaled(snapshot, max(0.0, 1 - 2 * reading.spacing(snapshot) / max(left, 1)))
-    return _found("scheduled", evidence, changes)
+    return _found("routine", evidence, changes)
 
 
 def _found(diagnosis: Diagnosis, evidence: str, changes: Changes, back: str | None = None) -> Finding | None:

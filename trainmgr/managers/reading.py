@@ -27,11 +27,11 @@ def settled(snapshot: Snapshot) -> float:
 
 
 def moved(snapshot: Snapshot, group: str, *, up: bool) -> bool:
-    """Whether a change since the best moved one of this group up (down), of those that are shown. What answered to
-    overfitting, or went back to a checkpoint, does not count as up."""
+    """Whether a change since the best moved one of this group up (down), of those that are shown. What answered to a
+    rise of the objective, or went back to a checkpoint, does not count as up."""
     names = {row.name for row in real(snapshot, group)}
     for past in snapshot.interventions:
-        answer = up and (past.command is not None or past.diagnosis == "overfitting")
+        answer = up and (past.command is not None or past.diagnosis in ("overfitting", "worsening"))
         if past.step < (snapshot.signals.best_step or 0) or answer:
             continue
         pairs = [past.changes[name] for name in names & past.changes.keys()]
@@ -66,6 +66,17 @@ def gap_at_best(snapshot: Snapshot) -> float | None:
         if row["step"] == step and ours is not None and theirs is not None:
             return relative(snapshot, ours - theirs)
     return None
+
+
+def overfits(snapshot: Snapshot, wide: float) -> bool | None:
+    """Whether the gap to the training data shows overfitting, where the objective has risen: it is wider than at the
+    best, or ``wide`` where nobody knows how it was there. None where the gap says nothing."""
+    now, then = gap(snapshot), gap_at_best(snapshot)
+    if now is None:
+        return None
+    if then is None:
+        return True if now > wide else None
+    return now > then
 
 
 def relative(snapshot: Snapshot, gap: float | None) -> float | None:
@@ -166,8 +177,10 @@ def better(snapshot: Snapshot) -> Expectation:
 def figures(snapshot: Snapshot) -> str:
     """The figures that the rules look at, in words."""
     signals = snapshot.signals
-    if signals.latest is None or signals.best is None:
-        return "no evaluation yet"
+    if signals.latest is None:
+        return f"no evaluation of {snapshot.objective} yet" if snapshot.progress.evaluations else "no evaluation yet"
+    if signals.best is None:
+        return f"{snapshot.objective} {signals.latest:.4g}, not measured yet"
     text = f"{snapshot.objective} {signals.latest:.4g}, best {signals.best:.4g} at step {signals.best_step}"
     if signals.rise is not None and math.isfinite(signals.rise):
         text += f" ({signals.rise + 0.0:+.1%}, {signals.evals_since_best} evaluations ago)"  # never "-0.0%" of a best

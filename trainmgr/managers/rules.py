@@ -55,22 +55,28 @@ class RulesManager:
             proposal = rule(snapshot)
             if proposal is not None:
                 return plain(proposal)
-        return plain(keep(self._state(snapshot), reading.figures(snapshot)))
+        return plain(self._kept(snapshot))
 
     # -- the rules, in order -----------------------------------------------------------------------------------------
 
     def _divergence(self, snapshot: Snapshot) -> Proposal | None:
-        """Not finite, or training itself is worse than at the beginning, beyond noise: back to the best and slower.
+        """What was finite is not any more, or training itself is worse than at the beginning, beyond noise: back to the
+        best and slower.
 
         At once, since there is nothing to wait for.
         """
         signals = snapshot.signals
-        diverging = signals.diverging and self._beyond_noise(snapshot) and not self._climbing(snapshot)
-        if not signals.non_finite and not diverging:
+        if signals.lost:
+            count = signals.non_finite
+            values = "1 value" if count == 1 else f"{count} values in a row"
+            why = f"{', '.join(signals.lost)} not finite any more ({values})"
+        elif signals.diverging and self._beyond_noise(snapshot) and not self._climbing(snapshot):
+            why = "training itself is worse than at the first evaluation"
+        else:
             return None
-        evidence = f"{signals.non_finite} non-finite values; {reading.figures(snapshot)}"
+        evidence = f"{why}; {reading.figures(snapshot)}"
         response = self._retreat(snapshot, "divergence", evidence, self._slower(snapshot))
-        return response or keep("divergence", f"nothing is left to do; {evidence}")
+        return response or keep("divergence", f"nothing is left to do; {evidence}"[:EVIDENCE])
 
     def _last_chance(self, snapshot: Snapshot) -> Proposal | None:
         """The last evaluation before the end is worse than the best: end on the best.
@@ -86,7 +92,7 @@ class RulesManager:
         evidence = f"{left} steps are left; {reading.figures(snapshot)}"
         if "stop" in snapshot.actions and snapshot.best_checkpoint is not None:
             return Proposal(
-                diagnosis="scheduled",
+                diagnosis="routine",
                 evidence=evidence,
                 action="stop",
                 to="best",
@@ -94,7 +100,7 @@ class RulesManager:
             )
         if "rollback" not in snapshot.actions:
             return None
-        return self._retreat(snapshot, "scheduled", evidence, self._scaled(snapshot, 0.0, self._rules.anneal_to))
+        return self._retreat(snapshot, "routine", evidence, self._scaled(snapshot, 0.0, self._rules.anneal_to))
 
     def _exploration(self, snapshot: Snapshot) -> Proposal | None:
         """In reinforcement learning: what episodes say."""
@@ -123,36 +129,32 @@ class RulesManager:
 
         Not where the terms of the loss are out of balance: then one of them makes the norm, and slower helps none.
         """
-        now = imbalance.terms(snapshot)
-        if now is not None and imbalance.tilted(now, self._balance):
+        if not self._spiking(snapshot):
             return None
-        share = snapshot.signals.grad_spikes
-        if share <= self._rules.spike_share or reading.since_change(snapshot) < self._rules.patience:
-            return None
-        evidence = (
-            f"{share:.0%} of the gradient norms since the last evaluation were outliers; {reading.figures(snapshot)}"
-        )
-        return self._adjust(snapshot, "instability", evidence, self._slower(snapshot))
+        return self._adjust(snapshot, "instability", self._spikes(snapshot), self._slower(snapshot))
 
     def _overfitting(self, snapshot: Snapshot) -> Proposal | None:
         """The objective is above its best beyond noise, and stays there: back to the best, slower, more regularized.
 
         Where the gap to the training data is no wider than it was at the best, training lost ground itself: that is no
-        overfitting, and slower is enough. Where nobody measures that gap, overfitting is assumed; but not where the
-        gradients of several terms are measured, since how the terms are weighed explains a rise as well.
+        overfitting, and slower is enough. Where nobody measures that gap, it may be either: slower first, and more
+        regularized if that was tried; nothing where the gradients of several terms are measured, since how the terms
+        are weighed explains a rise as well.
 
         Early in the run, with the recipe of the start: anew from the initial weights, still slower.
         """
         if not self._risen(snapshot):
             return None
-        slower, now, then = self._slower(snapshot), reading.gap(snapshot), reading.gap_at_best(snapshot)
-        if now is not None and then is not None and now <= then:
-            return self._retreat(snapshot, "instability", reading.figures(snapshot), slower) if slower else None
-        to = "best"
+        diagnosis, evidence = self._rise(snapshot)
+        slower, to = self._slower(snapshot), "best"
+        if diagnosis == "instability":
+            return self._retreat(snapshot, diagnosis, evidence, slower) if slower else None
         if not self._watched and anew.fits(snapshot, self._rules) and (rates := anew.rates(snapshot, self._rules)):
             slower, to = rates, "initial"
-        changes = {**slower, **self._tighter(snapshot), **self._averaged(snapshot)}
-        return self._retreat(snapshot, "overfitting", reading.figures(snapshot), changes, to) if changes else None
+        again = any(past.diagnosis == "worsening" for past in snapshot.interventions)
+        tighter = self._tighter(snapshot) if diagnosis == "overfitting" or again or not slower else {}
+        changes = {**slower, **tighter, **self._averaged(snapshot)}
+        return self._retreat(snapshot, diagnosis, evidence, changes, to) if changes else None
 
     def _annealing(self, snapshot: Snapshot) -> Proposal | None:
         """The last part of the run: the learning rate falls in a straight line, to end on settled weights.
@@ -165,7 +167,7 @@ class RulesManager:
             return None
         share = 1 - min(1.0, self._rules.patience * reading.spacing(snapshot) / max(left, 1))
         changes = {**self._scaled(snapshot, share, self._rules.anneal_to), **self._averaged(snapshot)}
-        return self._adjust(snapshot, "scheduled", f"{left} steps are left; {reading.figures(snapshot)}", changes)
+        return self._adjust(snapshot, "routine", f"{left} steps are left; {reading.figures(snapshot)}", changes)
 
     def _averaging(self, snapshot: Snapshot) -> Proposal | None:
         """Averages of weights that are on reach back over a share of the run so far: longer, each time it has doubled.
@@ -182,7 +184,7 @@ class RulesManager:
                 longer = reading.move(row, 1 - 1 / length, up=True)
                 if longer and AGAIN * (1 - float(longer[row.name])) <= 1 - float(row.value):
                     changes |= longer
-        return self._adjust(snapshot, "scheduled", reading.figures(snapshot), changes)
+        return self._adjust(snapshot, "routine", reading.figures(snapshot), changes)
 
     def _plateau(self, snapshot: Snapshot) -> Proposal | None:
         """No new best for long, and no rise either. The gap to the training data says what is in the way.
@@ -209,14 +211,52 @@ class RulesManager:
                 return self._adjust(snapshot, "underfitting", evidence, self._faster(snapshot))
         return self._adjust(snapshot, "plateau", evidence, changes or slower)
 
-    def _state(self, snapshot: Snapshot) -> Diagnosis:
-        """What is the matter although nothing is to be done. Episodes do not overfit."""
-        if exploration.episodes(snapshot) is not None:
-            return "healthy"
+    def _kept(self, snapshot: Snapshot) -> Proposal:
+        """What is the matter although nothing is done. Episodes do not overfit."""
+        now, figures = imbalance.terms(snapshot), reading.figures(snapshot)
+        if exploration.episodes(snapshot) is None:
+            if now is not None and self._unbalanced(snapshot, now):
+                return keep("loss-imbalance", figures)
+            if self._risen(snapshot):
+                return keep(*self._rise(snapshot))
+        return self._unmeasured(snapshot) or keep("healthy", figures)
+
+    def _unmeasured(self, snapshot: Snapshot) -> Proposal | None:
+        """What was never finite did not diverge, and there are no good weights to go back to.
+
+        A loss should be finite from its first report on. An objective may have to wait for its first episode, for as
+        long as a plateau would take.
+        """
+        goals, names = (snapshot.objective, snapshot.counterpart), snapshot.signals.unmeasured
+        bad = [name for name in names if name not in goals]
+        if bad:
+            why = f"{', '.join(bad)} not finite in any report so far"
+        elif snapshot.objective in names and snapshot.progress.evaluations >= self._rules.plateau_evals:
+            why = f"{snapshot.objective} not finite in any of {snapshot.progress.evaluations} evaluations"
+        else:
+            return None
+        return keep("unclear", f"{why}; {reading.figures(snapshot)}"[:EVIDENCE])
+
+    def _rise(self, snapshot: Snapshot) -> tuple[Diagnosis, str]:
+        """What a rise of the objective is called, and what shows it."""
+        figures, shown = reading.figures(snapshot), reading.overfits(snapshot, self._rules.wide_gap)
+        if shown is not None:
+            return "overfitting" if shown else "instability", figures
+        unknown = "the gap to training data is not known, now or at the best"
+        if snapshot.counterpart is None:
+            unknown = "no counterpart on training data is declared"
+        return "worsening", f"{unknown}, so overfitting cannot be told from lost ground; {figures}"
+
+    def _spiking(self, snapshot: Snapshot) -> bool:
         now = imbalance.terms(snapshot)
-        if now is not None and self._unbalanced(snapshot, now):
-            return "loss-imbalance"
-        return "overfitting" if self._risen(snapshot) else "healthy"
+        if now is not None and imbalance.tilted(now, self._balance):
+            return False
+        often = snapshot.signals.grad_spikes > self._rules.spike_share
+        return often and reading.since_change(snapshot) >= self._rules.patience
+
+    def _spikes(self, snapshot: Snapshot) -> str:
+        share = snapshot.signals.grad_spikes
+        return f"{share:.0%} of the gradient norms since the last evaluation were outliers; {reading.figures(snapshot)}"
 
     def _unbalanced(self, snapshot: Snapshot, now: imbalance.Terms) -> bool:
         return imbalance.unbalanced(snapshot, now, self._balance, stuck=self._stuck(snapshot))

@@ -1,0 +1,122 @@
+"""What values that are not finite say: not measured yet, skipped for once, or lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from factories import applied, evaluation, fold, start, step
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainmgr import finiteness
+from trainmgr.finiteness import GRADIENT, LOSS, Reports
+from trainmgr.protocol import Resumed
+from trainmgr.run_state import RunState
+
+VALUES = st.lists(st.sampled_from([1.0, math.nan, math.inf, -math.inf]), max_size=40)
+
+
+def reported(values: Sequence[float], patience: int = LOSS) -> Reports:
+    reports = Reports(patience)
+    for value in values:
+        reports.add(value)
+    return reports
+
+
+def trained(**metrics: Sequence[float]) -> RunState:
+    """A run of which only these metrics of training are known, one value a step."""
+    rows = zip(*metrics.values(), strict=True)
+    return fold([start(), *(step(i, **dict(zip(metrics, row, strict=True))) for i, row in enumerate(rows))])
+
+
+@given(VALUES, st.integers(1, 9))
+def test_only_what_was_finite_is_lost_and_only_what_is_not_finite_now(values: list[float], patience: int) -> None:
+    reports = reported(values, patience)
+    last = [math.isfinite(value) for value in values[-patience:]]
+    if reports.lost:
+        assert any(map(math.isfinite, values))
+        assert len(last) == patience
+        assert not any(last)
+    assert reports.unmeasured == (len(values) >= patience and not any(map(math.isfinite, values)))
+
+
+@given(VALUES)
+def test_single_values_between_finite_ones_are_never_a_loss_that_is_lost(values: list[float]) -> None:
+    reports = Reports(LOSS)
+    for value in values:
+        for each in (value, 1.0):
+            reports.add(each)
+            assert not reports.lost
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_is_lost_at_the_second_value_in_a_row_and_a_gradient_norm_at_the_eighth(bad: float) -> None:
+    assert trained(loss=[1.0, bad]).finiteness.lost == {}
+    assert trained(loss=[1.0, bad, bad]).finiteness.lost == {"loss": 2}
+    norms = [1.0] + [bad] * (GRADIENT - 1)
+    assert trained(grad_norm=norms).finiteness.lost == {}
+    assert trained(grad_norm=[*norms, bad]).finiteness.lost == {"grad_norm": GRADIENT}
+    assert trained(**{"train/Loss": [1.0, bad, bad]}).finiteness.lost == {"train/Loss": 2}
+
+
+def test_a_loss_scaler_that_finds_its_scale_loses_nothing() -> None:
+    norms = [math.inf] * 20 + [1.0] * 30 + [math.inf] + [1.0] * 30 + [math.inf] * 3 + [1.0]
+    for until in range(1, len(norms) + 1):
+        assert trained(loss=[1.0] * until, grad_norm=norms[:until]).finiteness.lost == {}
+
+
+def test_what_is_measured_at_every_sixteenth_step_only_is_not_lost_between() -> None:
+    """As a norm that is known only where gradients were accumulated, or the loss of a part that is trained in turn."""
+    values = [1.0 if i % 16 == 15 else math.nan for i in range(200)]
+    for until in range(1, len(values) + 1):
+        assert trained(grad_norm=values[:until], part_loss=values[:until]).finiteness.lost == {}
+    assert trained(loss=[*values, *[math.nan] * 10]).finiteness.lost == {"loss": 18}
+
+
+def test_other_metrics_have_reasons_of_their_own() -> None:
+    bad = [1.0] + [math.nan] * 50
+    assert trained(explained_variance=bad, ep_return=bad, accuracy=bad).finiteness.lost == {}
+
+
+@pytest.mark.parametrize(("objectives", "lost", "unmeasured"), [
+    ([], {}, {}), ([math.nan], {}, {"val": 1}), ([math.nan] * 3, {}, {"val": 3}), ([math.nan, 2.0], {}, {}),
+    ([2.0, math.nan], {"val": 1}, {}), ([math.nan, 2.0, math.inf], {"val": 1}, {}), ([2.0, math.nan, 2.0], {}, {}),
+    ([math.nan, math.nan, 2.0, math.nan], {"val": 1}, {}),
+])  # fmt: skip
+def test_the_objective_is_lost_at_once_and_never_before_it_was_there(
+    objectives: list[float], lost: dict[str, int], unmeasured: dict[str, int]
+) -> None:
+    state = fold([start(), *(evaluation(10 * i, value) for i, value in enumerate(objectives, start=1))])
+    assert (state.finiteness.lost, state.finiteness.unmeasured) == (lost, unmeasured)
+
+
+def test_the_objective_counts_at_evaluations_only() -> None:
+    state = fold([start(), evaluation(1, 2.0), step(2, val=math.nan), evaluation(3, 2.0)])
+    assert state.finiteness.lost == {}
+
+
+def test_a_rollback_begins_anew_and_what_fails_again_is_lost_again() -> None:
+    bad = [step(i, loss=math.nan) for i in range(30)]
+    state = fold([start(), step(0, loss=1.0), evaluation(1, 2.0), *bad, evaluation(30, math.nan)])
+    assert state.finiteness.lost == {"loss": 30, "val": 1}
+    fold([applied(31, 1, {"lr": (3e-3, 1e-3)})], state)
+    assert state.finiteness.lost == {"loss": 30, "val": 1}  # other values, the same weights
+    fold([applied(31, 2, command="rollback")], state)
+    assert state.finiteness.lost == {}
+    fold([step(32, loss=1.0), *bad[:2]], state)
+    assert state.finiteness.lost == {"loss": 2}  # what it took until the rollback is no habit
+
+
+def test_a_restart_may_wait_for_its_first_episode_and_is_known_to_have_had_a_loss() -> None:
+    state = fold([start(), step(1, loss=1.0), evaluation(1, 2.0), step(2, loss=math.nan), evaluation(2, math.nan)])
+    fold([start(resumed=Resumed(path="checkpoints/x", step=1)), evaluation(2, math.nan)], state)
+    assert (state.finiteness.lost, state.finiteness.unmeasured) == ({}, {"val": 1})
+    fold([step(2, loss=math.nan), step(3, loss=math.nan)], state)
+    assert state.finiteness.lost == {"loss": 2}
+
+
+def test_ever_new_names_do_not_add_up() -> None:
+    state = fold([start(), *(step(i, **{f"loss{i}": 1.0}) for i in range(1000))])
+    assert len(state.finiteness.steps) == finiteness.KEPT
