@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from factories import applied, evaluation, fold, start, step
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainmgr import finiteness
+from trainmgr import events, finiteness, proof, replay
 from trainmgr.finiteness import GRADIENT, LOSS, Reports
+from trainmgr.managers.rules import RulesManager
+from trainmgr.policy import Policy
 from trainmgr.protocol import Resumed
 from trainmgr.run_state import RunState
+from trainmgr.testing import supervise, write_child
 
 VALUES = st.lists(st.sampled_from([1.0, math.nan, math.inf, -math.inf]), max_size=40)
 
@@ -120,3 +124,52 @@ def test_a_restart_may_wait_for_its_first_episode_and_is_known_to_have_had_a_los
 def test_ever_new_names_do_not_add_up() -> None:
     state = fold([start(), *(step(i, **{f"loss{i}": 1.0}) for i in range(1000))])
     assert len(state.finiteness.steps) == finiteness.KEPT
+
+
+# -- real children under the rules -------------------------------------------------------------------------------------
+
+CHILD = """
+import math
+
+recipe, evals = {{"lr": 0.1}}, 0
+with Workload("child", objective="goal", mode="{mode}") as w:
+    w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=1e-5, high=1.0, scale="log",
+            group="optimizer", max_ratio=4, min_ratio=0.05)
+    w.command("rollback", lambda to: None)
+    for step in range({steps}):
+        w.step(step, {metrics})
+        if step % 10 == 9:
+            w.checkpoint(step, "checkpoints/none", best=True)
+            w.eval(step, {{"goal": {goal}}})
+            evals += 1
+            until(lambda: settled(evals))
+"""
+SCALED = '{"loss": 2 - step / 200, "grad_norm": math.inf if step in (1, 2, 3, 65) else 1.0}'
+WAITING = '{"loss": 1.0, "explained_variance": math.nan}'
+BROKEN = '{"loss": 2 - step / 200 if step < 50 else math.nan}'
+
+
+def under_the_rules(tmp_path: Path, steps: int = 100, **child: str) -> list[events.Verdict]:
+    """What the rules said; all of it is proven and replayed."""
+    script = write_child(tmp_path, CHILD.format(steps=steps, **child))
+    paths, closing, heard = supervise(tmp_path, script, RulesManager(Policy()), policy=Policy())
+    assert closing.exit_code == 0, paths.stderr.read_text()
+    assert [str(finding) for finding in proof.prove(paths).findings] == []
+    assert replay.rebuild(paths).differences == []
+    return heard.of(events.Verdict)
+
+
+def test_an_overflow_of_the_loss_scaler_costs_nothing(tmp_path: Path) -> None:
+    said = under_the_rules(tmp_path, metrics=SCALED, goal="2 - step / 200", mode="min")
+    assert {(verdict.diagnosis, verdict.action) for verdict in said} == {("healthy", "keep")}
+
+
+def test_a_return_that_is_nan_until_the_first_episode_ends_costs_nothing(tmp_path: Path) -> None:
+    said = under_the_rules(tmp_path, metrics=WAITING, goal="math.nan if step < 45 else step", mode="max")
+    assert {(verdict.diagnosis, verdict.action) for verdict in said} == {("healthy", "keep")}
+
+
+def test_a_loss_that_was_finite_is_answered_as_before(tmp_path: Path) -> None:
+    said = under_the_rules(tmp_path, metrics=BROKEN, goal="2 - step / 200 if step < 50 else math.nan", mode="min")
+    first = next(verdict for verdict in said if verdict.action != "keep")
+    assert (first.diagnosis, first.action, first.changes["lr"]) == ("divergence", "rollback", pytest.approx(0.03))

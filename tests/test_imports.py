@@ -68,9 +68,10 @@ ALLOWED: dict[str, str] = {
     "managers.reading": "proposal signals snapshot wire",
     "managers.exploration": "managers.reading policy proposal snapshot",
     "managers.imbalance": "managers.reading policy snapshot",
+    "managers.remedies": "managers.reading proposal snapshot",
     "managers.anew": "managers.reading policy snapshot",
-    "managers.rules": "managers.anew managers.exploration managers.imbalance managers.reading policy proposal snapshot "
-    "wire",
+    "managers.rules": "managers.anew managers.exploration managers.imbalance managers.reading managers.remedies policy "
+    "proposal snapshot wire",
     "managers.schedules": "errors managers.reading proposal snapshot wire",
     "managers.adversaries": "budget errors managers.base managers.reading policy proposal snapshot wire",
     "managers.local": "errors process",

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from factories import evaluation, fold, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -155,3 +156,16 @@ def test_at_a_terminal_the_question_is_asked_and_the_answer_waited_for(monkeypat
         typed.put(line)
         assert answers.get(timeout=10) is {"y\n": True, "no\n": False, "": None}[line]
     assert out.getvalue().count("Apply? plateau: lr = 0.1  (flat)  [y/N]") == 3
+
+
+def test_an_objective_that_is_not_measured_yet_is_shown_all_the_same() -> None:
+    out, state = io.StringIO(), fold([start(mode="max")])
+    lines = display.Lines(out)
+    for at, value in ((10, math.nan), (20, 3.0), (30, math.nan)):
+        fold([record := evaluation(at, value)], state)
+        lines.record(record, state)
+    fold([record := evaluation(40, loss=1.0)], state)
+    lines.record(record, state)
+    assert [line.split("  ")[-2:] for line in out.getvalue().splitlines()] == [
+        ["10", "val nan"], ["val 3", "best"], ["30", "val nan"]
+    ]  # fmt: skip

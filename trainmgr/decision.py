@@ -143,6 +143,7 @@ def verdict(
         expected=proposal.expected if proposal else None,
         evidence=proposal.evidence if proposal else "",
         checks=judgment.checks,
+        helpless=proposal.helpless if proposal and proposal.action == "keep" and not rejected else "",
     )
 
 

@@ -11,7 +11,7 @@ from typing import IO
 
 from trainmgr import events, protocol
 from trainmgr.interventions import Drift, Intervention
-from trainmgr.ledger import Ledger
+from trainmgr.ledger import Ailment, Ledger
 from trainmgr.lineage import is_trial
 from trainmgr.notices import Kind
 from trainmgr.run_state import RunState
@@ -150,6 +150,24 @@ def unguarded_in_words(state: RunState, ledger: Ledger) -> str:
     if "checkpoint" not in state.start.commands:
         return "the script offers no checkpoint: weights go back to the best ones, not to those from before a change"
     return ""
+
+
+def begun(event: events.Payload, ledger: Ledger) -> Ailment | None:
+    """What a verdict is the first to say of this run: an ailment that the manager can do nothing about."""
+    if not isinstance(event, events.Verdict) or not event.helpless or event.diagnosis is None:
+        return None
+    found = ledger.ailments.get(event.diagnosis)
+    return found if found is not None and found.since == found.last else None
+
+
+def ailment_in_words(ailment: Ailment, ledger: Ledger) -> str:
+    """overfitting since step 380; nothing was declared that could help: ..."""
+    span = f"since step {ailment.since:,}"
+    if ailment.last != ledger.last_step:
+        span = f"at step {ailment.since:,}"
+        if ailment.last > ailment.since:
+            span = f"from step {ailment.since:,} to step {ailment.last:,}"
+    return f"{ailment.diagnosis} {span}; {ailment.why}"
 
 
 def origin_in_words(ledger: Ledger, revision: int) -> str:
@@ -337,6 +355,8 @@ class Lines:
         shadow = ledger.demoted or (ledger.started is not None and ledger.started.manifest.mode == "shadow")
         if text and shadow and isinstance(event, events.Verdict) and event.result != "rejected":
             text = f"would ({'demoted' if ledger.demoted else 'shadow'}): {text}"
+        if ailment := begun(event, ledger):
+            text = ailment_in_words(ailment, ledger)
         if text and not self._quiet:
             self._say(state.step, text)
 

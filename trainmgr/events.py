@@ -218,6 +218,8 @@ class Verdict(Wire):
     expected: Expectation | None
     evidence: str
     checks: list[Check]
+    helpless: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """Of a "keep": why the manager could do nothing about the diagnosis, and what would help."""
 
 
 class Approval(Wire):

@@ -27,6 +27,19 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Ailment:
+    """What a manager saw, and could do nothing about."""
+
+    diagnosis: Diagnosis
+    since: int
+    """The step at which it was seen first."""
+    last: int
+    """The same of the last time."""
+    why: str
+    """Why nothing could be done the last time, and what would help."""
+
+
+@dataclass(frozen=True)
 class Trial:
     """The changes that were made between the same two evaluations, and are being watched together."""
 
@@ -114,6 +127,8 @@ class Ledger:
     """Revision to decision."""
     outcomes: int = 0
     """The highest revision whose outcome is on record."""
+    ailments: dict[Diagnosis, Ailment] = field(default_factory=dict)
+    """What the manager could do nothing about, by diagnosis."""
     rejections: list[str] = field(default_factory=list)
     """The last reasons for which answers were rejected or refused."""
     origins: dict[int, str] = field(default_factory=dict)
@@ -205,6 +220,7 @@ class Ledger:
                 self.answered += 1
             case events.Verdict():
                 self.waiting = None
+                self._ails(payload)
                 if payload.result == "rejected":
                     self.rejected += 1
                     self._rejection(next((check.reason for check in payload.checks if not check.ok), "rejected"))
@@ -250,6 +266,16 @@ class Ledger:
                 self.ended = payload
             case _:
                 pass
+
+    def _ails(self, payload: events.Verdict) -> None:
+        if payload.helpless and payload.diagnosis is not None:
+            at = self.last_step or 0
+            before = self.ailments.get(payload.diagnosis)
+            since = before.since if before else at
+            self.ailments = {
+                **self.ailments,
+                payload.diagnosis: Ailment(payload.diagnosis, since, at, payload.helpless),
+            }
 
     def _alarms(self, signals: dict[str, Any]) -> frozenset[str]:
         if self.started is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -54,7 +55,10 @@ class Proposal(Wire):
     falsifier: Annotated[str, Field(max_length=500)] = ""
     """What would show it wrong."""
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    helpless: Annotated[str, Field(max_length=1000, exclude_if=operator.not_)] = ""
+    """keep: why nothing can be done about the diagnosis, and what would help; empty where nothing needs to be done, or
+    something will be."""
 
 
-def keep(diagnosis: Diagnosis, evidence: str) -> Proposal:
-    return Proposal(diagnosis=diagnosis, evidence=evidence, action="keep")
+def keep(diagnosis: Diagnosis, evidence: str, helpless: str = "") -> Proposal:
+    return Proposal(diagnosis=diagnosis, evidence=evidence, action="keep", helpless=helpless)

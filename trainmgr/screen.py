@@ -254,6 +254,8 @@ class LiveView:
             self._question = None
         if isinstance(event, events.Failure | events.Restarted | events.Stalled | events.Operator | events.Signalled):
             self._console.print(Text(display.clean(display.event_in_words(event, state) or ""), style="yellow"))
+        if ailment := display.begun(event, ledger):
+            self._console.print(Text(display.clean(display.ailment_in_words(ailment, ledger)), style="yellow"))
         self._drawn = 0.0
         self.tick(state, ledger)
 

@@ -26,6 +26,7 @@ COLUMNS = 24
 PAST = 6  # interventions shown
 NAME = 48  # characters of a name or a short text
 TEXT = 200  # characters of a log line or a reason
+NOT_OFFERED = "the workload offers none"  # why a command may not be given
 SETTLED = 5  # evaluations without a best or a change after which a stop is offered, where the policy does not say
 TINY = 1e-9  # 0.94 - 0.84 is a little less than 0.1
 
@@ -202,7 +203,7 @@ def available(state: RunState, ledger: Ledger, policy: Policy) -> tuple[list[Act
     if not policy.actions.stop:
         no["stop"] = "the policy forbids it"
     elif "stop" not in commands:
-        no["stop"] = "the workload offers none"
+        no["stop"] = NOT_OFFERED
     elif state.step < after:
         no["stop"] = f"the policy allows it from step {math.ceil(after)} on"
     elif reason := _no_stop(state, ledger, policy):
@@ -255,7 +256,7 @@ def _no_rollback(state: RunState, ledger: Ledger, policy: Policy, offered: bool)
     if not policy.actions.rollback:
         return "the policy forbids it"
     if not offered:
-        return "the workload offers none"
+        return NOT_OFFERED
     if state.lineage.best is None:
         return "there is no best checkpoint yet"
     gap = max(policy.actions.rollback_gap_evals, _rest(ledger.trust.get("rollback", 1.0), policy))

@@ -81,6 +81,8 @@ def print_closing(
     if ledger.rejections:
         answers = counted(ledger.rejected + ledger.refused, "answer")
         out(f"Not applied: {answers}; the last: {quoted(ledger.rejections[-1])}.")
+    for ailment in ledger.ailments.values():
+        out(f"[yellow]{quoted(display.ailment_in_words(ailment, ledger))}[/]")
     if ledger.reversals:
         out(_probation(ledger.reversals, ledger.lost, ledger.idle, ledger.demoted))
     if spent := display.spent_in_words(ledger):
@@ -326,6 +328,7 @@ def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledge
         "steps_lost": ledger.lost,
         "steps_in_vain": ledger.idle,
         "trust": ledger.trust,
+        "ailments": [asdict(ailment) for ailment in ledger.ailments.values()],
         "closing": plain(ledger.ended.closing) if ledger.ended else None,
     }
     return pretty(values)

@@ -51,6 +51,7 @@ class Finding:
     diagnosis: Diagnosis
     evidence: str
     changes: Changes
+    """Empty where nothing is left to do, or all of it rests."""
     back: str | None = None
     """The checkpoint to go back to first: "best" or "initial"."""
 
@@ -66,7 +67,7 @@ def episodes(snapshot: Snapshot) -> Episodes | None:
 
 
 def diagnose(snapshot: Snapshot, now: Episodes, limits: Exploration) -> Finding | None:
-    """The first diagnosis that fits; None where all is well, or nothing is left to do."""
+    """The first diagnosis that fits; None where all is well."""
     left, total = reading.left(snapshot), snapshot.progress.total_steps or 0
     early = left is None or left >= (1 - limits.early) * total
     late = left is not None and left <= limits.anneal * total
@@ -74,15 +75,15 @@ def diagnose(snapshot: Snapshot, now: Episodes, limits: Exploration) -> Finding 
 
     if now.unsafe > limits.unsafe and now.noise is not None and now.noise > limits.wide:
         back = "initial" if early and now.best_success < limits.redo else None
-        return _found("unsafe-exploration", evidence, _calmer(snapshot, limits), back)
+        return Finding("unsafe-exploration", evidence, _calmer(snapshot, limits), back)
     if _lost(snapshot, limits):
-        return _found("instability", evidence, _scaled(snapshot, limits.retreat), "best")
+        return Finding("instability", evidence, _scaled(snapshot, limits.retreat), "best")
     short = now.step is not None and now.step < limits.short
     if short and now.success < limits.learned:
-        return _found("exploration-collapse", evidence, _bolder(snapshot, limits))
+        return Finding("exploration-collapse", evidence, _bolder(snapshot, limits))
     faster = _moved(snapshot, "optimizer", limits.rate, up=True)
     if short and now.success < limits.mastered and not late and faster:
-        return _found("underfitting", evidence, faster)
+        return Finding("underfitting", evidence, faster)
 
     changes: Changes = {}
     if now.success >= limits.learned:
@@ -91,11 +92,7 @@ def diagnose(snapshot: Snapshot, now: Episodes, limits: Exploration) -> Finding 
         assert left is not None
         evidence = f"{left} steps are left; {evidence}"
         changes |= _scaled(snapshot, max(0.0, 1 - 2 * reading.spacing(snapshot) / max(left, 1)))
-    return _found("routine", evidence, changes)
-
-
-def _found(diagnosis: Diagnosis, evidence: str, changes: Changes, back: str | None = None) -> Finding | None:
-    return Finding(diagnosis, evidence, changes, back) if changes else None
+    return Finding("routine", evidence, changes) if changes else None
 
 
 def _lost(snapshot: Snapshot, limits: Exploration) -> bool:

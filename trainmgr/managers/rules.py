@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainmgr.managers import anew, exploration, imbalance, reading
+from trainmgr.managers import anew, exploration, imbalance, reading, remedies
 from trainmgr.managers.reading import Changes
 from trainmgr.policy import Policy
 from trainmgr.proposal import Diagnosis, Expectation, Proposal, keep
@@ -36,6 +36,7 @@ class RulesManager:
         as the policy has it for `rules`."""
         self._watched = policy.watches(self.name) if watched is None else watched
         self._rules, self._explore, self._balance = policy.rules, policy.exploration, policy.imbalance
+        self._frozen = [name for name, limits in policy.parameters.items() if limits.frozen]
 
     def decide(self, snapshot: Snapshot) -> Any:
         supervised = (
@@ -76,7 +77,7 @@ class RulesManager:
             return None
         evidence = f"{why}; {reading.figures(snapshot)}"
         response = self._retreat(snapshot, "divergence", evidence, self._slower(snapshot))
-        return response or keep("divergence", f"nothing is left to do; {evidence}"[:EVIDENCE])
+        return response or self._resigned(snapshot, "divergence", evidence)
 
     def _last_chance(self, snapshot: Snapshot) -> Proposal | None:
         """The last evaluation before the end is worse than the best: end on the best.
@@ -108,6 +109,8 @@ class RulesManager:
         found = exploration.diagnose(snapshot, now, self._explore) if now else None
         if found is None:
             return None
+        if not found.changes:
+            return self._resigned(snapshot, found.diagnosis, found.evidence)
         if found.back is None:
             return self._adjust(snapshot, found.diagnosis, found.evidence, found.changes)
         return self._retreat(snapshot, found.diagnosis, found.evidence, found.changes, found.back)
@@ -216,10 +219,19 @@ class RulesManager:
         now, figures = imbalance.terms(snapshot), reading.figures(snapshot)
         if exploration.episodes(snapshot) is None:
             if now is not None and self._unbalanced(snapshot, now):
-                return keep("loss-imbalance", figures)
+                bare = not remedies.rows(snapshot, "loss weight")
+                return self._resigned(snapshot, "loss-imbalance", figures) if bare else keep("loss-imbalance", figures)
             if self._risen(snapshot):
-                return keep(*self._rise(snapshot))
+                return self._resigned(snapshot, *self._rise(snapshot))
+            if self._spiking(snapshot):
+                return self._resigned(snapshot, "instability", self._spikes(snapshot))
+            if self._stuck(snapshot) and not self._late(snapshot) and not remedies.rows(snapshot, "optimizer"):
+                return self._resigned(snapshot, "plateau", figures)
         return self._unmeasured(snapshot) or keep("healthy", figures)
+
+    def _resigned(self, snapshot: Snapshot, diagnosis: Diagnosis, evidence: str) -> Proposal:
+        """Keep where something is the matter, with why nothing can be done about it."""
+        return keep(diagnosis, evidence[:EVIDENCE], remedies.helpless(snapshot, diagnosis, self._frozen)[:EVIDENCE])
 
     def _unmeasured(self, snapshot: Snapshot) -> Proposal | None:
         """What was never finite did not diverge, and there are no good weights to go back to.
@@ -231,11 +243,13 @@ class RulesManager:
         bad = [name for name in names if name not in goals]
         if bad:
             why = f"{', '.join(bad)} not finite in any report so far"
+            todo = "no rollback and no other recipe can help: look at the data, the loss and the number format"
         elif snapshot.objective in names and snapshot.progress.evaluations >= self._rules.plateau_evals:
             why = f"{snapshot.objective} not finite in any of {snapshot.progress.evaluations} evaluations"
+            todo = "nothing can be judged without it: look at how it is computed"
         else:
             return None
-        return keep("unclear", f"{why}; {reading.figures(snapshot)}"[:EVIDENCE])
+        return keep("unclear", f"{why}; {reading.figures(snapshot)}"[:EVIDENCE], f"{why}; {todo}"[:EVIDENCE])
 
     def _rise(self, snapshot: Snapshot) -> tuple[Diagnosis, str]:
         """What a rise of the objective is called, and what shows it."""
