@@ -183,3 +183,11 @@ def test_a_policy_that_another_version_stored_can_be_read(manifest: events.Manif
     values["policy"]["rules"]["spike"] = 10.0
     values["policy"]["later"] = {"key": 1}
     assert events.Manifest.model_validate_json(json.dumps(values)) == manifest
+
+
+def test_the_policy_of_an_older_log_reads_as_it_was_done() -> None:
+    """There was no probation, a stop was always offered, and what this version does not know is left out."""
+    read = Policy.model_validate(policy.known({"limits": {"clip": True, "gone": 1}, "forgotten": {}}))
+    assert read.limits.clip
+    assert read.actions.stop_settled_evals == 0
+    assert not read.watches("llm")
