@@ -101,6 +101,12 @@ def test_shares_that_are_not_finite_say_nothing() -> None:
     assert exploration.episodes(view(run((math.nan, 0.1), scores=[0.0]))) is None
 
 
+def test_as_long_as_no_episode_has_ended_the_supervised_rules_do_not_judge_either() -> None:
+    rows = [(0.9, 0.05), (math.nan, math.nan), (math.nan, math.nan), (math.nan, math.nan)]
+    got = decide(run(*rows, scores=[0.8, 0.2, 0.2, 0.2], metrics={name: METRICS[name] for name in "wx"}))
+    assert (got.diagnosis, got.action) == ("healthy", "keep")
+
+
 def test_without_the_other_roles_only_what_needs_them_is_left_out() -> None:
     metrics = {name: METRICS[name] for name in "wx"}
     assert decide(run(*FROZEN, metrics=metrics)).action == "keep"

@@ -79,6 +79,23 @@ def test_what_is_measured_at_every_sixteenth_step_only_is_not_lost_between() -> 
     assert trained(loss=[*values, *[math.nan] * 10]).finiteness.lost == {"loss": 18}
 
 
+def test_a_loss_that_is_still_finite_speaks_for_the_weights() -> None:
+    """As where batches have no sample of one task; weights that are lost spare no loss."""
+    part, whole = [1.0, math.nan, math.nan, math.nan], [1.0, 1.0, 1.0, 1.0]
+    assert trained(part_loss=part, loss=whole).finiteness.lost == {}
+    assert trained(part_loss=part, loss=[1.0, 1.0, math.nan, math.nan]).finiteness.lost == {"part_loss": 3, "loss": 2}
+    assert trained(part_loss=part[:3], loss=[1.0, 1.0, math.nan]).finiteness.lost == {"part_loss": 2}
+    rare = fold([start(), step(0, loss=1.0, rare_loss=1.0), *(step(i, loss=math.nan) for i in range(5))])
+    assert rare.finiteness.lost == {"loss": 5}  # what was reported before says nothing
+
+
+def test_a_part_that_is_never_measured_is_not_a_loss_that_is_not() -> None:
+    never = [math.nan] * 9
+    assert trained(aux_loss=never, loss=[1.0] * 9).finiteness.unmeasured == {}
+    assert trained(aux_loss=never, loss=never).finiteness.unmeasured == {"aux_loss": 9, "loss": 9}
+    assert trained(grad_norm=never, loss=[1.0] * 9).finiteness.unmeasured == {"grad_norm": 9}
+
+
 def test_other_metrics_have_reasons_of_their_own() -> None:
     bad = [1.0] + [math.nan] * 50
     assert trained(explained_variance=bad, ep_return=bad, accuracy=bad).finiteness.lost == {}
@@ -122,7 +139,8 @@ def test_a_restart_may_wait_for_its_first_episode_and_is_known_to_have_had_a_los
 
 
 def test_ever_new_names_do_not_add_up() -> None:
-    state = fold([start(), *(step(i, **{f"loss{i}": 1.0}) for i in range(1000))])
+    state = fold([start(), step(0, **{"loss" * 99: 1.0}), *(step(i, **{f"loss{i}": 1.0}) for i in range(1000))])
+    assert "loss0" in state.finiteness.steps
     assert len(state.finiteness.steps) == finiteness.KEPT
 
 

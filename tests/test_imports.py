@@ -41,7 +41,7 @@ ALLOWED: dict[str, str] = {
     "process": "errors paths",
     "telemetry": "files protocol",
     "lineage": "protocol",
-    "finiteness": "",
+    "finiteness": "wire",
     "interventions": "protocol wire",
     "notices": "protocol wire",
     "run_state": "action_space finiteness interventions lineage notices protocol wire",

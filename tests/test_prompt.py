@@ -423,12 +423,12 @@ def test_the_estimate_is_above_what_openai_counts() -> None:
 
 
 def test_values_that_are_not_finite_are_told_apart() -> None:
-    bad = [1.0, math.nan, math.nan]
-    records = [step(i, loss=x, **{"aux loss": math.inf}) for i, x in enumerate(bad)]
+    bad = [1.0] * 6 + [math.nan] * 2
+    records = [step(i, loss=x, **{"grad norm": math.inf}) for i, x in enumerate(bad)]
     text = render(view(fold([start(), *records, evaluation(3, 1.0)]), FREE), LIMIT).user
     assert (
-        'gradient outliers 0, non-finite values 2 in a row of loss; never finite yet: "aux loss"; '
-        "skipped or not measured: 3\ndiverging yes"
+        'gradient outliers 0, non-finite values 2 in a row of loss; never finite yet: "grad norm"; '
+        "skipped or not measured: 8\ndiverging yes"
     ) in text
 
 

@@ -193,6 +193,15 @@ def test_a_script_that_declared_nothing_is_told_what_would_help(tmp_path: Path) 
     assert "byte for byte" in trainmgr("replay", "latest", cwd=tmp_path).stdout
 
 
+def test_a_run_that_was_never_finite_is_not_silent(tmp_path: Path) -> None:
+    body = BARE.replace("1.0 + abs(step - 60) / 50", "float('nan')").replace('"loss": 1.0', '"loss": float("nan")')
+    done = trainmgr("run", write_child(tmp_path, body), "--manager", "rules", cwd=tmp_path)
+    said = "unclear since step 10; loss not finite in any report so far; no rollback and no other recipe can help"
+    assert done.stderr.count(said) == 1
+    assert done.stdout.count(said) == 1
+    assert "val_loss was not finite at any of 12 evaluations." in done.stdout
+
+
 def test_the_live_view_says_it_too(tmp_path: Path) -> None:
     manifest = history.latest(supervise(tmp_path, write_child(tmp_path, BARE))[0])[0]
     console = Console(file=io.StringIO(), width=200, force_terminal=True)

@@ -182,10 +182,10 @@ def test_diverging(values: list[float], train: list[float], diverging: bool) -> 
 
 
 def test_values_that_are_not_finite_are_told_apart() -> None:
-    losses = [1.0, math.nan, 1.0, math.nan, math.inf]
-    got = signals.measure(fold([start(), *(step(i, loss=x, aux_loss=math.nan) for i, x in enumerate(losses))]))
+    losses = [1.0] * 5 + [math.nan, 1.0, math.nan, math.inf]
+    got = signals.measure(fold([start(), *(step(i, loss=x, grad=math.nan) for i, x in enumerate(losses))]))
     assert (got.diverging, got.lost, got.non_finite) == (True, ["loss"], 2)
-    assert (got.unmeasured, got.stray) == (["aux_loss"], 6)
+    assert (got.unmeasured, got.stray) == (["grad"], 10)
     early = signals.measure(fold([start(), step(1, loss=math.nan), evaluation(1, math.nan)]))
     assert (early.diverging, early.lost, early.unmeasured, early.stray) == (False, [], ["val"], 2)
 

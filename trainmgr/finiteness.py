@@ -1,15 +1,19 @@
 """Which metrics are numbers, were numbers, or never were: what a value that is not finite says of a run. Pure.
 
 It need not be a divergence. A mean return is NaN until the first episode has ended, a loss scaler skips the steps whose
-gradients overflow, one bad batch has one bad loss: nothing of that is in the weights. What is in them stays: a metric
-was finite, and is not for several reports in a row, and for more of them than it ever took to come back. Other metrics
-than losses, gradient norms and the objective may have reasons of their own, and the objective tells.
+gradients overflow, a batch without a sample of one task has no loss for it: none of that is in the weights. What is in
+the weights stays: a metric was finite and is not for several reports in a row, more than it ever took to come back.
+Weights that are not finite spare no loss, so one loss that is finite later speaks for all of them. Metrics other than
+losses, gradient norms and the objective may be NaN for reasons of their own; there the objective tells.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
+from trainmgr.wire import MAX_NAME
 
 LOSS = 2  # reports in a row
 GRADIENT = 8  # a loss scaler that halves its scale at every overflow is done sooner
@@ -28,11 +32,16 @@ class Reports:
     """Values that were not finite since it last was, or since its first report."""
     longest: int = 0
     """The most of them in a row after which it was finite again."""
+    since: int = 0
+    """When the first of the missing ones was reported, ..."""
+    fine: int = 0
+    """... and the last finite one, in records."""
 
-    def add(self, value: float) -> None:
+    def add(self, value: float, now: int = 0) -> None:
         if math.isfinite(value):
-            self.known, self.longest, self.missing = True, max(self.longest, self.missing), 0
+            self.known, self.longest, self.missing, self.fine = True, max(self.longest, self.missing), 0, now
         else:
+            self.since = self.since if self.missing else now
             self.missing += 1
 
     @property
@@ -56,15 +65,19 @@ class Finiteness:
     evals: dict[str, Reports] = field(default_factory=dict)
     """The objective and its counterpart by theirs."""
 
-    def step(self, name: str, value: float) -> None:
-        """Take a metric of training in."""
-        found = self.steps.get(name)
-        if found is None:
-            patience = _patience(name)
-            if patience is None or len(self.steps) >= KEPT:
-                return
-            found = self.steps[name] = Reports(patience)
-        found.add(value)
+    records: int = 0
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """Take a step of training in."""
+        self.records += 1
+        for name, value in metrics.items():
+            found = self.steps.get(name)
+            if found is None:
+                patience = _patience(name)
+                if patience is None or len(self.steps) >= KEPT or len(name) > MAX_NAME:
+                    continue
+                found = self.steps[name] = Reports(patience)
+            found.add(value, self.records)
 
     def evaluate(self, metrics: dict[str, float], objective: str, counterpart: str | None) -> None:
         """Take an evaluation in. The objective is what counts: it is lost at once."""
@@ -86,16 +99,31 @@ class Finiteness:
     @property
     def lost(self) -> dict[str, int]:
         """What was finite and is not any more: for how many reports."""
-        return {name: reports.missing for name, reports in self._all() if reports.lost}
+        sound = max((reports.fine for reports in self._losses()), default=0)
+        lost = {
+            name: reports.missing
+            for name, reports in self.steps.items()
+            if reports.lost and not (reports.patience == LOSS and sound > reports.since)
+        }
+        return lost | {name: reports.missing for name, reports in self._goals() if reports.lost}
 
     @property
     def unmeasured(self) -> dict[str, int]:
-        """What never was finite: in how many reports."""
-        return {name: reports.missing for name, reports in self._all() if reports.unmeasured}
+        """What never was finite: in how many reports. A loss only where no other one was."""
+        known = any(reports.known for reports in self._losses())
+        found = {
+            name: reports.missing
+            for name, reports in self.steps.items()
+            if reports.unmeasured and not (reports.patience == LOSS and known)
+        }
+        return found | {name: reports.missing for name, reports in self._goals() if reports.unmeasured}
 
-    def _all(self) -> list[tuple[str, Reports]]:
-        """The objective after the rest: of two that have one name it is the one that counts."""
-        return [*self.steps.items(), *reversed(self.evals.items())]
+    def _losses(self) -> Iterator[Reports]:
+        return (reports for reports in self.steps.values() if reports.patience == LOSS)
+
+    def _goals(self) -> Iterator[tuple[str, Reports]]:
+        """The objective last: it is what counts, also where a metric of training has its name."""
+        return reversed(self.evals.items())
 
 
 def _patience(name: str) -> int | None:

@@ -271,6 +271,7 @@ class RunState:
 
     def _step(self, record: protocol.Step) -> None:
         self.step = record.step
+        self.finiteness.step(record.metrics)
         for name, value in record.metrics.items():
             window = self.windows.get(name)
             if window is None:
@@ -279,7 +280,6 @@ class RunState:
                     continue
                 window = self.windows[name] = Window()
             window.add(value)
-            self.finiteness.step(name, value)
             if not math.isfinite(value):
                 self.non_finite += 1
                 self.non_finite_total += 1

@@ -56,6 +56,12 @@ class Finding:
     """The checkpoint to go back to first: "best" or "initial"."""
 
 
+def declared(snapshot: Snapshot) -> bool:
+    """Whether the workload says which of its metrics are shares of success and of harm: its episodes do not overfit,
+    whether any of them has ended yet or not."""
+    return {"success", "unsafe"} <= {meaning.role for meaning in snapshot.meanings}
+
+
 def episodes(snapshot: Snapshot) -> Episodes | None:
     """None for a workload that does not say which of its metrics these are, or whose last ones are not finite."""
     columns = {m.role: reading.column(snapshot, m.column) for m in reversed(snapshot.meanings)}

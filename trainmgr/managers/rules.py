@@ -47,7 +47,7 @@ class RulesManager:
             self._averaging,
             self._plateau,
         )
-        learning = exploration.episodes(snapshot) is not None
+        learning = exploration.declared(snapshot)
         for rule in (
             self._divergence,
             self._last_chance,
@@ -68,8 +68,7 @@ class RulesManager:
         """
         signals = snapshot.signals
         if signals.lost:
-            count = signals.non_finite
-            values = "1 value" if count == 1 else f"{count} values in a row"
+            values = f"{signals.non_finite} value{'s' * (signals.non_finite > 1)}"
             why = f"{', '.join(signals.lost)} not finite any more ({values})"
         elif signals.diverging and self._beyond_noise(snapshot) and not self._climbing(snapshot):
             why = "training itself is worse than at the first evaluation"
@@ -88,7 +87,7 @@ class RulesManager:
         left, rise = reading.left(snapshot), snapshot.signals.rise
         if left is None or left > 1.5 * reading.spacing(snapshot) or not rise or rise < 0:
             return None
-        if exploration.episodes(snapshot) is not None and not self._beyond_noise(snapshot):
+        if exploration.declared(snapshot) and not self._beyond_noise(snapshot):
             return None
         evidence = f"{left} steps are left; {reading.figures(snapshot)}"
         if "stop" in snapshot.actions and snapshot.best_checkpoint is not None:
@@ -217,7 +216,7 @@ class RulesManager:
     def _kept(self, snapshot: Snapshot) -> Proposal:
         """What is the matter although nothing is done. Episodes do not overfit."""
         now, figures = imbalance.terms(snapshot), reading.figures(snapshot)
-        if exploration.episodes(snapshot) is None:
+        if not exploration.declared(snapshot):
             if now is not None and self._unbalanced(snapshot, now):
                 bare = not remedies.rows(snapshot, "loss weight")
                 return self._resigned(snapshot, "loss-imbalance", figures) if bare else keep("loss-imbalance", figures)
