@@ -57,11 +57,13 @@ def test_what_was_declared_and_is_used_up_is_told_from_what_is_missing() -> None
     for _ in range(60):
         proposal = run.evaluate(6.0, 3.0).obey()
     assert (proposal.diagnosis, proposal.action) == ("overfitting", "keep")
-    assert proposal.helpless == "what could help is as far already as the rules take it: rate 0.0002, drop 0.5"
+    assert (
+        proposal.helpless == "everything that could help is already as far as the rules take it: rate 0.0002, drop 0.5"
+    )
     alone = overfitted(space=[DROP.model_copy(update={"value": 0.5})], commands=()).obey()
     assert alone.helpless == (
-        "what could help is as far already as the rules take it: drop 0.5; "
-        f"{RATE} and the command rollback would help too, and are not declared"
+        "everything that could help is already as far as the rules take it: drop 0.5; "
+        f"{RATE} and the command rollback would help too, but are not declared"
     )
 
 
@@ -196,7 +198,7 @@ def test_a_script_that_declared_nothing_is_told_what_would_help(tmp_path: Path) 
 def test_a_run_that_was_never_finite_is_not_silent(tmp_path: Path) -> None:
     body = BARE.replace("1.0 + abs(step - 60) / 50", "float('nan')").replace('"loss": 1.0', '"loss": float("nan")')
     done = trainmgr("run", write_child(tmp_path, body), "--manager", "rules", cwd=tmp_path)
-    said = "unclear since step 10; loss not finite in any report so far; no rollback and no other recipe can help"
+    said = "unclear since step 10; loss never finite so far; no rollback and no other recipe can help"
     assert done.stderr.count(said) == 1
     assert done.stdout.count(said) == 1
     assert "val_loss was not finite at any of 12 evaluations." in done.stdout

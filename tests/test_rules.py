@@ -367,7 +367,7 @@ def test_a_loss_scaler_that_finds_its_scale_is_left_alone() -> None:
     norms = (*(1.0,) * 2, *(math.inf,) * 8)
     proposal = run.evaluate(3.9, 3.8, norms=norms).obey()
     assert (proposal.diagnosis, proposal.action) == ("divergence", "rollback")
-    assert proposal.evidence.startswith("grad_norm not finite any more (8 values); goal 3.9")
+    assert proposal.evidence.startswith("grad_norm no longer finite (8 values); goal 3.9")
 
 
 @pytest.mark.parametrize("goal", [4.0, math.nan])
@@ -377,7 +377,7 @@ def test_a_loss_that_never_was_finite_is_named_and_there_is_no_way_back(goal: fl
         run.write(protocol.Step, event="step", step=step, metrics={"loss": math.nan})
         proposal = run.evaluate(goal, goal).obey()
     assert (proposal.diagnosis, proposal.action) == ("unclear", "keep")
-    assert proposal.evidence.startswith("loss not finite in any report so far; goal")
+    assert proposal.evidence.startswith("loss never finite so far; goal")
 
 
 def test_what_was_never_finite_does_not_hide_what_can_be_helped() -> None:

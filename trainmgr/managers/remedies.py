@@ -60,9 +60,9 @@ def helpless(snapshot: Snapshot, diagnosis: Diagnosis, frozen: Sequence[str] = (
     if "adjust" not in snapshot.actions:
         return f"nothing may be changed: {snapshot.unavailable.get('adjust', 'not now')}"
     values = [f"{row.name} {row.value:.4g}" for row in there if not isinstance(row.value, str)]
-    text = f"what could help is as far already as the rules take it: {_listed(values)}"
+    text = f"everything that could help is already as far as the rules take it: {_listed(values)}"
     if lacking:
-        text += f"; {' and '.join(_comma(lacking))} would help too, and {_are(lacking)} not declared{held}"
+        text += f"; {' and '.join(_comma(lacking))} would help too, but {_are(lacking)} not declared{held}"
     return text
 
 

@@ -69,7 +69,7 @@ class RulesManager:
         signals = snapshot.signals
         if signals.lost:
             values = f"{signals.non_finite} value{'s' * (signals.non_finite > 1)}"
-            why = f"{', '.join(signals.lost)} not finite any more ({values})"
+            why = f"{', '.join(signals.lost)} no longer finite ({values})"
         elif signals.diverging and self._beyond_noise(snapshot) and not self._climbing(snapshot):
             why = "training itself is worse than at the first evaluation"
         else:
@@ -241,7 +241,7 @@ class RulesManager:
         goals, names = (snapshot.objective, snapshot.counterpart), snapshot.signals.unmeasured
         bad = [name for name in names if name not in goals]
         if bad:
-            why = f"{', '.join(bad)} not finite in any report so far"
+            why = f"{', '.join(bad)} never finite so far"
             todo = "no rollback and no other recipe can help: look at the data, the loss and the number format"
         elif snapshot.objective in names and snapshot.progress.evaluations >= self._rules.plateau_evals:
             why = f"{snapshot.objective} not finite in any of {snapshot.progress.evaluations} evaluations"

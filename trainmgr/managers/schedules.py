@@ -93,7 +93,7 @@ def reduce_on_plateau(snapshot: Snapshot) -> Proposal:
     since = snapshot.signals.evals_since_change
     waited = waited if since is None else min(waited, since)
     if waited < patience:
-        return keep("routine", f"{waited} evaluations since the best or the last change; {patience} are waited for")
+        return keep("routine", f"{waited} evaluations since the best or the last change; it waits for {patience}")
     changes: dict[str, Value] = {}
     for row in _rates(snapshot):
         assert isinstance(row.value, (int, float))
@@ -111,7 +111,7 @@ def early_stopping(snapshot: Snapshot) -> Proposal:
     """Stop on the best weights after EARLY_STOPPING evaluations without a new best (Prechelt 1998)."""
     waited = snapshot.signals.evals_since_best
     if waited < EARLY_STOPPING or "stop" not in snapshot.actions:
-        return keep("routine", f"{waited} evaluations since the best; {EARLY_STOPPING} are waited for")
+        return keep("routine", f"{waited} evaluations since the best; it waits for {EARLY_STOPPING}")
     return Proposal(
         diagnosis="plateau",
         evidence=f"{waited} evaluations without a new best",
