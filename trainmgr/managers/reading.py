@@ -183,7 +183,8 @@ def figures(snapshot: Snapshot) -> str:
         return f"{snapshot.objective} {signals.latest:.4g}, not measured yet"
     text = f"{snapshot.objective} {signals.latest:.4g}, best {signals.best:.4g} at step {signals.best_step}"
     if signals.rise is not None and math.isfinite(signals.rise):
-        text += f" ({signals.rise + 0.0:+.1%}, {signals.evals_since_best} evaluations ago)"  # never "-0.0%" of a best
+        ago = f"{signals.evals_since_best} evaluation{'s' * (signals.evals_since_best != 1)} ago"
+        text += f" ({signals.rise + 0.0:+.1%}, {ago})"  # never "-0.0%" of a best
     if signals.gap is not None and math.isfinite(signals.gap):
         text += f", gap {signals.gap:.3g}"
     return text

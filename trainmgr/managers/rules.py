@@ -258,7 +258,7 @@ class RulesManager:
         unknown = "the gap to training data is not known, now or at the best"
         if snapshot.counterpart is None:
             unknown = "no counterpart on training data is declared"
-        return "worsening", f"{unknown}, so overfitting cannot be told from lost ground; {figures}"
+        return "worsening", f"{figures}; {unknown}, so overfitting cannot be told from lost ground"
 
     def _spiking(self, snapshot: Snapshot) -> bool:
         now = imbalance.terms(snapshot)
