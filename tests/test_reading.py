@@ -172,4 +172,4 @@ def test_an_objective_that_was_never_finite_ends_at_what_it_is(tmp_path: Path) -
     done = supervise(
         tmp_path, "start()\nput('eval', step=1, metrics={'val_loss': 'NaN'})\nput('end', step=1, status='completed')"
     )
-    assert "val_loss ended at nan; it was finite at no evaluation." in done.stdout
+    assert "val_loss ended at nan; it was not finite at any of " in done.stdout

@@ -201,7 +201,7 @@ def test_a_run_that_was_never_finite_is_not_silent(tmp_path: Path) -> None:
     said = "unclear since step 10; loss never finite so far; no rollback and no other recipe can help"
     assert done.stderr.count(said) == 1
     assert done.stdout.count(said) == 1
-    assert "val_loss was not finite at any of 12 evaluations." in done.stdout
+    assert "val_loss ended at nan; it was not finite at any of 12 evaluations." in done.stdout
 
 
 def test_the_live_view_says_it_too(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def _ended_at(state: RunState, final: float | None) -> Iterator[str]:
     name = quoted(state.start.objective.metric)
     if state.best is None:
         if final is not None:
-            yield f"{name} ended at [bold]{display.number(final)}[/]; it was finite at no evaluation."
+            measured = counted(state.evals, "evaluation")
+            yield f"{name} ended at [bold]{display.number(final)}[/]; it was not finite at any of {measured}."
         return
     step, best = state.best
     its_best = f"its best was {display.number(best)} at step {step:,}"
