@@ -208,6 +208,7 @@ def test_a_group_that_is_added_later_is_managed_with_the_others(run: Path) -> No
     control(run, 2, {"lr": 0.025})
     w.step(2, {"loss": 1.0})
     assert records(run, "applied")[-1]["groups"]["lr"] == pytest.approx([0.025, 0.005])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.005])
 
 
 def test_a_first_group_of_zero_stays_there_and_the_next_one_is_shown(run: Path) -> None:  # noqa: F811
@@ -305,7 +306,8 @@ def test_a_rate_that_is_a_tensor_is_filled_and_not_replaced(run: Path) -> None: 
     assert float(there) == pytest.approx(1e-3 * 0.5, rel=1e-6)  # between two steps it is the script's own
 
 
-def test_an_update_that_raises_leaves_the_script_its_own_rate(run: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_an_update_that_raises_leaves_the_script_its_own_rate(run: Path, scheduled: bool) -> None:  # noqa: F811
     class Broken(Probe):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
             super().step()
@@ -314,7 +316,7 @@ def test_an_update_that_raises_leaves_the_script_its_own_rate(run: Path) -> None
 
     optimizer = Broken([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     w = Workload("test", objective="loss")
-    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
+    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0, scheduled=scheduled)
     control(run, 1, {"lr": 0.05})
     w.step(1, {"loss": 1.0})
     optimizer.step()
@@ -324,7 +326,7 @@ def test_an_update_that_raises_leaves_the_script_its_own_rate(run: Path) -> None
     assert records(run, "eval")[0]["params"] == {"lr": 0.05}
     optimizer.step()
     assert optimizer.seen == [[0.05]] * 3
-    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.param_groups[0]["lr"] == (0.1 if scheduled else 0.05)
 
 
 def test_an_optimizer_without_hooks_is_written_into_and_watched(run: Path) -> None:  # noqa: F811
@@ -340,6 +342,67 @@ def test_an_optimizer_without_hooks_is_written_into_and_watched(run: Path) -> No
     (lost,) = records(run, "overwritten")
     assert (lost["name"], lost["set_at"], lost["value"], lost["step"]) == ("lr", 3, 1e-4, 4)
     assert lost["found"] == pytest.approx(1e-3 * 0.9**4)
+
+
+@pytest.mark.parametrize("computed", [True, False])
+@pytest.mark.parametrize("tensors", [True, False])
+def test_a_schedule_by_hand_that_nobody_told_of_is_found_at_its_first_step(
+    run: Path,  # noqa: F811
+    computed: bool,
+    tensors: bool,
+) -> None:
+    """Computed from a base, or multiplied with what is there. Before that the groups show the rate in effect."""
+    optimizer = probe(1e-2, 1e-1, tensors=tensors)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1.0)
+    for step in range(1, 31):
+        if step > 10:
+            for group, base in zip(optimizer.param_groups, (1e-2, 1e-1), strict=True):
+                rate = base * 0.97 ** (step - 10) if computed else group["lr"] * 0.97
+                group["lr"] = torch.tensor(float(rate)) if tensors else float(rate)
+        optimizer.step()
+        if step == 5:
+            control(run, 1, {"lr": 2e-3})
+        w.step(step, {"loss": 1.0})
+        if step == 6:
+            assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([2e-3, 2e-2])
+        if step % 10 == 0:
+            w.eval(step, {"loss": 1.0})
+    assert optimizer.seen[9] == pytest.approx([2e-3, 2e-2])
+    assert optimizer.seen[29] == pytest.approx([2e-3 * 0.97**20, 2e-2 * 0.97**20], rel=1e-5)
+
+
+def test_a_rollback_leaves_a_rate_that_is_shown_as_it_is(run: Path) -> None:  # noqa: F811
+    optimizer = probe(1e-2, 1e-1)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1.0)
+    saved = copy.deepcopy(optimizer.state_dict())
+    w.command("rollback", lambda to: optimizer.load_state_dict(copy.deepcopy(saved)))
+    for revision, value in ((1, 2e-3), (2, 2e-3), (3, 5e-3)):
+        control(run, revision, {"lr": value}, command=command("rollback", "best") if revision > 1 else None)
+        w.step(revision, {"loss": 1.0})
+        optimizer.step()
+    assert optimizer.seen == [pytest.approx([value, 10 * value]) for value in (2e-3, 2e-3, 5e-3)]
+    assert [r["changes"] for r in records(run, "applied")] == [
+        {"lr": [1e-2, 2e-3]}, {}, {"lr": [2e-3, 5e-3]}
+    ]  # fmt: skip
+
+
+def test_a_resumed_run_whose_rate_nobody_moves_has_what_was_asked_for(run: Path) -> None:  # noqa: F811
+    """Whether its checkpoint of the optimizer holds that rate already, or not."""
+    for life, rate in enumerate((1e-2, 2e-3, 1e-2), start=1):
+        optimizer = probe(rate, 10 * rate)
+        w = Workload("test", objective="loss", total_steps=5 * life, resumed_step=5 * (life - 1),
+                     resumed_from="checkpoints/last.pt" if life > 1 else None)  # fmt: skip
+        w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1.0)
+        for step in w.steps():
+            if step == 2:
+                control(run, 1, {"lr": 2e-3})
+            w.step(step, {"loss": 1.0})
+            optimizer.step()
+        w.end(5 * life)
+        assert optimizer.seen[-1] == pytest.approx([2e-3, 2e-2])
+        w._writer.close()
 
 
 def test_a_wrapped_optimizer_is_found() -> None:
@@ -369,7 +432,7 @@ def test_a_value_leaves_its_bounds_only_as_far_as_the_scripts_own_does(
 ) -> None:
     low, high = 1e-4, 1e-1
     optimizer = probe(base, base * ratio)
-    managed = Managed(optimizer, "lr", low, high, None)
+    managed = Managed(optimizer, "lr", low, high, None, moves=True)
     managed.set(min(max(wanted, low), high))
     assert managed.get() == min(max(wanted, low), high) or not low <= base <= high
     for own in later:

@@ -1,15 +1,20 @@
 """A value in an optimizer's parameter groups that stays changed, whatever else writes into them between two updates.
 
 Most schedulers compute the learning rate anew at each step, from a base of their own, and write it into the groups: a
-value that somebody else has put there is gone one step later. So nothing is put there. What was asked for is kept here,
-beside the value that the script itself had at that moment, and each group is multiplied by the quotient of the two
-right before the optimizer's step and gets back what it had right after it. No scheduler, and no checkpoint of the
-optimizer, ever sees a managed value, and the ratios between groups are those that the script gives them.
+value that somebody else has put there is gone one step later. So where a schedule moves it, nothing is put there. What
+was asked for is kept here, beside the value that the script itself had at that moment; each group is multiplied by
+the quotient of the two right before the optimizer's step and gets back what it had right after it. No scheduler, and no
+checkpoint of the optimizer, ever sees a managed value, and the ratios between groups are those that the script gives
+them.
+
+Where nobody else moves the value, the groups show it, as everybody expects who looks at them. The first time that they
+hold something else before a step, a schedule is at work after all, and from then on they are left to the script.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -26,20 +31,30 @@ class Managed:
     ``groups`` are indices; None means all that there are at the moment, later ones too. The value is that of the first
     of them that is not 0. ``low`` and ``high`` bound what comes of a change when the script's own schedule moves on: a
     value leaves them only as far as the script's own does. ``scheduler`` is the script's, where it has one: then it is
-    known what it will end on.
+    known what it will end on. ``moves`` says that the script moves the value by itself.
 
     An optimizer without step hooks (not one of torch) is written into instead, and keeps the change only as long as
     nobody else writes there.
     """
 
     def __init__(
-        self, optimizer: Any, key: str, low: float, high: float, groups: Sequence[int] | None, scheduler: Any = None
+        self,
+        optimizer: Any,
+        key: str,
+        low: float,
+        high: float,
+        groups: Sequence[int] | None,
+        scheduler: Any = None,
+        *,
+        moves: bool = False,
     ) -> None:
         self._optimizer = innermost(optimizer, "param_groups")
         self._scheduler = innermost(scheduler, "step") if scheduler is not None else None
         self._key, self._low, self._high = key, low, high
         self._indices = list(groups) if groups is not None else None
+        self._moves = moves
         self._asked: tuple[float, float] | None = None  # a value, and what the script itself had at that moment
+        self._shown: list[tuple[float, float]] = []  # of groups that show it: what the script had, and what is shown
         self._saved: Kept = []  # of the groups, during a step
         self._factor: Any = None  # a tensor, where the rates are
         self._ratios: list[float] = []  # of groups that are written into
@@ -72,8 +87,8 @@ class Managed:
 
     @property
     def pair(self) -> tuple[float, float] | None:
-        """What was asked for, and what the script itself had then; None while nothing is in force."""
-        return self._asked
+        """What was asked for, and what the script itself had then; None where the groups show what is in force."""
+        return None if self._shown else self._asked
 
     def _effective(self, bases: list[float]) -> list[float]:
         """What the update uses where the script has these."""
@@ -91,8 +106,10 @@ class Managed:
     @property
     def moves(self) -> bool:
         """Whether a scheduler is known to move the value, as far as the groups or the script tell."""
+        if self._moves or self._scheduler is not None:
+            return True
         mark = {"lr": "initial_lr", "momentum": "max_momentum"}.get(self._key)
-        return self._scheduler is not None or any(mark in group for group in self._groups() if mark)
+        return any(mark in group for group in self._groups() if mark)
 
     # -- changes -----------------------------------------------------------------------------------------------------
 
@@ -106,8 +123,12 @@ class Managed:
             raise ValueError(f"{self._key} is 0 at this step by the script's own schedule, and is changed by a factor")
         if base == 0 or not self._hooks:
             self._write(value, base)
-        else:
-            self.resume((value, base))
+            return
+        bases = self._bases()
+        self._leave()
+        self.resume((value, base))
+        if not self.moves:
+            self._show(bases)
 
     def resume(self, pair: tuple[float, float]) -> None:
         """Put back into effect what an earlier life of this run had asked for, as `pair` has it."""
@@ -120,11 +141,11 @@ class Managed:
 
     def memo(self) -> Callable[[], None]:
         """What puts everything back as it is now, in the groups too: for whoever restores an optimizer in between."""
-        asked = self._asked
+        asked, shown = self._asked, list(self._shown)
         kept: Kept = [(group[self._key], _copied(group[self._key])) for group in self._groups()]
 
         def restore() -> None:
-            self._asked = asked
+            self._asked, self._shown = asked, list(shown)
             self._tune()
             for group, (there, value) in zip(self._groups(), kept, strict=False):  # the same tensor, if it is one
                 group[self._key] = _filled(there, value)
@@ -133,12 +154,56 @@ class Managed:
 
     def _write(self, value: float, base: float) -> None:
         """Into the groups, in the ratio that they have, or had before all were set to 0."""
-        self._asked, groups = None, self._groups()
+        self._asked, self._shown, groups = None, [], self._groups()
         if base:
             self._ratios = [float(group[self._key]) / base for group in groups]
         ratios = self._ratios if len(self._ratios) == len(groups) else [1.0] * len(groups)
         for group, ratio in zip(groups, ratios, strict=True):
             group[self._key] = _filled(group[self._key], value * ratio)
+
+    # -- groups that show what is in effect --------------------------------------------------------------------------
+
+    def _show(self, bases: list[float]) -> None:
+        values = self._effective(bases)
+        self._shown = []
+        for group, base, value in zip(self._groups(), bases, values, strict=True):
+            group[self._key] = _filled(group[self._key], value)
+            self._shown.append((base, float(group[self._key])))
+        self._tune()
+
+    def _leave(self) -> None:
+        """Give the groups back to the script."""
+        for group, (base, _) in zip(self._groups(), self._shown, strict=False):
+            group[self._key] = _filled(group[self._key], base)
+        self._shown = []
+        self._tune()
+
+    def _notice(self) -> None:
+        """See whether the groups still hold what was put there.
+
+        A group that is new gets its share. Where the script wrote, it has a schedule after all: what it wrote is its
+        own value, if it was computed from that, or goes on from what was shown there, if it was multiplied.
+        """
+        groups = self._groups()
+        there = [float(group[self._key]) for group in groups]
+        if len(there) == len(self._shown) and all(
+            now == shown for now, (_, shown) in zip(there, self._shown, strict=True)
+        ):
+            return
+        bases, moved = [], False
+        for now, (base, shown) in zip(there, self._shown, strict=False):
+            moved |= now != shown
+            goes_on = now != shown and _nearer(now, shown, base)
+            bases.append(base if now == shown else base * (now / shown) if goes_on else now)
+        bases += there[len(bases) :]
+        self._shown = []
+        for group, base in zip(groups, bases, strict=True):
+            group[self._key] = _filled(group[self._key], base)
+        self._moves |= moved
+        if moved:
+            self._tune()
+        else:
+            self._show(bases)
 
     # -- the optimizer's step ----------------------------------------------------------------------------------------
 
@@ -151,6 +216,12 @@ class Managed:
 
     def _before(self, *_: Any) -> None:
         self._after()  # an update that raised did not get there
+        if self._shown and not _is_tensor(
+            self._groups()[0][self._key]
+        ):  # to look at a tensor would wait for its device
+            self._notice()
+        if self._shown:
+            return
         groups, scale = self._groups(), self._scale()
         if self._asked is None and scale is None:
             return
@@ -182,7 +253,8 @@ class Managed:
 
     def _tune(self) -> None:
         if self._factor is not None:
-            self._factor.fill_(self._asked[0] / self._asked[1] if self._asked else 1.0)
+            hidden = self._asked is not None and not self._shown
+            self._factor.fill_(self._asked[0] / self._asked[1] if self._asked and hidden else 1.0)
 
     # -- where the schedule goes -------------------------------------------------------------------------------------
 
@@ -233,6 +305,10 @@ class Managed:
     def _bases(self) -> list[float]:
         if self._saved:  # somebody looks in the middle of a step, or an update has raised
             return [float(value) for _, value in self._saved]
+        if self._shown:
+            self._notice()
+        if self._shown:
+            return [base for base, _ in self._shown]
         return [float(group[self._key]) for group in self._groups()]
 
     def _first(self, bases: list[float]) -> int | None:
@@ -296,6 +372,13 @@ def _twin(scheduler: Any, optimizer: Any) -> Any:
     if inner := getattr(scheduler, "_schedulers", None):
         twin._schedulers = [_twin(part, optimizer) for part in inner]
     return twin
+
+
+def _nearer(value: float, one: float, other: float) -> bool:
+    """Whether a value is a smaller multiple of ``one`` than of ``other``."""
+    if min(value, one, other) <= 0:
+        return abs(value - one) < abs(value - other)
+    return abs(math.log(value / one)) < abs(math.log(value / other))
 
 
 def _is_tensor(value: Any) -> bool:

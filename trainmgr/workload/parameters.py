@@ -163,10 +163,10 @@ class Declarations:
     ) -> None:
         """Declare ``param_groups[i][key]`` of an optimizer as one parameter: the value in effect in its update.
 
-        A change is a factor on what the script has there, put on right before each step of the optimizer and taken off
-        after it. So it survives every scheduler, which goes on as if nothing had happened, and a restored optimizer;
-        the ratios between groups stay as the script makes them, and a group at 0 stays at 0. The groups themselves
-        hold the script's own values between two steps.
+        Where a schedule moves the value, a change is a factor on what the script has there, put on right before each
+        step of the optimizer and taken off after it. So it survives every scheduler, which goes on as if nothing had
+        happened, and a restored optimizer; between two steps the groups hold the script's own values. Elsewhere they
+        hold what is in effect. The ratios between groups stay as the script makes them, and a group at 0 stays at 0.
 
         ``groups`` are indices; None means all, those too that are added later. The value shown is that of the first
         group that is not 0; acknowledgments carry the values of all. ``scheduler`` is the learning-rate scheduler,
@@ -175,7 +175,7 @@ class Declarations:
 
         Raises ValueError for a group that another parameter has already.
         """
-        managed = Managed(optimizer, key, low, high, groups, scheduler)
+        managed = Managed(optimizer, key, low, high, groups, scheduler, moves=bool(scheduled))
         for other in self._parameters.values():
             if other.managed is not None and other.managed.shares(managed):
                 raise ValueError(f"{name}: {other.spec['name']} has {key!r} of one of these groups already")
