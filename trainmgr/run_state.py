@@ -14,6 +14,7 @@ from typing import Any
 
 from trainmgr import protocol
 from trainmgr.action_space import ActionSpace
+from trainmgr.evaluations import Evaluation, Window
 from trainmgr.finiteness import Finiteness
 from trainmgr.interventions import Drift, Intervention
 from trainmgr.lineage import Lineage
@@ -30,45 +31,6 @@ MEASURED = 32  # objectives kept whole, for trials of changes
 NORMS = 64  # gradient norms in the running median
 TEXTS = 8
 TEXT = 200  # characters
-
-
-@dataclass
-class Window:
-    """One training metric between two evaluations."""
-
-    count: int = 0
-    total: float = 0.0
-    high: float = -math.inf
-    last: float = math.nan
-    non_finite: int = 0
-
-    def add(self, value: float) -> None:
-        self.last = value
-        if math.isfinite(value):
-            self.count += 1
-            self.total += value
-            self.high = max(self.high, value)
-        else:
-            self.non_finite += 1
-
-    @property
-    def mean(self) -> float:
-        """NaN where nothing finite was seen."""
-        return self.total / self.count if self.count else math.nan
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation with what training did since the one before."""
-
-    step: int
-    metrics: dict[str, float]
-    means: dict[str, float]
-    """Mean of each training metric since the evaluation before."""
-    spikes: float
-    """Share of the steps since then with an outlying gradient norm."""
-    non_finite: int
-    """Non-finite values since then."""
 
 
 @dataclass
