@@ -1109,3 +1109,13 @@ def test_nobody_is_asked_about_what_a_dead_script_had_left_to_read(
 def test_the_run_directory_is_named_in_time_and_script(tmp_path: Path) -> None:
     paths, _, _ = supervise(tmp_path, write_shell(tmp_path, "exit 0", "my train.sh"))
     assert re.fullmatch(r"\d{8}-\d{6}-my-train-[0-9a-f]{4}", paths.id)
+
+
+def test_the_last_lines_say_why_decisions_got_no_answer(tmp_path: Path) -> None:
+    manager = ScriptedManager([ManagerError("the model is away"), ManagerError("status 429: no more today")])
+    paths, _, _ = supervise(tmp_path, write_child(tmp_path), manager)
+    manifest, state, ledger = history.latest(paths)
+    said = Console(file=io.StringIO(), width=200)
+    tables.print_closing(said, manifest, state, ledger)
+    assert isinstance(said.file, io.StringIO)
+    assert "No answer to 2 decisions; the last: status 429: no more today." in said.file.getvalue()

@@ -13,6 +13,7 @@ from trainmgr.protocol import Control
 from trainmgr.wire import Value
 
 KEPT = 32  # decisions remembered
+OVER = "the run ended before the answer came"
 REFUSED = "refused by the workload:"  # how a rejection of its begins
 
 
@@ -166,6 +167,10 @@ class Ledger:
     failures: int = 0
     failure: events.Failure | None = None
     """The last one."""
+    unanswered: int = 0
+    """Decisions that were asked for and got no answer."""
+    unanswered_why: str = ""
+    """Why the last of them got none."""
 
     @property
     def on_probation(self) -> bool:
@@ -260,8 +265,10 @@ class Ledger:
                 self.failures += 1
                 self.failure = payload
                 self.ending |= payload.where == "policy"
-                if payload.decision == self.waiting:
+                if payload.decision is not None and payload.decision == self.waiting:
                     self.waiting = None
+                    if payload.message != OVER:
+                        self.unanswered, self.unanswered_why = self.unanswered + 1, payload.message
             case events.RunEnded():
                 self.ended = payload
             case _:

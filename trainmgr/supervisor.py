@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from trainmgr import audit, control, decision, events, files, history, protocol, telemetry
 from trainmgr.errors import ManagerError, PolicyError, UserError, WorkloadError
-from trainmgr.ledger import Ledger
+from trainmgr.ledger import OVER, Ledger
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
 from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
 from trainmgr.process import STAYING, Adopted, Child, Exit, clean_environment, signal_name
@@ -553,7 +553,7 @@ class Supervisor:
             if isinstance(message, Told):
                 self._append(message.exchange)
         if self._pending is not None:
-            self._fail("manager", "the run ended before the answer came", self._pending.id)
+            self._fail("manager", OVER, self._pending.id)
         state = self.state
         status = self._status or (state.end.status if state.end else None)
         if status is None or (end.code != 0 and status in ("completed", "stopped") and self._status is None):

@@ -87,6 +87,9 @@ def print_closing(
         out(_probation(ledger.reversals, ledger.lost, ledger.idle, ledger.demoted))
     if spent := display.spent_in_words(ledger):
         out(f"The model was asked: {spent}.")
+    if ledger.unanswered:
+        why = quoted(ledger.unanswered_why).rstrip(".")
+        out(f"[yellow]No answer to {counted(ledger.unanswered, 'decision')}; the last: {why}.[/]")
     for text in _ended_at(state, figures(state)["final"] if closing is None else closing.final):
         out(text)
     if state.trained_on > 1:
