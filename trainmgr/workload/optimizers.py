@@ -13,9 +13,7 @@ hold something else before a step, a schedule is at work after all, and from the
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -339,6 +337,8 @@ def ended(scheduler: Any, count: int) -> list[float] | None:
 
     None where that depends on what is still to be measured, or would take too long to play through.
     """
+    import warnings  # seldom needed
+
     there = SimpleNamespace(param_groups=[{**group, "params": []} for group in scheduler.optimizer.param_groups])
     for group in there.param_groups:
         group["lr"] = float(group["lr"])
@@ -364,6 +364,8 @@ MEASURED = ("ReduceLROnPlateau", "GreedyLR")  # ... and from what is measured
 
 def _twin(scheduler: Any, optimizer: Any) -> Any:
     """A copy that works on another optimizer. What it calls (functions of the script) is not copied."""
+    import copy  # seldom needed, and slow to import
+
     twin = copy.copy(scheduler)
     for name, value in vars(scheduler).items():
         if isinstance(value, list | dict):
