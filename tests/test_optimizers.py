@@ -444,3 +444,71 @@ def test_a_value_leaves_its_bounds_only_as_far_as_the_scripts_own_does(
         assert found[1] == pytest.approx(found[0] * ratio)
         assert managed.get() == pytest.approx(found[0])
         assert optimizer.param_groups[0]["lr"] == own
+
+
+@pytest.mark.parametrize("how", ["recreated", "copied", "the same"])
+def test_an_optimizer_that_does_not_train_any_more_is_said(run: Path, how: str) -> None:  # noqa: F811
+    optimizer = training = probe(0.1)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
+    for step in range(1, 41):
+        if step == 10 and how == "recreated":
+            training = probe(0.1)
+        if step == 10 and how == "copied":
+            training = copy.deepcopy(optimizer)
+            training.seen = []
+        training.step()
+        if step == 20:
+            control(run, 1, {"lr": 0.01})
+        w.step(step, {"loss": 1.0})
+        if step % 5 == 0:
+            w.eval(step, {"loss": 1.0})
+    assert training.seen[-1] == ([0.01] if how == "the same" else [0.1])
+    said = [(r["name"], r["set_at"], r["value"], r["found"]) for r in records(run, "overwritten")]
+    assert said == ([] if how == "the same" else [("lr", 20, 0.01, 0.1)])
+    logs = [r["message"] for r in records(run, "log")]
+    assert logs == ([] if how == "the same" else [
+        "lr was set to 0.01 at step 20, and its optimizer has made no step since: declare the one that trains"
+    ])  # fmt: skip
+
+
+def test_an_optimizer_that_has_not_begun_is_waited_for(run: Path) -> None:  # noqa: F811
+    """Reinforcement learning fills a buffer first."""
+    optimizer = probe(0.1)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
+    for step in range(1, 41):
+        if step == 5:
+            control(run, 1, {"lr": 0.01})
+        if step > 30:
+            optimizer.step()
+        w.step(step, {"loss": 1.0})
+        if step % 5 == 0:
+            w.eval(step, {"loss": 1.0})
+    assert records(run, "overwritten") == []
+    assert optimizer.seen[-1] == [0.01]
+
+
+def test_a_rate_that_the_script_sets_by_hand_is_known_to_move(run: Path) -> None:  # noqa: F811
+    """Nothing had told of it; nobody calls it a change without an override, or a change that did not last."""
+    optimizer = probe(0.1)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
+    for step in range(1, 41):
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.95**step
+        optimizer.step()
+        if step == 20:
+            control(run, 1, {"lr": 0.01})
+        w.step(step, {"loss": 1.0})
+        if step % 5 == 0:
+            w.eval(step, {"loss": 1.0})
+    share = 0.01 / (0.1 * 0.95**20)
+    assert optimizer.seen[-1] == pytest.approx([share * 0.1 * 0.95**40])
+    state = folded(run)
+    assert state.overwritten == {}
+    assert [drift.step for drift in state.drifts] == []
+    assert state.space.parameters["lr"].scheduled is True
+    assert records(run, "eval")[-1]["moving"]["lr"]["value"] == pytest.approx(0.1 * 0.95**40)
+    assert [r["message"] for r in records(run, "log")] == [
+        "the script moves lr by itself: declare it with scheduler=... or scheduled=True"
+    ]

@@ -103,7 +103,10 @@ class RunState:
         """What the workload declared, at the values now in effect."""
         if self.start is None:
             return ActionSpace([], [])
-        parameters = [p.model_copy(update={"value": self.recipe[p.name]}) for p in self.start.action_space]
+        known = {p.name: {"value": self.recipe[p.name]} for p in self.start.action_space}
+        for name in self.moving.keys() & known.keys():  # which the script may not have known at its start
+            known[name]["scheduled"] = True
+        parameters = [p.model_copy(update=known[p.name]) for p in self.start.action_space]
         return ActionSpace(parameters, list(self.start.commands))
 
     @property
@@ -323,6 +326,7 @@ class RunState:
 
     def _read_back(self, record: protocol.Eval) -> None:
         scheduled = {p.name for p in self.start.action_space if p.scheduled} if self.start else set()
+        scheduled |= record.moving.keys()  # found out since
         for name, found in record.params.items():
             expected = self.recipe.get(name)
             if expected is None or expected == found:

@@ -34,7 +34,7 @@ from typing import Any
 from trainmgr.workload.checkpoints import CHECK_VARIABLE, Checkpoints
 from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
-from trainmgr.workload.persistence import Change, Persistence
+from trainmgr.workload.persistence import Change, Lost, Persistence
 from trainmgr.workload.ranks import Group
 from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, goal
 from trainmgr.workload.values import named, text, whole
@@ -192,6 +192,8 @@ class Workload(Declarations):
         for parameter in self._parameters.values():
             if parameter.managed is not None and parameter.managed.moves:
                 parameter.spec["scheduled"] = True
+            if parameter.managed is not None and self._writer.fd is not None:
+                parameter.managed.watch()
         self._writer.report(
             "start",
             protocol=PROTOCOL_VERSION,
@@ -293,6 +295,7 @@ class Workload(Declarations):
         numbers = writer.numbers(step, metrics, self.objective)
         tables = {"split": {name: writer.numbers(step, row) for name, row in split.items()}} if split else {}
         self._look(step)
+        self._unused(step)
         moving = self._moving(step)
         tables |= {"moving": moving} if moving else {}
         self._report("eval", step=step, metrics=numbers, params=self._values(), **tables)
@@ -332,25 +335,42 @@ class Workload(Declarations):
         return {name: parameter.get() for name, parameter in self._parameters.items()}
 
     def _moving(self, step: Whole) -> dict[str, Any]:
-        """Of the values that a scheduler moves: what they would be without us, and what they will end on with us."""
-        managed = {name: p.managed for name, p in self._parameters.items() if p.managed and p.spec.get("scheduled")}
-        return {
-            name: {"value": found.own(), "end": found.planned(step, self.total_steps)}
-            for name, found in managed.items()
-        }
+        """Of the values that a schedule moves: what they would be without us, and what they will end on with us."""
+        moving = {}
+        for name, parameter in self._parameters.items():
+            found = parameter.managed
+            if found is None:
+                continue
+            if found.look():
+                parameter.spec["scheduled"] = True
+                self.log("info", f"the script moves {name} by itself: declare it with scheduler=... or scheduled=True")
+            if parameter.spec["scheduled"]:
+                moving[name] = {"value": found.own(), "end": found.planned(step, self.total_steps)}
+        return moving
 
     def _look(self, step: Whole) -> None:
         """Report what is not in effect any more although it was acknowledged."""
         for lost in self._persistence.look(step, lambda name: self._parameters[name].get()):
-            self._report(
-                "overwritten",
-                name=lost.name,
-                revision=lost.change.revision,
-                set_at=lost.change.step,
-                value=lost.change.new,
-                step=lost.step,
-                found=lost.found,
-            )
+            self._lost(lost)
+
+    def _unused(self, step: Whole) -> None:
+        """Report what was changed in an optimizer that does not train any more."""
+        managed = {name: p.managed for name, p in self._parameters.items() if p.managed}
+        for lost in self._persistence.unused(step, lambda name: (managed[name].steps, managed[name].own())):
+            self._lost(lost)
+            what = f"{lost.name} was set to {lost.change.new} at step {lost.change.step}"
+            self.log("warning", f"{what}, and its optimizer has made no step since: declare the one that trains")
+
+    def _lost(self, lost: Lost) -> None:
+        self._report(
+            "overwritten",
+            name=lost.name,
+            revision=lost.change.revision,
+            set_at=lost.change.step,
+            value=lost.change.new,
+            step=lost.step,
+            found=lost.found,
+        )
 
     # -- overrides ---------------------------------------------------------------------------------------------------
 
@@ -497,9 +517,12 @@ class Workload(Declarations):
             **({"shares": shares} if shares else {}),
         )
         for name in changes:
-            if name not in managed or not managed[name].lasts:
-                moves = bool(self._parameters[name].spec.get("scheduled"))
-                self._persistence.changed(name, Change(revision, step, before[name], after[name], moves))
+            moves = bool(self._parameters[name].spec.get("scheduled"))
+            change = Change(revision, step, before[name], after[name], moves)
+            if name in managed and managed[name].lasts:
+                self._persistence.used(name, change, managed[name].steps)
+            else:
+                self._persistence.changed(name, change)
         if command and command["name"] == "stop":
             self.stopping = True
 

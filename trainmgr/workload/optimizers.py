@@ -51,6 +51,9 @@ class Managed:
         self._key, self._low, self._high = key, low, high
         self._indices = list(groups) if groups is not None else None
         self._moves = moves
+        self._last: float | None = None  # what the script itself had at the last look
+        self.steps = 0
+        """Steps of the optimizer since `watch`."""
         self._asked: tuple[float, float] | None = None  # a value, and what the script itself had at that moment
         self._shown: list[tuple[float, float]] = []  # of groups that show it: what the script had, and what is shown
         self._saved: Kept = []  # of the groups, during a step
@@ -109,6 +112,19 @@ class Managed:
         mark = {"lr": "initial_lr", "momentum": "max_momentum"}.get(self._key)
         return any(mark in group for group in self._groups() if mark)
 
+    def watch(self) -> None:
+        """Count the optimizer's steps from now on, and remember what the script begins with."""
+        self._hook()
+        self._last = self.own()
+
+    def look(self) -> bool:
+        """Whether the script is seen to move a learning rate by itself, which nothing had told of: once."""
+        own, before, known = self.own(), self._last, self.moves
+        self._last = own
+        if self._key == "lr" and not known and before not in (None, own):
+            self._moves = True
+        return self._moves and not known
+
     # -- changes -----------------------------------------------------------------------------------------------------
 
     def set(self, value: float) -> None:
@@ -116,7 +132,7 @@ class Managed:
 
         Raises ValueError while a schedule has the value at 0: there is nothing that can be multiplied then.
         """
-        base = self.own()
+        base, self._last = self.own(), None
         if base == 0 and self.moves:
             raise ValueError(f"{self._key} is 0 at this step by the script's own schedule, and is changed by a factor")
         if base == 0 or not self._hooks:
@@ -213,7 +229,11 @@ class Managed:
         self._optimizer.register_step_post_hook(self._after)
 
     def _before(self, *_: Any) -> None:
-        self._after()  # an update that raised did not get there
+        self.steps += 1
+        if self._saved:  # an update that raised did not get there
+            self._after()
+        if self._asked is None and self._factor is None:
+            return
         if self._shown and not _is_tensor(
             self._groups()[0][self._key]
         ):  # to look at a tensor would wait for its device
@@ -221,8 +241,6 @@ class Managed:
         if self._shown:
             return
         groups, scale = self._groups(), self._scale()
-        if self._asked is None and scale is None:
-            return
         wanted = self._effective(self._bases()) if scale is None else []
         self._saved = [(group[self._key], _copied(group[self._key])) for group in groups]
         for i, group in enumerate(groups):

@@ -35,7 +35,10 @@ class Lost(NamedTuple):
 class Persistence:
     """The values in force, and which of them are not what they were set to."""
 
+    UNUSED = 2  # evaluations without a step of its optimizer, after which a change is not in effect
+
     def __init__(self) -> None:
+        self._used: dict[str, tuple[Change, int, int]] = {}  # with the optimizer's steps then, and evaluations since
         self._changes: dict[str, Change] = {}
         self._first: dict[str, tuple[int, Any]] = {}  # what a moving one was at the first report after its change
         self.recent = False
@@ -46,6 +49,25 @@ class Persistence:
         self._changes[name] = change
         self._first.pop(name, None)
         self.recent = True
+
+    def used(self, name: str, change: Change, steps: int) -> None:
+        """A value of an optimizer was set that has made so many steps; it is in effect in the next one. Of one that has
+        made none yet, or whose steps nobody sees, nothing can be said."""
+        if steps:
+            self._used[name] = change, steps, 0
+
+    def unused(self, step: int, get: Callable[[str], tuple[int, Any]]) -> Iterator[Lost]:
+        """At an evaluation: the changes whose optimizer has not made a step since. ``get`` gives the optimizer's steps,
+        and the value that the script itself has there."""
+        for name, (change, steps, evaluations) in list(self._used.items()):
+            now, own = get(name)
+            if now > steps:
+                del self._used[name]
+            elif step > change.step:
+                self._used[name] = change, steps, evaluations + 1
+                if evaluations + 1 >= self.UNUSED:
+                    del self._used[name]
+                    yield Lost(name, change, step, own)
 
     def look(self, step: int, get: Callable[[str], Any]) -> Iterator[Lost]:
         """The changes that did not last, each once. ``get`` gives the value in effect at ``step``."""
