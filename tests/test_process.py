@@ -216,3 +216,27 @@ def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     assert process.last_lines(path) == []
     path.write_bytes(b"x" * 100_000 + b"\n" + b"".join(b"line %d \xff\n" % i for i in range(20)))
     assert process.last_lines(path, count=2) == ["line 18 \ufffd", "line 19 \ufffd"]
+
+
+def test_a_wrapper_without_a_handler_does_not_keep_a_signal_from_the_script(tmp_path: Path) -> None:
+    """It would die of it, and the script would never hear."""
+    trap = "trap 'echo warned; exit 7' USR1; echo $$ > pid.new; mv pid.new pid; sleep 300 & wait"
+    script = write_shell(tmp_path, trap)
+    with started(tmp_path, "/bin/sh", "-c", f"{script}; echo wrapper $?") as (child, ends):
+        reporter = number_in(tmp_path / "pid")
+        wait_for(lambda: process.catches(reporter, signal.SIGUSR1), "the handler")
+        assert not process.catches(child.pid, signal.SIGUSR1)
+        child.pass_on(signal.SIGUSR1, reporter)
+        assert ends.get(timeout=TIME_LIMIT).code == 0
+    assert (tmp_path / "stdout.log").read_text() == "warned\nwrapper 7\n"
+
+
+def test_processes_are_found_by_what_they_were_started_with(tmp_path: Path) -> None:
+    value = str(tmp_path)
+    other = subprocess.Popen(["sleep", "300"], env={"TRAINMGR_RUN_DIR": value, "PATH": os.environ["PATH"]})
+    try:
+        wait_for(lambda: process.living("TRAINMGR_RUN_DIR", value) == [other.pid], "the process")
+    finally:
+        other.kill()
+        other.wait()
+    assert process.living("TRAINMGR_RUN_DIR", value) == []

@@ -35,7 +35,7 @@ from trainmgr import (
     telemetry,
 )
 from trainmgr.errors import ManagerError, UserError, WorkloadError
-from trainmgr.paths import RunPaths, list_runs
+from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
 from trainmgr.policy import Approval, Cadence, Limits, ParameterLimits, Policy, Probation, Process
 from trainmgr.run_state import RunState
 from trainmgr.testing import (
@@ -1119,3 +1119,18 @@ def test_the_last_lines_say_why_decisions_got_no_answer(tmp_path: Path) -> None:
     tables.print_closing(said, manifest, state, ledger)
     assert isinstance(said.file, io.StringIO)
     assert "No answer to 2 decisions; the last: status 429: no more today." in said.file.getvalue()
+
+
+def test_a_wrapper_that_leaves_the_script_in_the_background_is_no_end_of_the_training(tmp_path: Path) -> None:
+    body = "until((RUN / 'go').exists)\n" + LINE
+    write_child(tmp_path, body)
+    wrapper = write_shell(tmp_path, f"{PYTHON} {tmp_path}/child.py > /dev/null 2>&1 &\n")
+    heard = Recorder()
+    paths, closing, _ = supervise(tmp_path, wrapper, listener=heard)
+    try:
+        (failure,) = [e for e in heard.of(events.Failure) if e.where == "workload"]
+        assert "goes on unsupervised: let it wait for the script, without nohup or &" in failure.message
+        assert (closing.status, closing.exit_code) == ("failed", 0)
+    finally:
+        (paths.root / "go").touch()
+        wait_for(lambda: not process.living(RUN_DIR_VARIABLE, str(paths.root)), "the end of the script")

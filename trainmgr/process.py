@@ -112,8 +112,16 @@ class Child:
         """Signal the whole process group; a group that is gone is no error."""
         signal_group(self.pid, number)
 
-    def pass_on(self, number: int) -> None:
-        """Signal the process that was started and nothing that it started: its workers may have no handler, and die."""
+    def pass_on(self, number: int, reporter: int | None = None) -> None:
+        """Signal one process: its workers may have no handler, and die of it.
+
+        That is the one that was started, or where that is a wrapper without a handler, ``reporter``: the process that
+        writes telemetry, if it has one.
+        """
+        if reporter is not None and catches(reporter, number) and not catches(self.pid, number):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(reporter, number)
+            return
         with contextlib.suppress(PermissionError):
             self._process.send_signal(number)
 
@@ -147,14 +155,13 @@ class Adopted:
     def signal(self, number: int) -> None:
         signal_group(self._group, number)
 
-    def pass_on(self, number: int) -> None:
-        """Signal the process that was started; the one that reports where that is gone."""
-        with contextlib.suppress(PermissionError):
-            try:
-                os.kill(self._group, number)
-            except ProcessLookupError:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, number)
+    def pass_on(self, number: int, reporter: int | None = None) -> None:  # noqa: ARG002
+        """The same: signal the process that was started, or the one that reports."""
+        first = self._group
+        if not alive(first) or (catches(self.pid, number) and not catches(first, number)):
+            first = self.pid
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(first, number)
 
     def join(self, timeout: float) -> bool:
         self._waiter.join(timeout)
@@ -185,6 +192,23 @@ def belongs(pid: int, variable: str, value: str) -> bool:
         return f"{variable}={value}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return not Path("/proc/self/environ").exists()
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal; False where the system does not tell (no /proc)."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    except (OSError, ValueError, IndexError):
+        pass
+    return False
+
+
+def living(variable: str, value: str) -> list[int]:
+    """The processes that were started with ``variable=value``; none where the system does not tell (no /proc)."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return sorted(pid for pid in pids if pid != os.getpid() and belongs(pid, variable, value))
 
 
 def signal_group(pid: int, number: int) -> None:

@@ -22,7 +22,7 @@ from trainmgr.errors import ManagerError, PolicyError, UserError, WorkloadError
 from trainmgr.ledger import OVER, Ledger
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
 from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
-from trainmgr.process import STAYING, Adopted, Child, Exit, clean_environment, signal_name
+from trainmgr.process import STAYING, Adopted, Child, Exit, belongs, clean_environment, living, signal_name
 from trainmgr.run_state import RunState, figures
 from trainmgr.snapshot import Snapshot
 from trainmgr.wire import nearest, plain, short
@@ -466,7 +466,12 @@ class Supervisor:
         passed = number not in STAYING
         self._append(events.Signalled(name=signal_name(number), passed=passed))
         if passed and self._child is not None:
-            self._child.pass_on(number)
+            self._child.pass_on(number, self._reporter())
+
+    def _reporter(self) -> int | None:
+        """The process that writes telemetry, if it lives: not always the one that was started."""
+        pid = self.state.start.pid if self.state.start is not None else None
+        return pid if pid is not None and belongs(pid, RUN_DIR_VARIABLE, str(self.paths.root)) else None
 
     def _interrupted(self, by: str) -> None:
         if self._ending is not None:
@@ -532,6 +537,9 @@ class Supervisor:
         well = end.code == 0 and self._status != "hung"
         if self._child is not None and (not well or self._ending is not None):
             self._child.signal(signal.SIGKILL)  # what it started and left behind
+        elif self.state.end is None and self._trains_alone():
+            self._status = "failed"
+            interrupted = True
         if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
             resume = decision.resume(self.state, self.ledger)
             if (doubt := decision.crashed(self.state, self.ledger, self._mark())) is not None:
@@ -546,6 +554,16 @@ class Supervisor:
             self._start(resume)
             return None
         return self._close(end)
+
+    def _trains_alone(self) -> bool:
+        """Whether what was started was a wrapper that has left the script running in the background; says so."""
+        root = str(self.paths.root)
+        left = [pid] if (pid := self._reporter()) else [] if self.state.start else living(RUN_DIR_VARIABLE, root)
+        if left:
+            who = f"process {left[0]} that it has left in the background"
+            self._fail("workload", f"what was started has ended, and {who} goes on unsupervised: let it wait for the "
+                                   "script, without nohup or &")  # fmt: skip
+        return bool(left)
 
     def _close(self, end: Exit) -> events.Closing:
         while not self._queue.empty():
