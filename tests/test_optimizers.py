@@ -178,7 +178,7 @@ def test_a_resumed_run_goes_on_with_its_share_of_the_schedule(run: Path) -> None
         if state:
             optimizer.load_state_dict(state[0])
             scheduler.load_state_dict(state[1])
-        w = Workload("test", objective="loss", total_steps=last, resumed_step=100 if state else 0,
+        w = Workload("test", objective="loss", total_steps=200, resumed_step=100 if state else 0,
                      resumed_from="checkpoints/last.pt" if state else None)  # fmt: skip
         w.optimizer("lr", optimizer, key="lr", low=1e-9, high=1.0, scheduler=scheduler)
         for step in w.steps():
@@ -187,6 +187,8 @@ def test_a_resumed_run_goes_on_with_its_share_of_the_schedule(run: Path) -> None
             if step == 20:
                 control(run, 1, {"lr": 4.5e-4})  # half of what the schedule has there
             w.step(step, {"loss": 1.0})
+            if step == last:  # it crashes
+                break
         w.flush()
         return optimizer, (copy.deepcopy(optimizer.state_dict()), copy.deepcopy(scheduler.state_dict()))
 
@@ -208,7 +210,6 @@ def test_a_group_that_is_added_later_is_managed_with_the_others(run: Path) -> No
     control(run, 2, {"lr": 0.025})
     w.step(2, {"loss": 1.0})
     assert records(run, "applied")[-1]["groups"]["lr"] == pytest.approx([0.025, 0.005])
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.005])
 
 
 def test_a_first_group_of_zero_stays_there_and_the_next_one_is_shown(run: Path) -> None:  # noqa: F811
@@ -326,7 +327,7 @@ def test_an_update_that_raises_leaves_the_script_its_own_rate(run: Path, schedul
     assert records(run, "eval")[0]["params"] == {"lr": 0.05}
     optimizer.step()
     assert optimizer.seen == [[0.05]] * 3
-    assert optimizer.param_groups[0]["lr"] == (0.1 if scheduled else 0.05)
+    assert optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_an_optimizer_without_hooks_is_written_into_and_watched(run: Path) -> None:  # noqa: F811
@@ -351,7 +352,7 @@ def test_a_schedule_by_hand_that_nobody_told_of_is_found_at_its_first_step(
     computed: bool,
     tensors: bool,
 ) -> None:
-    """Computed from a base, or multiplied with what is there. Before that the groups show the rate in effect."""
+    """Computed from a base, or multiplied with what is there."""
     optimizer = probe(1e-2, 1e-1, tensors=tensors)
     w = Workload("test", objective="loss")
     w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1.0)
@@ -364,8 +365,6 @@ def test_a_schedule_by_hand_that_nobody_told_of_is_found_at_its_first_step(
         if step == 5:
             control(run, 1, {"lr": 2e-3})
         w.step(step, {"loss": 1.0})
-        if step == 6:
-            assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([2e-3, 2e-2])
         if step % 10 == 0:
             w.eval(step, {"loss": 1.0})
     assert optimizer.seen[9] == pytest.approx([2e-3, 2e-2])
@@ -389,10 +388,9 @@ def test_a_rollback_leaves_a_rate_that_is_shown_as_it_is(run: Path) -> None:  # 
 
 
 def test_a_resumed_run_whose_rate_nobody_moves_has_what_was_asked_for(run: Path) -> None:  # noqa: F811
-    """Whether its checkpoint of the optimizer holds that rate already, or not."""
-    for life, rate in enumerate((1e-2, 2e-3, 1e-2), start=1):
-        optimizer = probe(rate, 10 * rate)
-        w = Workload("test", objective="loss", total_steps=5 * life, resumed_step=5 * (life - 1),
+    for life in (1, 2, 3):
+        optimizer = probe(1e-2, 1e-1)
+        w = Workload("test", objective="loss", total_steps=100, resumed_step=5 * (life - 1),
                      resumed_from="checkpoints/last.pt" if life > 1 else None)  # fmt: skip
         w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1.0)
         for step in w.steps():
@@ -400,7 +398,9 @@ def test_a_resumed_run_whose_rate_nobody_moves_has_what_was_asked_for(run: Path)
                 control(run, 1, {"lr": 2e-3})
             w.step(step, {"loss": 1.0})
             optimizer.step()
-        w.end(5 * life)
+            if step == 5 * life:  # it crashes
+                break
+        w.flush()
         assert optimizer.seen[-1] == pytest.approx([2e-3, 2e-2])
         w._writer.close()
 
@@ -408,9 +408,9 @@ def test_a_resumed_run_whose_rate_nobody_moves_has_what_was_asked_for(run: Path)
 def test_a_wrapped_optimizer_is_found() -> None:
     """accelerate's wrapper has hooks of its own, which nobody calls."""
     inner = probe(0.1)
-    outer = SimpleNamespace(optimizer=inner, param_groups=inner.param_groups)
-    assert innermost(outer, "param_groups") is inner
-    assert innermost(inner, "param_groups") is inner
+    outer = SimpleNamespace(optimizer=inner, param_groups=inner.param_groups, step=inner.step)
+    assert innermost(outer) is inner
+    assert innermost(inner) is inner
 
 
 def test_two_parameters_cannot_have_the_same_value_of_the_same_group() -> None:
@@ -468,7 +468,8 @@ def test_an_optimizer_that_does_not_train_any_more_is_said(run: Path, how: str) 
     assert said == ([] if how == "the same" else [("lr", 20, 0.01, 0.1)])
     logs = [r["message"] for r in records(run, "log")]
     assert logs == ([] if how == "the same" else [
-        "lr was set to 0.01 at step 20, and its optimizer has made no step since: declare the one that trains"
+        ("lr was set to 0.01 at step 20, and no step of its optimizer has used that: declare the one that trains, and "
+         "write nothing else there in its hooks")
     ])  # fmt: skip
 
 
@@ -512,3 +513,161 @@ def test_a_rate_that_the_script_sets_by_hand_is_known_to_move(run: Path) -> None
     assert [r["message"] for r in records(run, "log")] == [
         "the script moves lr by itself: declare it with scheduler=... or scheduled=True"
     ]
+
+
+def test_the_groups_of_a_training_that_is_over_hold_what_was_in_effect(run: Path) -> None:  # noqa: F811
+    optimizer = probe(0.1, 0.2)
+    scheduler = S.LambdaLR(optimizer, lambda t: 1 - t / 20)
+    w = Workload("test", objective="loss", total_steps=10)
+    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0, scheduler=scheduler)
+    for step in w.steps():
+        optimizer.step()
+        scheduler.step()
+        if step == 4:
+            control(run, 1, {"lr": 0.04})
+        w.step(step, {"loss": 1.0})
+        if step > 5:
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * (1 - step / 20))
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.05])
+    w.eval(10, {"loss": 1.0})
+    assert records(run, "eval")[0]["params"]["lr"] == pytest.approx(0.025)
+    w.end(10)
+    optimizer.step()
+    assert optimizer.seen[-1] == pytest.approx([0.025, 0.05])
+    assert records(run, "log") == []
+
+
+def test_a_second_training_with_the_same_optimizer_is_not_scaled_by_the_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Path,  # noqa: F811
+) -> None:
+    """Whether the first one was ended or not."""
+    for over in (True, False):
+        optimizer, seen = probe(0.1), []
+        for part in ("first", "second"):
+            folder = tmp_path / f"{part}-{over}"
+            folder.mkdir()
+            monkeypatch.setenv("TRAINMGR_RUN_DIR", str(folder))
+            w = Workload("test", objective="loss", total_steps=20)
+            w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
+            for step in range(1, 21):
+                if step == 5:
+                    control(folder, 1, {"lr": 0.05})
+                w.step(step, {"loss": 1.0})
+                optimizer.step()
+            seen.append(optimizer.seen[-1][0])
+            if over:
+                w.end(20)
+        assert seen == pytest.approx([0.05, 0.05])
+        assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+class Wrapper(torch.optim.Optimizer):
+    """SAM and Lookahead: an optimizer around another one, whose step is the one that updates."""
+
+    def __init__(self, inner: Probe, name: str) -> None:
+        super().__init__(inner.param_groups, {"lr": 1.0})
+        self.param_groups = inner.param_groups
+        setattr(self, name, inner)
+        self._inner = inner
+
+    def first_step(self) -> None:
+        pass
+
+    def second_step(self) -> None:
+        self._inner.step()
+
+
+@pytest.mark.parametrize("name", ["optimizer", "base_optimizer", "_base_optimizer"])
+def test_a_change_reaches_the_optimizer_inside_of_another_one(run: Path, name: str) -> None:  # noqa: F811
+    inner = probe(0.1)
+    outer = Wrapper(inner, name)
+    scheduler = S.LambdaLR(outer, lambda t: 1 - t / 100)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", outer, key="lr", low=1e-5, high=1.0, scheduler=scheduler)
+    for step in range(1, 51):
+        outer.first_step()
+        outer.second_step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the scheduler waits for a call of outer.step
+            scheduler.step()
+        if step == 20:
+            control(run, 1, {"lr": 0.04})
+        w.step(step, {"loss": 1.0})
+        if step % 10 == 0:
+            w.eval(step, {"loss": 1.0})
+    assert inner.seen[-1] == pytest.approx([0.1 * 0.51 * 0.5])
+    assert records(run, "overwritten") == []
+
+
+def test_a_hook_of_the_script_that_comes_after_ours_is_seen(run: Path) -> None:  # noqa: F811
+    optimizer = probe(0.1)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
+    for step in range(1, 41):
+        if step == 10:
+            optimizer.register_step_pre_hook(lambda *_: optimizer.param_groups[0].update(lr=0.09))
+        optimizer.step()
+        if step == 20:
+            control(run, 1, {"lr": 0.02})
+        w.step(step, {"loss": 1.0})
+        if step % 5 == 0:
+            w.eval(step, {"loss": 1.0})
+    assert optimizer.seen[-1] == [0.09]
+    assert [r["name"] for r in records(run, "overwritten")] == ["lr"]
+
+
+def test_a_group_that_is_frozen_or_gone_leaves_the_others_managed(run: Path) -> None:  # noqa: F811
+    optimizer = probe(0.2, 0.1, 0.3)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
+    for step in range(1, 31):
+        if step == 5:
+            optimizer.param_groups[0]["lr"] = 0.0
+        if step == 10:
+            control(run, 1, {"lr": 0.05})
+        if step == 20:
+            del optimizer.param_groups[1:]
+        w.step(step, {"loss": 1.0})
+        optimizer.step()
+        if step == 15:
+            assert optimizer.seen[-1] == pytest.approx([0.0, 0.05, 0.15])
+            w.eval(step, {"loss": 1.0})
+            assert records(run, "eval")[0]["params"]["lr"] == pytest.approx(0.05)
+    assert optimizer.seen[-1] == [0.0]
+
+
+def test_a_rollback_leaves_a_schedule_on_its_course_that_multiplies(run: Path) -> None:  # noqa: F811
+    """Where only the weight decay is declared: the learning rate of an old checkpoint is another course."""
+    optimizer, alone = probe(0.1), probe(0.1)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.1
+    saved = copy.deepcopy(optimizer.state_dict())
+    schedulers = [S.CosineAnnealingLR(one, 100) for one in (optimizer, alone)]
+    w = Workload("test", objective="loss")
+    w.optimizer("decay", optimizer, key="weight_decay", low=0.0, high=1.0, scale="linear")
+    w.command("rollback", lambda to: optimizer.load_state_dict(copy.deepcopy(saved)))
+    for step in range(1, 81):
+        for one, scheduler in zip((optimizer, alone), schedulers, strict=True):
+            one.step()
+            scheduler.step()
+        if step == 40:
+            control(run, 1, command=command("rollback", "best"))
+        w.step(step, {"loss": 1.0})
+    assert len(records(run, "applied")) == 1
+    assert optimizer.seen == alone.seen
+
+
+def test_a_value_that_is_overwritten_after_the_last_evaluation_is_said_at_the_end(run: Path) -> None:  # noqa: F811
+    recipe = {"lr": 0.1}
+    w = Workload("test", objective="loss")
+    w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.001, high=1.0)
+    for step in range(1, 11):
+        if step == 2:
+            control(run, 1, {"lr": 0.05})
+        if step == 6:
+            recipe["lr"] = 0.1
+        w.step(step, {"loss": 1.0})
+    w.end(10)
+    assert [(r["step"], r["found"]) for r in records(run, "overwritten")] == [(10, 0.1)]

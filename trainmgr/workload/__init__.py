@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from trainmgr.workload.checkpoints import CHECK_VARIABLE, Checkpoints
+from trainmgr.workload.optimizers import Managed
 from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Lost, Persistence
@@ -236,15 +237,23 @@ class Workload(Declarations):
                 self.log("error", f"{name} could not be set to {value} again: {type(error).__name__}: {error}")
 
     def steps(self, first: Whole | None = None) -> Iterator[Whole]:
-        """Count the steps ``first`` (default: the one after the resumed step) to ``total_steps``, until a stop."""
+        """Count the steps ``first`` (default: the one after the resumed step) to ``total_steps``, until a stop.
+
+        After the last one the groups of optimizers hold what was in effect in them.
+        """
         if self.total_steps is None:
             raise ValueError("steps() needs total_steps")
         if not self._announced:
             self._announce()
         for step in range(self._step + 1 if first is None else whole(first, "first"), self.total_steps + 1):
             if self.stopping:
-                return
+                break
             yield step
+        for managed in self._managed():
+            managed.leave()
+
+    def _managed(self) -> list[Managed]:
+        return [parameter.managed for parameter in self._parameters.values() if parameter.managed is not None]
 
     def end(self, step: Whole, metrics: Mapping[str, Any] | None = None, status: str | None = None) -> None:
         """Report the end. ``status`` is "completed" or "stopped" when not given."""
@@ -253,6 +262,9 @@ class Workload(Declarations):
         self._ended = True
         status = status or ("stopped" if self.stopping else "completed")
         step = self._writer.count(step)
+        self._look(step)
+        for managed in self._managed():
+            managed.release()
         self._report("end", status=status, step=step, metrics=self._writer.numbers(step, metrics or {}))
         self._writer.close()
         atexit.unregister(self.flush)
@@ -359,7 +371,8 @@ class Workload(Declarations):
         for lost in self._persistence.unused(step, lambda name: (managed[name].steps, managed[name].own())):
             self._lost(lost)
             what = f"{lost.name} was set to {lost.change.new} at step {lost.change.step}"
-            self.log("warning", f"{what}, and its optimizer has made no step since: declare the one that trains")
+            self.log("warning", f"{what}, and no step of its optimizer has used that: declare the one that trains, and "
+                                "write nothing else there in its hooks")  # fmt: skip
 
     def _lost(self, lost: Lost) -> None:
         self._report(

@@ -1,24 +1,24 @@
 """A value in an optimizer's parameter groups that stays changed, whatever else writes into them between two updates.
 
 Most schedulers compute the learning rate anew at each step, from a base of their own, and write it into the groups: a
-value that somebody else has put there is gone one step later. So where a schedule moves it, nothing is put there. What
-was asked for is kept here, beside the value that the script itself had at that moment; each group is multiplied by
-the quotient of the two right before the optimizer's step and gets back what it had right after it. No scheduler, and no
-checkpoint of the optimizer, ever sees a managed value, and the ratios between groups are those that the script gives
-them.
+value that somebody else has put there is gone one step later. So nothing is put there. What was asked for is kept here,
+beside the value that the script itself had at that moment; each group is multiplied by the quotient of the two right
+before the optimizer's step and gets back what it had right after it. No scheduler, and no checkpoint of the optimizer,
+ever sees a managed value, and the ratios between groups are those that the script gives them.
 
-Where nobody else moves the value, the groups show it, as everybody expects who looks at them. The first time that they
-hold something else before a step, a schedule is at work after all, and from then on they are left to the script.
+To show the managed value in the groups, if only where no scheduler is at work, was tried and given up: a rate that is
+reduced by hand is multiplied by one script and computed anew by another, and nobody can tell which it was.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 SIMULATED = 20_000  # steps of a scheduler that are played through, where its end cannot be computed at once
+WRAPPED = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer")  # accelerate, Lightning, SAM, Lookahead
+OWNERS = "_trainmgr"  # the attribute of an optimizer that knows who manages it
 
 Kept = list[tuple[Any, Any]]  # for each group what stands there, and a copy of it
 
@@ -46,25 +46,26 @@ class Managed:
         *,
         moves: bool = False,
     ) -> None:
-        self._optimizer = innermost(optimizer, "param_groups")
-        self._scheduler = innermost(scheduler, "step") if scheduler is not None else None
+        self._optimizer = innermost(optimizer)
+        self._scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper
         self._key, self._low, self._high = key, low, high
         self._indices = list(groups) if groups is not None else None
         self._moves = moves
-        self._last: float | None = None  # what the script itself had at the last look
-        self.steps = 0
-        """Steps of the optimizer since `watch`."""
         self._asked: tuple[float, float] | None = None  # a value, and what the script itself had at that moment
-        self._shown: list[tuple[float, float]] = []  # of groups that show it: what the script had, and what is shown
         self._saved: Kept = []  # of the groups, during a step
+        self._put: list[Any] = []  # what they hold meanwhile
         self._factor: Any = None  # a tensor, where the rates are
         self._ratios: list[float] = []  # of groups that are written into
         self._reference: int | None = None
+        self._last: float | None = None  # what the script itself had at the last look
         self._begun: tuple[int, int] | None = None  # a step, and the scheduler's count then
         self._plan: tuple[int, float | None] | None = None  # the scheduler's count at the end, and the value there
         self._hooks = hasattr(self._optimizer, "register_step_pre_hook")
-        self._hooked = False
-        self._groups()  # raises for a wrong index or key
+        self._handles: list[Any] = []
+        self.steps = 0
+        """Steps of the optimizer since `watch` that used what is in force."""
+        for i in self._indices or ():
+            self._optimizer.param_groups[i][key]  # raises for a wrong index or key
         if any(_is_tensor(group[key]) for group in self._groups()):
             self._hook()  # now: a step that is captured in a graph calls nobody afterwards
             self._scale()
@@ -80,16 +81,15 @@ class Managed:
         return self._effective(self._bases())
 
     def own(self) -> float:
-        """What the script itself has there: the value without us."""
+        """What the script itself has there: the value without us. 0 where there is no such group any more."""
         bases = self._bases()
-        if self._reference is None:
-            self._reference = self._first(bases)
-        return bases[self._reference or 0]
+        at = self._refer(bases)
+        return bases[at] if bases else 0.0
 
     @property
     def pair(self) -> tuple[float, float] | None:
-        """What was asked for, and what the script itself had then; None where the groups show what is in force."""
-        return None if self._shown else self._asked
+        """What was asked for, and what the script itself had then; None while nothing is in force."""
+        return self._asked
 
     def _effective(self, bases: list[float]) -> list[float]:
         """What the update uses where the script has these."""
@@ -113,7 +113,15 @@ class Managed:
         return any(mark in group for group in self._groups() if mark)
 
     def watch(self) -> None:
-        """Count the optimizer's steps from now on, and remember what the script begins with."""
+        """Count the optimizer's steps from now on, and remember what the script begins with.
+
+        Whoever managed the same value of the same groups before, for a training that is over, does so no more.
+        """
+        for other in list(vars(self._optimizer).get(OWNERS, ())):
+            if other.shares(self):
+                other.release()
+        if hasattr(self._optimizer, "__dict__"):
+            self._optimizer.__dict__.setdefault(OWNERS, []).append(self)
         self._hook()
         self._last = self.own()
 
@@ -137,12 +145,8 @@ class Managed:
             raise ValueError(f"{self._key} is 0 at this step by the script's own schedule, and is changed by a factor")
         if base == 0 or not self._hooks:
             self._write(value, base)
-            return
-        bases = self._bases()
-        self._leave()
-        self.resume((value, base))
-        if not self.moves:
-            self._show(bases)
+        else:
+            self.resume((value, base))
 
     def resume(self, pair: tuple[float, float]) -> None:
         """Put back into effect what an earlier life of this run had asked for, as `pair` has it."""
@@ -154,110 +158,99 @@ class Managed:
         self._tune()
 
     def memo(self) -> Callable[[], None]:
-        """What puts everything back as it is now, in the groups too: for whoever restores an optimizer in between."""
-        asked, shown = self._asked, list(self._shown)
-        kept: Kept = [(group[self._key], _copied(group[self._key])) for group in self._groups()]
+        """What puts everything back as it is now, in the groups too: for whoever restores an optimizer in between.
+
+        The learning rate of every group goes with it: where a scheduler multiplies what is there, one from an older
+        checkpoint would set it on another course.
+        """
+        asked, key = self._asked, self._key
+        kept: Kept = [(group[key], _copied(group[key])) for group in self._groups()]
+        rates: Kept = [(g.get("lr"), _copied(g.get("lr"))) for g in self._optimizer.param_groups if key != "lr"]
 
         def restore() -> None:
-            self._asked, self._shown = asked, list(shown)
+            self._asked = asked
             self._tune()
-            for group, (there, value) in zip(self._groups(), kept, strict=False):  # the same tensor, if it is one
-                group[self._key] = _filled(there, value)
+            for name, groups, values in ((key, self._groups(), kept), ("lr", self._optimizer.param_groups, rates)):
+                for group, (there, value) in zip(groups, values, strict=False):
+                    if value is not None:
+                        group[name] = _filled(there, value)  # the same tensor, if it is one
 
         return restore
 
+    def release(self) -> None:
+        """Manage it no more: the groups are the script's."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self in (owners := vars(self._optimizer).get(OWNERS, [])):
+            owners.remove(self)
+
+    def leave(self) -> None:
+        """The training is over: the groups get what was in effect, as everybody expects who looks at them then."""
+        if self._asked is not None:
+            for group, value in zip(self._groups(), self.values(), strict=True):
+                group[self._key] = _filled(group[self._key], value)
+            self._asked = self._last = None
+            self._tune()
+
     def _write(self, value: float, base: float) -> None:
         """Into the groups, in the ratio that they have, or had before all were set to 0."""
-        self._asked, self._shown, groups = None, [], self._groups()
+        self._asked, groups = None, self._groups()
         if base:
             self._ratios = [float(group[self._key]) / base for group in groups]
         ratios = self._ratios if len(self._ratios) == len(groups) else [1.0] * len(groups)
         for group, ratio in zip(groups, ratios, strict=True):
             group[self._key] = _filled(group[self._key], value * ratio)
 
-    # -- groups that show what is in effect --------------------------------------------------------------------------
-
-    def _show(self, bases: list[float]) -> None:
-        values = self._effective(bases)
-        self._shown = []
-        for group, base, value in zip(self._groups(), bases, values, strict=True):
-            group[self._key] = _filled(group[self._key], value)
-            self._shown.append((base, float(group[self._key])))
-        self._tune()
-
-    def _leave(self) -> None:
-        """Give the groups back to the script."""
-        for group, (base, _) in zip(self._groups(), self._shown, strict=False):
-            group[self._key] = _filled(group[self._key], base)
-        self._shown = []
-        self._tune()
-
-    def _notice(self) -> None:
-        """See whether the groups still hold what was put there.
-
-        A group that is new gets its share. Where the script wrote, it has a schedule after all: what it wrote is its
-        own value, if it was computed from that, or goes on from what was shown there, if it was multiplied.
-        """
-        groups = self._groups()
-        there = [float(group[self._key]) for group in groups]
-        if len(there) == len(self._shown) and all(
-            now == shown for now, (_, shown) in zip(there, self._shown, strict=True)
-        ):
-            return
-        bases, moved = [], False
-        for now, (base, shown) in zip(there, self._shown, strict=False):
-            moved |= now != shown
-            goes_on = now != shown and _nearer(now, shown, base)
-            bases.append(base if now == shown else base * (now / shown) if goes_on else now)
-        bases += there[len(bases) :]
-        self._shown = []
-        for group, base in zip(groups, bases, strict=True):
-            group[self._key] = _filled(group[self._key], base)
-        self._moves |= moved
-        if moved:
-            self._tune()
-        else:
-            self._show(bases)
-
     # -- the optimizer's step ----------------------------------------------------------------------------------------
 
     def _hook(self) -> None:
-        if self._hooked or not self._hooks:
-            return
-        self._hooked = True
-        self._optimizer.register_step_pre_hook(self._before)
-        self._optimizer.register_step_post_hook(self._after)
+        if self._hooks and not self._handles:
+            self._handles = [
+                self._optimizer.register_step_pre_hook(self._before),
+                self._optimizer.register_step_post_hook(self._after),
+            ]
 
     def _before(self, *_: Any) -> None:
-        self.steps += 1
-        if self._saved:  # an update that raised did not get there
-            self._after()
-        if self._asked is None and self._factor is None:
-            return
-        if self._shown and not _is_tensor(
-            self._groups()[0][self._key]
-        ):  # to look at a tensor would wait for its device
-            self._notice()
-        if self._shown:
-            return
-        groups, scale = self._groups(), self._scale()
-        wanted = self._effective(self._bases()) if scale is None else []
-        self._saved = [(group[self._key], _copied(group[self._key])) for group in groups]
+        try:
+            if self._saved:  # an update that raised did not get there
+                self._give_back()
+            if self._asked is not None or self._factor is not None:
+                self._scaled()
+        except Exception:  # whatever the script has made of its groups: training comes first
+            self._give_back()
+
+    def _scaled(self) -> None:
+        groups, scale, key = self._groups(), self._scale(), self._key
+        plain = scale is None or not all(_is_tensor(group[key]) for group in groups)
+        wanted = self._effective(self._bases()) if plain else []
+        self._saved = [(group[key], _copied(group[key])) for group in groups]
         for i, group in enumerate(groups):
-            if scale is None:
-                group[self._key] = wanted[i]
+            there: Any = group[key]
+            if scale is not None and _is_tensor(there):
+                there.detach().mul_(scale)
             else:
-                group[self._key].detach().mul_(scale)
+                group[key] = _filled(group[key], wanted[i])
+            self._put.append(group[key])
 
     def _after(self, *_: Any) -> None:
-        for group, (there, value) in zip(self._groups(), self._saved, strict=False):
-            group[self._key] = _filled(there, value)
-        self._saved = []
+        intact = not self._saved or all(
+            group[self._key] is put for group, put in zip(self._groups(), self._put, strict=False)
+        )
+        self.steps += intact  # else a hook of the script's own came after ours
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for group, (there, value), put in zip(self._groups(), self._saved, self._put, strict=False):
+            if group[self._key] is put:
+                group[self._key] = _filled(there, value)
+        self._saved, self._put = [], []
 
     def _scale(self) -> Any:
         """What rates that are tensors are multiplied by: a tensor, for a step that was captured in a graph looks it up
         at each replay, and calls none of this. None where the rates are plain numbers."""
-        own = self._groups()[self._reference or 0][self._key]
+        groups = self._groups()
+        own: Any = groups[min(self._reference or 0, len(groups) - 1)][self._key] if groups else None
         if not _is_tensor(own):
             return None
         own = own.detach()
@@ -269,8 +262,7 @@ class Managed:
 
     def _tune(self) -> None:
         if self._factor is not None:
-            hidden = self._asked is not None and not self._shown
-            self._factor.fill_(self._asked[0] / self._asked[1] if self._asked and hidden else 1.0)
+            self._factor.fill_(self._asked[0] / self._asked[1] if self._asked else 1.0)
 
     # -- where the schedule goes -------------------------------------------------------------------------------------
 
@@ -294,7 +286,8 @@ class Managed:
                 rates = ended(self._scheduler, end)
             except Exception:  # somebody's own scheduler
                 rates = None
-            self._plan = (end, rates[self._reference or 0] if rates else None)
+            at = self._reference or 0
+            self._plan = (end, rates[self._indices[at] if self._indices is not None else at] if rates else None)
         value = self._plan[1]
         if value is None or self._asked is None:
             return value
@@ -314,33 +307,36 @@ class Managed:
         return self._hooks
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Those of this moment: a restored optimizer has new ones."""
+        """Those of this moment: a restored optimizer has new ones, and a group may be gone."""
         every: list[dict[str, Any]] = self._optimizer.param_groups
-        return every if self._indices is None else [every[i] for i in self._indices]
+        return every if self._indices is None else [every[i] for i in self._indices if i < len(every)]
 
     def _bases(self) -> list[float]:
         if self._saved:  # somebody looks in the middle of a step, or an update has raised
             return [float(value) for _, value in self._saved]
-        if self._shown:
-            self._notice()
-        if self._shown:
-            return [base for base, _ in self._shown]
         return [float(group[self._key]) for group in self._groups()]
 
-    def _first(self, bases: list[float]) -> int | None:
-        """The first group that is not 0, also where a warm-up has it there for the moment."""
-        for i, (group, base) in enumerate(zip(self._groups(), bases, strict=True)):
-            if base or (self._key == "lr" and float(group.get("initial_lr", 0.0))):
-                return i
-        return None
+    def _refer(self, bases: list[float]) -> int:
+        """The group that stands for all: the same as before, unless that is gone or was set to 0 for good."""
+        now = self._reference
+        if now is None or now >= len(bases) or not self._alive(now, bases):
+            self._reference = next((i for i in range(len(bases)) if self._alive(i, bases)), None)
+        return self._reference or 0
+
+    def _alive(self, i: int, bases: list[float]) -> bool:
+        """Whether a group is not at 0, but for a warm-up that begins there."""
+        begins = self._groups()[i].get("initial_lr", 0.0) if self._key == "lr" and i < len(self._groups()) else 0.0
+        return bool(bases[i] or float(begins))
 
 
-def innermost(wrapped: Any, attribute: str) -> Any:
-    """The optimizer (scheduler) in a wrapper that carries it as ``optimizer`` (``scheduler``), as accelerate's do."""
-    name = "optimizer" if attribute == "param_groups" else "scheduler"
-    while name in getattr(wrapped, "__dict__", {}) and hasattr(inner := getattr(wrapped, name), attribute):
-        wrapped = inner
-    return wrapped
+def innermost(optimizer: Any) -> Any:
+    """The optimizer whose step updates the weights, in a wrapper that carries it: its hooks are called."""
+    while True:
+        inner = [getattr(optimizer, "__dict__", {}).get(name) for name in WRAPPED]
+        found = next((one for one in inner if hasattr(one, "param_groups") and hasattr(one, "step")), None)
+        if found is None:
+            return optimizer
+        optimizer = found
 
 
 def counted(scheduler: Any) -> int | None:
@@ -392,13 +388,6 @@ def _twin(scheduler: Any, optimizer: Any) -> Any:
     if inner := getattr(scheduler, "_schedulers", None):
         twin._schedulers = [_twin(part, optimizer) for part in inner]
     return twin
-
-
-def _nearer(value: float, one: float, other: float) -> bool:
-    """Whether a value is a smaller multiple of ``one`` than of ``other``."""
-    if min(value, one, other) <= 0:
-        return abs(value - one) < abs(value - other)
-    return abs(math.log(value / one)) < abs(math.log(value / other))
 
 
 def _is_tensor(value: Any) -> bool:

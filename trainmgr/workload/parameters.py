@@ -163,10 +163,10 @@ class Declarations:
     ) -> None:
         """Declare ``param_groups[i][key]`` of an optimizer as one parameter: the value in effect in its update.
 
-        Where a schedule moves the value, a change is a factor on what the script has there, put on right before each
-        step of the optimizer and taken off after it. So it survives every scheduler, which goes on as if nothing had
-        happened, and a restored optimizer; between two steps the groups hold the script's own values. Elsewhere they
-        hold what is in effect. The ratios between groups stay as the script makes them, and a group at 0 stays at 0.
+        A change is a factor on what the script has there, put on right before each step of the optimizer and taken off
+        after it. So it survives every scheduler, which goes on as if nothing had happened, and a restored optimizer;
+        the ratios between groups stay as the script makes them, and a group at 0 stays at 0. Between two steps the
+        groups hold the script's own values.
 
         ``groups`` are indices; None means all, those too that are added later. The value shown is that of the first
         group that is not 0; acknowledgments carry the values of all. ``scheduler`` is the learning-rate scheduler,
