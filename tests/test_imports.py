@@ -28,8 +28,8 @@ ALLOWED: dict[str, str] = {
     "workload.parameters": "workload.optimizers workload.overrides workload.values",
     "workload.rehearsal": "",
     "workload.checkpoints": "workload.rehearsal workload.values",
-    "workload.__init__": "workload.checkpoints workload.overrides workload.parameters workload.persistence "
-    "workload.ranks workload.records workload.values",
+    "workload.__init__": "workload.checkpoints workload.optimizers workload.overrides workload.parameters "
+    "workload.persistence workload.ranks workload.records workload.values",
     "paths": "errors",
     "wire": "",
     "action_space": "wire",

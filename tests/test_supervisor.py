@@ -1134,3 +1134,28 @@ def test_a_wrapper_that_leaves_the_script_in_the_background_is_no_end_of_the_tra
     finally:
         (paths.root / "go").touch()
         wait_for(lambda: not process.living(RUN_DIR_VARIABLE, str(paths.root)), "the end of the script")
+
+
+def test_a_loop_that_only_evaluates_and_ignores_its_stop_is_told_so_once_and_ended(tmp_path: Path) -> None:
+    """And asked nothing more: a second stop would begin the count anew."""
+    body = """
+value = [3.0, 2.0, 1.0, *[1.0 + i / 10 for i in range(1, 10**5)]]
+w = Workload("epochs", objective="loss", total_steps=10**6, metrics={"loss": "made up"})
+w.command("stop", lambda to: None)
+w.command("rollback", lambda to: None)
+for epoch in range(1, 10**5):
+    w.eval(epoch, {"loss": value[epoch]})
+    w.checkpoint(epoch, "checkpoints/none", best=epoch == 2)
+    until(lambda: w.stopping or settled(epoch))
+    time.sleep(0.002)  # stands for an epoch
+"""
+    manager = ScriptedManager([answer(), *[answer("stop", to="best") for _ in range(50)]])
+    policy = EXACT.model_copy(update={"process": Process(grace=0.2), "limits": Limits()})
+    paths, closing, recorder = supervise(tmp_path, write_child(tmp_path, body), manager, policy=policy)
+    assert (closing.status, closing.exit_code) == ("stopped", 143)
+    assert len([e for e in recorder.of(events.Failure) if e.where == "stop"]) == 2
+    assert len([e for e in recorder.of(events.OverrideIssued) if e.control.command]) == 1
+    last = recorder.of(protocol.Eval)[-1]
+    assert closing.final == last.metrics["loss"]
+    assert closing.best == 1.0
+    holds(paths)

@@ -34,6 +34,8 @@ def trigger(state: RunState, ledger: Ledger, policy: Policy) -> str | None:
     """
     if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
         return None
+    if state.stopped_at is not None:  # nothing but its end is wanted of it
+        return None
     manager = ledger.started.manifest.manager if ledger.started else ""
     if ledger.challenged:  # what a manager changed meanwhile would spoil the comparison
         return None

@@ -62,7 +62,7 @@ class RunState:
     moving: dict[str, protocol.Moving] = field(default_factory=dict)
     """Of the parameters that the script moves by itself, as of the last evaluation."""
     stopped_at: int | None = None
-    """The step at which the workload said that it stops; None before."""
+    """The step at which the workload first said that it stops; None before."""
     changed_at: dict[str, int] = field(default_factory=dict)
     """Parameter to the number of evaluations when it was last changed."""
     windows: dict[str, Window] = field(default_factory=dict)
@@ -376,7 +376,7 @@ class RunState:
         if record.command is not None and record.command.name == "rollback":
             self.rollback_at = self.evals
             self.finiteness.roll_back()
-        if record.command is not None and record.command.name == "stop":
+        if record.command is not None and record.command.name == "stop" and self.stopped_at is None:
             self.stopped_at = record.step
 
     def _part(self, changes: Iterable[str]) -> None:

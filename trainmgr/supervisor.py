@@ -261,8 +261,8 @@ class Supervisor:
             self._show(partial(self._listener.record, record, self.state))
             if isinstance(record, protocol.Applied | protocol.Refused):
                 self._acknowledge(record)
-            elif isinstance(record, protocol.Step) and self.state.trained_on > 1:  # one may have been under way
-                self._trains_on()
+            elif isinstance(record, protocol.Step | protocol.Eval) and self.state.trained_on > 1:
+                self._trains_on()  # one step may have been under way
             elif isinstance(record, protocol.Start):
                 self._check_policy()
                 if record.resumed is None and self._resume is not None:
