@@ -671,3 +671,25 @@ def test_a_value_that_is_overwritten_after_the_last_evaluation_is_said_at_the_en
         w.step(step, {"loss": 1.0})
     w.end(10)
     assert [(r["step"], r["found"]) for r in records(run, "overwritten")] == [(10, 0.1)]
+
+
+def test_changes_in_an_optimizer_that_does_not_train_any_more_are_refused_until_it_does(run: Path) -> None:  # noqa: F811
+    """However often they come: one at each evaluation does not put the answer off."""
+    optimizer = probe(0.1)
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
+    for step in range(1, 61):
+        if step < 10 or step > 40:
+            optimizer.step()
+        if step % 5 == 1:
+            control(run, step, {"lr": 0.01 + step / 1e4})
+        w.step(step, {"loss": 1.0})
+        if step % 5 == 0:
+            w.eval(step, {"loss": 1.0})
+    assert [r["set_at"] for r in records(run, "overwritten")] == [16]
+    assert {r["reason"] for r in records(run, "refused")} == {
+        "ValueError: no step of its optimizer has used the change before: the script trains with another one"
+    }
+    assert [r["step"] for r in records(run, "refused")] == [21, 26, 31, 36]
+    assert optimizer.seen[-1] == [0.01 + 56 / 1e4]
+    assert [drift.set_at for drift in folded(run).drifts] == [16]

@@ -370,6 +370,7 @@ class Workload(Declarations):
         managed = {name: p.managed for name, p in self._parameters.items() if p.managed}
         for lost in self._persistence.unused(step, lambda name: (managed[name].steps, managed[name].own())):
             self._lost(lost)
+            managed[lost.name].drop()
             what = f"{lost.name} was set to {lost.change.new} at step {lost.change.step}"
             self.log("warning", f"{what}, and no step of its optimizer has used that: declare the one that trains, and "
                                 "write nothing else there in its hooks")  # fmt: skip

@@ -62,6 +62,7 @@ class Managed:
         self._plan: tuple[int, float | None] | None = None  # the scheduler's count at the end, and the value there
         self._hooks = hasattr(self._optimizer, "register_step_pre_hook")
         self._handles: list[Any] = []
+        self._idle = -1  # the number of steps at which it was found that there are no more
         self.steps = 0
         """Steps of the optimizer since `watch` that used what is in force."""
         for i in self._indices or ():
@@ -141,6 +142,8 @@ class Managed:
         Raises ValueError while a schedule has the value at 0: there is nothing that can be multiplied then.
         """
         base, self._last = self.own(), None
+        if self._idle == self.steps:
+            raise ValueError("no step of its optimizer has used the change before: the script trains with another one")
         if base == 0 and self.moves:
             raise ValueError(f"{self._key} is 0 at this step by the script's own schedule, and is changed by a factor")
         if base == 0 or not self._hooks:
@@ -176,6 +179,11 @@ class Managed:
                         group[name] = _filled(there, value)  # the same tensor, if it is one
 
         return restore
+
+    def drop(self) -> None:
+        """No step uses what was asked for: nothing is in force, and nothing can be, until there is one again."""
+        self._asked, self._idle = None, self.steps
+        self._tune()
 
     def release(self) -> None:
         """Manage it no more: the groups are the script's."""

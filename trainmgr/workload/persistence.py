@@ -54,7 +54,8 @@ class Persistence:
         """A value of an optimizer was set that has made so many steps; it is in effect in the next one. Of one that has
         made none yet, or whose steps nobody sees, nothing can be said."""
         if steps:
-            self._used[name] = change, steps, 0
+            _, then, evaluations = self._used.get(name, (change, steps, 0))
+            self._used[name] = change, steps, evaluations if then == steps else 0  # the one before was not used either
 
     def unused(self, step: int, get: Callable[[str], tuple[int, Any]]) -> Iterator[Lost]:
         """At an evaluation: the changes whose optimizer has not made a step since. ``get`` gives the optimizer's steps,
