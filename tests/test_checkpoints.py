@@ -157,6 +157,38 @@ def test_a_resumed_run_takes_the_way_back_along(tmp_path: Path, elsewhere: bool)
     assert again.state == 0.0
 
 
+def test_a_second_training_does_not_go_back_to_weights_of_the_first(tmp_path: Path) -> None:
+    first = Script(tmp_path)
+    first.keep.begin()
+    first.train(3.0, 1.0)
+    first.keep.end(2)
+    first.w.end(2)
+    second = Script(tmp_path)
+    with pytest.raises(ValueError, match="there is no checkpoint 'best' yet"):
+        second.keep.rollback("best")
+    assert second.state == 0.0
+    second.keep.begin()
+    second.train(2.5)
+    second.keep.rollback("best")
+    assert second.state == 2.5
+    folder = tmp_path / "checkpoints"
+    assert [float((folder / f"{name}-before.pt").read_text()) for name in ("initial", "best", "last")] == [0, 1, 1]
+    again = Script(tmp_path, resumed_from=str(second.keep.last), resumed_step=1)  # it crashed
+    assert (again.keep.best_value, again.keep.best_step) == (2.5, 1)
+
+
+def test_a_second_training_that_crashed_early_has_no_best_of_the_first(tmp_path: Path) -> None:
+    first = Script(tmp_path)
+    first.train(3.0, 1.0)
+    first.w.end(2)
+    second = Script(tmp_path)
+    second.keep.begin()
+    again = Script(tmp_path, resumed_from=str(second.keep.initial), resumed_step=0)
+    assert math.isnan(again.keep.best_value)
+    with pytest.raises(ValueError, match="there is no checkpoint 'best' yet"):
+        again.keep.rollback("best")
+
+
 def test_a_best_from_beyond_the_resumed_step_is_forgotten(tmp_path: Path) -> None:
     first = Script(tmp_path)
     first.train(3.0, 1.0)

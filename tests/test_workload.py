@@ -562,6 +562,104 @@ def test_a_schedule_applies_each_entry_at_its_step(run: Path) -> None:
     assert (script.recipe["lr"], script.recipe["depth"]) == (0.3, 5)
 
 
+# ---- several trainings in one run ------------------------------------------------------------------------
+
+
+def test_a_second_training_begins_with_its_own_values_and_is_spared_what_was_asked_of_the_first(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"lr": 0.2, "mix": 0.7})
+        script.w.step(1, {"loss": 1.0})
+        script.w.eval(1, {"loss": 1.0})
+        script.w.end(1)
+    control(run, 2, {"lr": 0.3, "mix": 0.7}, command=command("stop"))  # too late for it
+    with Script() as script:
+        script.w.step(1, {"loss": 1.0})
+        assert (script.recipe["lr"], script.recipe["mix"], script.done) == (0.1, 0.5, [])
+        control(run, 3, {"lr": 0.2, "mix": 0.7, "flip": True})  # complete, as the supervisor writes it
+        script.w.step(2, {"loss": 1.0})
+        script.w.eval(2, {"loss": 1.0})
+        assert (script.recipe["lr"], script.recipe["mix"], script.recipe["flip"]) == (0.1, 0.5, True)
+        control(run, 4, {"lr": 0.4, "mix": 0.7, "flip": True})
+        script.w.step(3, {"loss": 1.0})
+        assert (script.recipe["lr"], script.recipe["mix"]) == (0.4, 0.5)
+        script.w.end(3)
+    assert [p["value"] for p in records(run, "start")[1]["action_space"]] == [0.1, 3, 0.5, False, "a"]
+    assert [(r["revision"], r["reason"]) for r in records(run, "refused")] == [
+        (2, "it was for the training before this one, completed")
+    ]
+    assert [r["changes"] for r in records(run, "applied")[1:]] == [{"flip": [False, True]}, {"lr": [0.1, 0.4]}]
+    with Script() as script:  # a third one: it has been said
+        script.w.step(1, {"loss": 1.0})
+    (said,) = records(run, "log")
+    assert said["message"].startswith("this run has several trainings: one is completed, and another begins")
+    folded(run)
+
+
+def test_what_rests_on_a_step_of_the_training_before_is_refused_whenever_it_comes(run: Path) -> None:
+    for last in (50, 3):
+        with Script() as script:
+            script.w.step(1, {"loss": 1.0})
+            if last == 3:
+                control(run, 1, {"lr": 0.2}, based_on_step=50)
+                script.w.step(2, {"loss": 1.0})
+                control(run, 2, {"lr": 0.2}, based_on_step=2)
+            script.w.step(last, {"loss": 1.0})
+            script.w.end(last)
+    assert [r["reason"] for r in records(run, "refused")] == ["it rests on step 50 of the training before this one"]
+    assert script.recipe["lr"] == 0.2
+
+
+def test_the_value_that_the_training_before_had_may_be_asked_of_the_next_one(run: Path) -> None:
+    for revision in (1, 2):
+        with Script() as script:
+            script.w.step(1, {"loss": 1.0})
+            control(run, revision, {"lr": 0.2})
+            script.w.step(2, {"loss": 1.0})
+            script.w.end(2)
+    assert [r["changes"] for r in records(run, "applied")] == [{"lr": [0.1, 0.2]}] * 2
+
+
+ENDS = {  # how the first training ends, whether the second is another process, and whether it is another training
+    "completed": ("w.end(1)", False, True),
+    "completed, another process": ("w.end(1)", True, True),
+    "failed, and the script goes on": ("w.end(1, status='failed')", False, True),
+    "failed, and started again": ("w.end(1, status='failed')", True, False),
+    "interrupted, and started again": ("w.end(1, status='interrupted')", True, False),
+    "crashed": ("w.flush(); os._exit(0)", True, False),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_training_started_again_is_told_from_another_one(run: Path, how: str) -> None:
+    end, process, another = ENDS[how]
+    code = f"""
+import os, trainmgr.workload
+from trainmgr.workload import Workload
+recipe = {{"lr": 0.1}}
+w = Workload("test", objective="loss")
+w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.01, high=1.0)
+w.step(1, {{"loss": 1.0}})
+{end}
+"""
+    control(run, 1, {"lr": 0.2})
+    again = code.replace(end, "w.flush()")
+    for script in [code, again] if process else [code + again]:
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    assert [start["action_space"][0]["value"] for start in records(run, "start")] == [0.1, 0.1 if another else 0.2]
+    assert ("several trainings" in str(records(run, "log"))) is another
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_keeps_what_is_in_force(run: Path) -> None:
+    with Script() as script:
+        control(run, 1, {"lr": 0.2})
+        script.w.step(1, {"loss": 1.0})
+        script.w.end(1)
+    with Script(resumed_from="a", resumed_step=1) as script:
+        script.w.step(2, {"loss": 1.0})
+    assert script.recipe["lr"] == 0.2
+    assert records(run, "log") == []
+
+
 # ---- commands --------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Lost, Persistence
 from trainmgr.workload.ranks import Group
-from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, Metric, Writer, all_finite, goal
+from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, SEVERAL, Metric, Writer, all_finite, goal
 from trainmgr.workload.values import named, text, whole
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
@@ -128,6 +128,7 @@ class Workload(Declarations):
         self._period = 0.0 if os.environ.get(CHECK_VARIABLE) else PERIOD
         self._handled = -1  # the last revision that was acknowledged
         self._desired: dict[str, Any] = {}  # the overrides in force
+        self._inherited: set[str] = set()  # of them, those that a training before this one was asked for
         self._persistence = Persistence()
         self._pending: list[dict[str, Any]] = []
         self._coarsest = 0  # of the boundaries passed so far
@@ -136,6 +137,12 @@ class Workload(Declarations):
         self._passed: tuple[Whole, set[str]] = (-1, set())  # a step, and the other boundaries passed at it
 
     # -- life of a run -----------------------------------------------------------------------------------------------
+
+    @property
+    def another(self) -> bool:
+        """Whether the training before this one in the run came to its end: nothing of it counts here. Known to the
+        process that writes, once it is started; False for a training that goes on from a checkpoint."""
+        return bool(self._writer.ended) and self.resumed_from is None
 
     @property
     def checkpoints(self) -> Path:
@@ -213,15 +220,38 @@ class Workload(Declarations):
             objection = parameter.objection(parameter.get())
             if objection and not parameter.spec.get("scheduled"):
                 self.log("warning", f"at the start {objection}: widen the range, or start inside it")
+        if self.another:
+            self._leave_behind()
+
+    def _leave_behind(self) -> None:
+        """Refuse what still waits, for it was asked of the training before this one."""
+        control, ended = self._read(), self._writer.ended
+        for entry in (control["schedule"] or [control]) if control else []:
+            if entry["revision"] > self._handled:
+                self._refuse(entry["revision"], self._step, f"it was for the training before this one, {ended}")
+        if not self._writer.several:
+            self.log(
+                "warning",
+                f"{SEVERAL}: one is {ended}, and another begins with values of its own, which no change made before "
+                "reaches. Start a run for each, or pass resumed_from where it goes on from a checkpoint",
+            )
 
     def _converge(self) -> None:
-        """After a restart: put the overrides that were already acknowledged back into effect, without a new answer."""
+        """After a restart: put the overrides that were already acknowledged back into effect, without a new answer.
+
+        After another training of this run: those that it was asked for come again with whatever is asked next, and are
+        not asked of this one.
+        """
         control = self._read() if self._writer.resuming else None
         self._inbox.again()  # what is newer is fetched again, as a pending override
-        params = control["params"] if control and control["revision"] <= self._handled else {}
-        shares = self._writer.shares
+        answered = control is not None and control["revision"] <= self._handled
+        params, shares = control["params"] if control and answered else {}, self._writer.shares
+        inherited: dict[str, Any] = {}
+        if self.another and control:
+            params, inherited = {}, {**control["params"], **({} if answered else self._writer.effects)}
         if self._group.world > 1 and (share := self._group.share()[0]):
-            params, shares = share((params, shares))
+            params, shares, inherited = share((params, shares, inherited))
+        self._desired, self._inherited = dict(inherited), set(inherited)
         for name, value in params.items():
             parameter = self._parameters.get(name)
             if parameter is None or parameter.objection(value) is not None:
@@ -427,7 +457,16 @@ class Workload(Declarations):
         if control is None:
             return []
         entries = control["schedule"] or [control]
-        return [entry for entry in entries if entry["revision"] > self._handled]
+        fresh = [entry for entry in entries if entry["revision"] > self._handled]
+        return [entry for entry in fresh if not (self.another and self._foreign(entry))]
+
+    def _foreign(self, entry: dict[str, Any]) -> Switch:
+        """Whether it rests on a step that this training has not reached: then it is of the one before, and refused."""
+        based = entry.get("based_on_step")
+        if not isinstance(based, int) or based <= self._step:
+            return False
+        self._refuse(entry["revision"], self._step, f"it rests on step {based} of the training before this one")
+        return True
 
     def _read(self) -> dict[str, Any] | None:
         """The control file, if it is new and holds what it should; complaints go to the log."""
@@ -477,8 +516,11 @@ class Workload(Declarations):
 
     def _changes(self, entry: dict[str, Any]) -> dict[str, Any]:
         """What the entry asks for that was not asked for before (a scheduler may have moved the rest since)."""
-        missing = object()
-        return {n: v for n, v in entry["params"].items() if self._desired.get(n, missing) != v}
+        missing, params = object(), entry["params"]
+        asked = {n: v for n, v in params.items() if self._desired.get(n, missing) != v}
+        if not asked and len(params) == 1 and self._inherited.issuperset(params) and not entry["command"]:
+            return dict(params)  # what else would it ask for
+        return asked
 
     def _objection(self, entry: dict[str, Any]) -> str | None:
         for name, value in entry["params"].items():
@@ -516,6 +558,7 @@ class Workload(Declarations):
         finally:
             self._applying = False
         self._desired.update(entry["params"])
+        self._inherited.difference_update(changes)
         self._handled = revision
         after = self._values()
         managed = {name: p.managed for name, p in self._parameters.items() if p.managed and name in changes}

@@ -13,6 +13,7 @@ from trainmgr.workload.values import real, scalar
 
 BESTS = 32  # that are noted
 BEYOND = "best-beyond"  # a best one of a later step than a run was resumed from
+BEFORE = "{}-before"  # what the training before this one in the same run had left
 CHECK_VARIABLE = "TRAINMGR_CHECK"  # set by `trainmgr check`: changes are looked for at every step, loads compared
 
 
@@ -26,6 +27,9 @@ class Reporter(Protocol):
     resumed_step: int
     primary: bool
 
+    def start(self) -> None: ...
+    @property
+    def another(self) -> bool: ...
     @property
     def checkpoints(self) -> Path: ...
     def command(self, name: str, do: Callable[[str], None]) -> None: ...
@@ -59,8 +63,9 @@ class Checkpoints:
     state says. It raises ValueError for a file that does not fit. `trainmgr check` tries all of that.
     ``every``: evaluations from one "last" to the next.
 
-    Where the run was resumed, the initial and the best one are taken along, from another folder too. Under `torchrun`
-    all ranks call this, and rank 0 writes.
+    Where the run was resumed, the initial and the best one are taken along, from another folder too. Where the run had
+    a training before, which came to its end, what that left is kept beside, as best-before and so on, and nobody can go
+    back to it. Under `torchrun` all ranks call this, and rank 0 writes.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Checkpoints:
         self._note = folder / "best-value.json"  # the last bests, for a resume
         self._bests: list[tuple[int, float]] = []  # (step, value), each better than those before it
         self._evals = 0
+        self._settled = False
         self._unreported: list[Path] = []  # written on command, inside of a report, where no other can be made
         if workload.resumed_from is not None:
             self._take_along(workload.resumed_from.parent)
@@ -143,6 +149,7 @@ class Checkpoints:
         Raises ValueError for anything else, and where there is no such checkpoint.
         """
         named = {"best": self.best, "initial": self.initial}
+        self._settle()
         path = named.get(to) or (self._w.directory or self.best.parent.parent) / to
         if path.resolve().parent != self.best.parent.resolve():
             raise ValueError(f"{to!r} is none of this run's: best, initial, checkpoints/{self.last.name}")
@@ -191,11 +198,24 @@ class Checkpoints:
         """Write a file so that there is always a whole one."""
         if not self._w.primary:
             return
+        self._settle()
         new = path.with_name(f"{path.name}.new")
         (write or self._save)(new)
         with new.open("rb") as file:
             os.fsync(file.fileno())
         new.replace(path)
+
+    def _settle(self) -> None:
+        """Put aside, once, what a training that ended before this one has left: nobody may go back to that."""
+        if self._settled:
+            return
+        self._settled = True
+        self._w.start()
+        if self._w.another and self._w.primary:
+            self._note.unlink(missing_ok=True)
+            for path in (self.initial, self.best, self.last):
+                if path.exists():
+                    path.replace(path.with_stem(BEFORE.format(path.stem)))
 
     def _note_bests(self, bests: list[tuple[int, float]]) -> None:
         self._bests = bests[-BESTS:]

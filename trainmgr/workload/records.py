@@ -36,8 +36,10 @@ BACK = (
     "the step went back from {} to {}: report steps of the whole run, not of each epoch, and let load() leave the "
     "counter alone; a script that is resumed passes resumed_step"
 )
+SEVERAL = "this run has several trainings"  # begins what the log says of it, once in a run
 ROLES = ("success", "unsafe", "policy step", "action noise", "loss gradient")
 _PLAIN = frozenset((float, int))
+_ENDED: set[str] = set()  # telemetry of trainings that ended in this process
 
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=scalar).encode
 
@@ -96,6 +98,9 @@ class Writer:
         self.seq = 0
         self.handled = -1  # the last revision that an earlier life of this run answered
         self.resuming = False  # whether there was an earlier life
+        self.ended = ""  # how that ended; "" where it crashed, or where it is another process's to take up again
+        self.several = False  # whether the log says already that this run has several trainings
+        self.effects: dict[str, Any] = {}  # what it had changed, and to what
         self.shares: dict[str, tuple[float, float]] = {}  # of what it had changed in optimizers, see Managed.pair
         self._steps: list[tuple[int, float, Mapping[str, Any]]] = []  # not yet formatted
         self._names: tuple[str, ...] = ()  # of the last step's metrics ...
@@ -103,6 +108,7 @@ class Writer:
         self._lines: list[bytes] = []  # formatted, not yet written
         self._backlog = b""  # what the disk refused; a torn line's rest comes first
         self._complained = False
+        self._path = ""
         self._pid = 0  # of the process that may write
         self._rival: int | None = None  # the file, where another process writes it
         self._last = 0  # the last training step
@@ -114,11 +120,12 @@ class Writer:
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not self._claims(fd, ranks.WRITER):
             return False
-        self.fd, self._pid = fd, os.getpid()
+        self.fd, self._pid, self._path = fd, os.getpid(), os.path.realpath(path)
         self._take_up(fd)
         return True
 
     def close(self) -> None:
+        _ENDED.add(self._path)
         for fd in (self.fd, self._rival):
             if fd is not None:
                 os.close(fd)
@@ -148,13 +155,15 @@ class Writer:
         """Go on after the records of an earlier life of this run: the next seq, the revisions already answered."""
         if os.fstat(fd).st_size == 0:
             return
-        last, torn = -1, False
+        last, torn, final = -1, False, b""
         with open(fd, "rb", closefd=False) as file:  # to close another one of this file would end the claim to it
             for line in file:
                 torn = not line.endswith(b"\n")
                 if torn:  # no record: its number is free
                     break
+                final = line
                 try:
+                    self.several |= SEVERAL.encode() in line
                     record = json.loads(line) if b'"applied"' in line or b'"refused"' in line else None
                     last = int(line[line.index(b'"seq":') + 6 :].split(b",", 1)[0])
                 except ValueError:
@@ -162,8 +171,12 @@ class Writer:
                 if record and record.get("event") in ("applied", "refused"):
                     self.handled = max(self.handled, record["revision"])
                     self.shares |= {name: (a, b) for name, (a, b) in record.get("shares", {}).items()}
+                    self.effects |= {name: new for name, (_, new) in record.get("changes", {}).items()}
         self.seq = last + 1
         self.resuming = True
+        if not torn and b'"end"' in final and (end := json.loads(final)).get("event") == "end":
+            done = end.get("status") in ("completed", "stopped") or self._path in _ENDED
+            self.ended = str(end["status"]) if done else ""  # what failed may be started again
         if torn:  # a line that a crash cut short must not swallow the next one
             os.write(fd, b"\n")
 
