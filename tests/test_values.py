@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from decimal import Decimal
+from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,79 @@ def folded(run: Path) -> RunState:
         state.fold(item)
     assert state.gaps == 0
     return state
+
+
+# ---- values that others go on writing into, and names that only look like text ---------------------------
+
+
+@pytest.mark.parametrize("buffer", [torch.zeros(()), torch.zeros(1), np.zeros(()), np.zeros((1, 1))], ids=repr)
+def test_a_value_is_that_of_the_moment_when_it_was_reported(
+    run: Path, monkeypatch: pytest.MonkeyPatch, buffer: Any
+) -> None:
+    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    with Workload("w", objective="loss") as w:
+        for step in range(1, 6):
+            buffer[...] = float(step)  # as the next replay of a graph does
+            w.step(step, {"loss": buffer, "half": 0.5})
+    assert [r["metrics"] for r in records(run, "step")] == [{"loss": float(n), "half": 0.5} for n in range(1, 6)]
+
+
+def test_a_loss_with_its_graph_is_a_number_without_a_warning(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    weight = torch.ones(3, requires_grad=True)
+    with warnings.catch_warnings(), Workload("w", objective="loss") as w:
+        warnings.simplefilter("error")
+        for step in (1, 2):
+            w.step(step, {"loss": (weight * 2).sum()})
+            w.eval(step, {"loss": (weight * 2).sum()})
+    assert [r["metrics"] for r in records(run, "step") + records(run, "eval")] == [{"loss": 6.0}] * 4
+    assert said(run) == []
+
+
+def test_what_numpy_masks_was_not_measured(run: Path) -> None:
+    masked = [np.ma.masked, np.ma.masked_invalid([math.nan]).mean(), np.ma.array(5.0, mask=True)]
+    with Workload("w", objective="loss") as w:
+        for step, value in enumerate([*masked, np.ma.array(5.0), np.ma.array([5.0], mask=[False])], start=1):
+            w.eval(step, {"loss": value})
+            w.step(step, {"loss": value})
+    assert [r["metrics"]["loss"] for r in records(run, "eval")] == ["NaN", "NaN", "NaN", 5.0, 5.0]
+    assert [r["metrics"]["loss"] for r in records(run, "step")] == ["NaN", "NaN", "NaN", 5.0, 5.0]
+    folded(run)
+
+
+class Names(str, Enum):  # noqa: UP042  (whose str() is not its text)
+    LOSS = "val_loss"
+    TRAIN = "train_loss"
+    LR = "learning rate"
+
+
+def test_a_name_of_an_enumeration_of_texts_is_its_text(run: Path) -> None:
+    recipe = {"lr": 0.1}
+    w = Workload("w", objective=Names.LOSS, counterpart=Names.TRAIN, metrics={
+        Names.LOSS: "nats", Names.TRAIN: workload.Metric("nats", depends=(Names.LR,))})  # fmt: skip
+    w.float(Names.LR, get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.01, high=1.0)
+    keep = workload.Checkpoints(w, lambda path: path.write_text("x"), lambda path: None)
+    content = {"v": 1, "run": run.name, "revision": 1, "issued": {"t": 0.0, "step": 0},
+               "params": {"learning rate": 0.5}, "based_on_step": 0, "decision": "d"}  # fmt: skip
+    (run / "control.json").write_text(json.dumps(content))
+    w.step(1, {Names.TRAIN: 1.0})
+    w.step(2, {Names.TRAIN: np.float32(1.0)})
+    keep.eval(2, {Names.LOSS: 0.5, "train_loss": 0.4})
+    assert [r["metrics"] for r in records(run, "step")] == [{"train_loss": 1.0}] * 2
+    assert records(run, "eval")[0]["metrics"] == {"val_loss": 0.5, "train_loss": 0.4}
+    assert (recipe["lr"], keep.best_value, said(run)) == (0.5, 0.5, [])
+    assert folded(run).best == (2, 0.5)
+
+
+@pytest.mark.parametrize("name", ["r\udce9sum\udce9.txt", "\ud800"])
+def test_half_a_character_in_a_name_does_not_cost_the_record(run: Path, name: str) -> None:
+    with Workload("w", objective="loss") as w:
+        w.step(1, {"loss": 1.0, f"loss/{name}": 2.0})
+        w.step(2, {"loss": math.nan, f"loss/{name}": 2.0})
+        w.eval(2, {"loss": 1.0, f"loss/{name}": 2.0}, split={name: {name: 1.0}})
+    state = folded(run)
+    assert (state.step, state.latest) == (2, 1.0)
+    assert [len(r["metrics"]) for r in records(run, "step") + records(run, "eval")] == [2, 2, 2]
 
 
 # ---- where it is declared --------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Lost, Persistence
 from trainmgr.workload.ranks import Group
-from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, SEVERAL, Metric, Writer, all_finite, goal
-from trainmgr.workload.values import named, text, whole
+from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, SEVERAL, Metric, Writer, goal
+from trainmgr.workload.values import label, named, text, whole
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
 
@@ -101,12 +101,12 @@ class Workload(Declarations):
         self.total_steps = None if total_steps is None else whole(total_steps, "total_steps", least=0)
         self.stopping = False  # True once a stop was accepted
         self.seed = default_seed() if seed is None else whole(seed, "seed", None)
-        self.objective, self.mode = objective, mode
+        self.objective, self.mode = label(objective), mode
         self.resumed_from = Path(resumed_from) if resumed_from else None
         self.resumed_step = whole(resumed_step, "resumed_step", least=0)
         self._objective = goal(objective, mode, counterpart, scale)
         self._metrics = {named(name, "a metric's name"): Metric.of(metric) for name, metric in (metrics or {}).items()}
-        if objective in self._metrics and self._metrics[objective].depends:
+        if self.objective in self._metrics and self._metrics[self.objective].depends:
             raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")
         self._info = dict(info or {})
         self._resumed = {"path": str(resumed_from), "step": self.resumed_step} if resumed_from else None
@@ -309,14 +309,14 @@ class Workload(Declarations):
         if not self._announced:
             self._announce()
         if self._writer.fd is not None:
-            self._writer.step(step, metrics)
+            finite = self._writer.step(step, metrics)
             now = time.monotonic()
             if now - self._flushed >= self._period:
                 self._flushed = now
                 self.flush()
                 if self._group.world == 1:
                     self._poll()
-            elif not all_finite(metrics):
+            elif not finite:
                 self.flush()
         if self._persistence.recent:
             self._look(step)

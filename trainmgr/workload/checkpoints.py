@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainmgr.workload.values import real, scalar
+from trainmgr.workload.values import label, real, scalar
 
 BESTS = 32  # that are noted
 BEYOND = "best-beyond"  # a best one of a later step than a run was resumed from
@@ -112,8 +112,9 @@ class Checkpoints:
 
         One without the objective is reported all the same, and is no best.
         """
-        worth = {name: metrics[name] for name in (self._w.objective,) if name in metrics}
-        value = real(worth.get(self._w.objective))
+        objective = self._w.objective
+        worth = {text: metrics[name] for name in metrics if (text := label(name)) == objective}
+        value = real(worth.get(objective))
         better, due = self.better(value), self._evals % self._every == 0
         self._evals += 1
         if better:

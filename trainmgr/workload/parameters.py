@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from trainmgr.workload.optimizers import Managed
 from trainmgr.workload.overrides import BOUNDARIES, COMMANDS
-from trainmgr.workload.values import MAX_INT, MAX_NAME, described, figure, plain, text, whole
+from trainmgr.workload.values import MAX_INT, MAX_NAME, described, figure, label, plain, text, whole
 
 MAX_PARAMETERS = 64
 MAX_CHOICES = 64
@@ -223,7 +223,7 @@ class Declarations:
         set: Callable[[Any], None],
         managed: Managed | None = None,
     ) -> None:
-        name = spec["name"]
+        name = spec["name"] = label(spec["name"]) if isinstance(spec["name"], str) else spec["name"]
         self._undeclarable(name)
         group, description = text(group, f"{name}: group"), text(description, f"{name}: description")
         spec.update(boundary=boundary, group=group, description=description)

@@ -18,6 +18,7 @@ from trainmgr.workload.values import (
     described,
     figure,
     instead,
+    label,
     named,
     nearest,
     number,
@@ -46,9 +47,9 @@ _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",",
 
 def goal(metric: str, mode: str, counterpart: str | None, scale: float | None) -> dict[str, Any]:
     """The objective as the ``start`` record has it; raises ValueError for what cannot be one."""
-    named(metric, "the name of the objective")
+    metric = named(metric, "the name of the objective")
     if counterpart is not None:
-        named(counterpart, "the name of the counterpart")
+        counterpart = named(counterpart, "the name of the counterpart")
     if mode not in ("min", "max"):
         raise ValueError(f"mode is {mode!r}; allowed are 'min' and 'max'")
     if scale is not None and not 0 < (scale := figure(scale, "scale")) < math.inf:
@@ -82,7 +83,7 @@ class Metric(NamedTuple):
             raise TypeError(f"depends is {described(found.depends)}; it must be a tuple of names of parameters")
         if found.role not in (None, *ROLES):
             raise ValueError(f"{found.role!r} is no role of a metric; there are: {', '.join(ROLES)}")
-        return found
+        return found._replace(depends=tuple(map(label, found.depends)))
 
     def spec(self) -> dict[str, Any]:
         """As the ``start`` record has it."""
@@ -180,15 +181,26 @@ class Writer:
         if torn:  # a line that a crash cut short must not swallow the next one
             os.write(fd, b"\n")
 
-    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Gather the record of a step."""
+    def step(self, step: int, metrics: Mapping[str, Any]) -> bool:
+        """Gather the record of a step. Whether its values are finite numbers.
+
+        What is no plain number is read now: the script may write its next loss into the same tensor.
+        """
         if step < self._last:
             self._say("back", BACK.format(self._last, step), "info")  # the supervisor counts them
         self._last = step
         try:
-            self._steps.append((step, time.time(), dict(metrics)))
-        except (TypeError, ValueError):  # no names with numbers
-            self._steps.append((step, time.time(), self.numbers(step, metrics)))
+            row = dict(metrics)
+            plain = _PLAIN.issuperset(map(type, row.values()))
+        except Exception:  # no names with numbers
+            plain = False
+        if not plain:
+            row = self.numbers(step, metrics)
+        self._steps.append((step, time.time(), row))
+        try:
+            return math.isfinite(sum(row.values()))  # a sum that overflows costs one early flush
+        except (TypeError, OverflowError):  # "NaN" as text, an int beyond every float
+            return False
 
     def report(self, event: str, **fields: Any) -> None:
         """Write a record at once, after the steps before it."""
@@ -232,14 +244,15 @@ class Writer:
             return found
         for name, value in metrics.items():
             try:
-                found[str(name)] = number(value)
+                found[label(name)] = number(value)
             except TypeError:
                 if len(self._said) < MAX_SAID:
-                    short = str(name)[:MAX_NAME]
+                    short = label(name)[:MAX_NAME]
                     what = f"{short!r} is left out: it is {described(value)} at step {step}, no number"
                     self._say(f"metric {short}", f"{what}; {instead(value)}")
-        if needed is not None and needed not in metrics and "objective" not in self._said:
-            there = ", ".join(map(str, metrics))[:200] or "nothing"
+        names = list(map(label, metrics))
+        if needed is not None and needed not in names and "objective" not in self._said:
+            there = ", ".join(names)[:200] or "nothing"
             what = f"the evaluation at step {step} is without the objective {needed!r}; it has: {there}"
             self._say("objective", f"{what}.{nearest(needed, found)}")
         return found
@@ -273,7 +286,7 @@ class Writer:
         names, values = tuple(metrics), tuple(metrics.values())
         if names != self._names:
             self._names = names
-            self._template = "{" + ",".join(f"{json.dumps(str(name)).replace('%', '%%')}:%r" for name in names) + "}"
+            self._template = "{" + ",".join(f"{_encode(label(name)).replace('%', '%%')}:%r" for name in names) + "}"
         try:
             if _PLAIN.issuperset(map(type, values)) and math.isfinite(sum(values)):
                 return self._template % values
@@ -312,7 +325,7 @@ def _wire(value: Any) -> Any:
     if isinstance(value, int):
         return value if abs(value) < 1 << 1023 else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
-        return {str(key): _wire(item) for key, item in value.items()}
+        return {label(key): _wire(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_wire(item) for item in value]
     try:
@@ -324,10 +337,3 @@ def _wire(value: Any) -> Any:
     if math.isfinite(found):
         return found
     return "NaN" if math.isnan(found) else "Infinity" if found > 0 else "-Infinity"
-
-
-def all_finite(metrics: Mapping[str, Any]) -> bool:
-    try:
-        return math.isfinite(sum(metrics.values()))  # a sum that overflows costs one early flush
-    except Exception:  # not a number: `trainmgr check` names it
-        return False

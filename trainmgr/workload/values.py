@@ -19,9 +19,12 @@ _OWN = frozenset((bool, int, float, str, bytes, bytearray, type(None)))
 
 
 def scalar(value: Any) -> Any:
-    """One number or switch of another library as Python's own. Text and None stay; raises for what is not one value."""
+    """One number or switch of another library as Python's own. Text and None stay, and what is masked is NaN; raises
+    for what is not one value."""
     if type(value) in _OWN:
         return value
+    if callable(getattr(value, "filled", None)) and value.mask:  # of numpy.ma: what is there was not measured
+        return math.nan
     if callable(item := getattr(value, "item", None)):  # numpy, torch, jax: of an array, only if it has one element
         value = item()
     if isinstance(value, (bool, int, float, str)):
@@ -111,7 +114,12 @@ def text(value: Any, name: str) -> str:
     """A text or a path that was declared; raises TypeError for what is none."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} is {described(value)}; it must be text")
-    return str(value)
+    return label(value)
+
+
+def label(name: Any) -> str:
+    """A name as text: a member of ``class Names(str, Enum)`` is what it holds, and not "Names.LOSS"."""
+    return str.__str__(name) if isinstance(name, str) else str(name)
 
 
 def named(name: Any, what: str) -> str:
@@ -119,7 +127,7 @@ def named(name: Any, what: str) -> str:
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
         found = f"{name[:MAX_NAME]!r}..., {len(name)} characters" if isinstance(name, str) else described(name)
         raise ValueError(f"{what} is {found}; it must be text of 1 to {MAX_NAME} characters")
-    return name
+    return label(name)
 
 
 def described(value: Any) -> str:
