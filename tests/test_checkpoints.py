@@ -273,9 +273,46 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
         raise OSError("disk full")
 
     monkeypatch.setattr(script.keep, "_save", torn)
-    with pytest.raises(OSError, match="disk full"):
-        script.train(1.0, first=2)
+    script.train(1.0, first=2)
     assert script.keep.best.read_text() == "3.0"
+    assert not list(tmp_path.rglob("*.new"))
+
+
+def test_a_save_that_raises_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
+    script, broken = Script(tmp_path), {0, 2, 3, 5}
+
+    def save(path: Path) -> None:
+        if step in broken:
+            raise RuntimeError("no space left")
+        path.write_text(str(script.state))
+
+    script.keep._save = save
+    step = 0
+    script.keep.begin()
+    for step, loss in enumerate((4.0, 3.0, 2.0, 1.0), start=1):
+        script.state = loss
+        script.w.step(step, {})
+        script.keep.eval(step, {"loss": loss})
+        if step == 3:
+            script.keep.rollback("best")
+            assert script.state == 4.0  # the last one that could be saved
+        script.keep.report(step)
+    step = 5
+    script.keep.end(5)
+    assert saved(tmp_path) == [(1, "best.pt", True), (1, "last.pt", False), (4, "best.pt", True), (4, "last.pt", False)]
+    assert [r["step"] for r in records(tmp_path, "eval")] == [1, 2, 3, 4]
+    assert [r["message"] for r in records(tmp_path, "log")] == [
+        "initial.pt could not be saved at step 0: RuntimeError: no space left; there is none"
+    ]
+
+
+@pytest.mark.parametrize("metrics", [None, [], 3, [("loss", 1.0)], torch.ones(2)], ids=repr)
+def test_metrics_that_are_none_do_not_stop_an_evaluation(tmp_path: Path, metrics: Any) -> None:
+    script = Script(tmp_path)
+    script.keep.eval(1, metrics)
+    script.keep.eval(2, {"loss": 1.0}, split=metrics)
+    assert [r["metrics"] for r in records(tmp_path, "eval")] == [{}, {"loss": 1.0}]
+    assert saved(tmp_path)[1] == (2, "best.pt", True)
 
 
 def test_only_the_first_rank_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

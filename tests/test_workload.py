@@ -562,6 +562,84 @@ def test_a_schedule_applies_each_entry_at_its_step(run: Path) -> None:
     assert (script.recipe["lr"], script.recipe["depth"]) == (0.3, 5)
 
 
+# ---- a report never stops training -----------------------------------------------------------------------
+
+
+class Broken:
+    """What a parameter's ``get`` may come to return; "raise" raises."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self) -> Any:
+        if self.value == "raise":
+            raise AttributeError("'DataParallel' object has no attribute 'p'")
+        return self.value
+
+
+@pytest.mark.parametrize(("value", "problem"), [
+    ("raise", "`get` raised AttributeError: 'DataParallel' object has no attribute 'p'"),
+    (None, "its value is None; `get` must return a number"),
+    ([0.1, 0.2], "its value is a list of 2; `get` must return a number"),
+    (math.nan, "its value is nan; `get` must return a finite number"),
+    (True, "its value is True; `get` must return a number"),
+])  # fmt: skip
+def test_a_value_that_cannot_be_read_any_more_is_left_out_and_said_once(run: Path, value: Any, problem: str) -> None:
+    get, recipe = Broken(0.1), {"mix": 0.5}
+    w = Workload("test", objective="loss", total_steps=9)
+    w.float("lr", get=get, set=lambda v: setattr(get, "value", v), low=0.01, high=1.0)
+    w.float("mix", get=lambda: recipe["mix"], set=lambda v: recipe.update(mix=v), low=0.0, high=1.0)
+    for step in range(1, 9):
+        if step == 2:
+            control(run, 1, {"lr": 0.2})
+        if step == 4:
+            get.value = value
+            control(run, 2, {"lr": 0.2, "mix": 0.6})
+        if step == 7:
+            get.value = 0.2
+        w.step(step, {"loss": 1.0})
+        w.eval(step, {"loss": 1.0})
+    (said,) = records(run, "log")
+    assert said["message"] == f"lr cannot be read at step 4: {problem}"
+    lrs = [r["params"].get("lr") for r in records(run, "eval")]
+    assert lrs == [0.1, 0.2, 0.2, None, None, None, 0.2, 0.2]
+    assert [r["changes"] for r in records(run, "applied")] == [{"lr": [0.1, 0.2]}, {"mix": [0.5, 0.6]}]
+    assert records(run, "overwritten") == []
+    folded(run)
+
+
+@pytest.mark.parametrize("split", [[("a", {"loss": 1.0})], 3, {"a": 1.0}, {"a": None}], ids=repr)
+def test_a_split_that_is_none_does_not_stop_an_evaluation(run: Path, split: Any) -> None:
+    with Script() as script:
+        script.w.eval(1, {"loss": 1.0}, split=split)
+        script.w.eval(2, {"loss": 1.0}, split=split)
+    assert [r["metrics"] for r in records(run, "eval")] == [{"loss": 1.0}] * 2
+    (said,) = records(run, "log")
+    assert " at step 1 " in said["message"]
+    folded(run)
+
+
+@pytest.mark.parametrize("how", ["sys.stderr.close()", "sys.stderr = None", "os.close(2)", "full"])
+def test_what_cannot_be_said_on_standard_error_does_not_stop_training(run: Path, how: str) -> None:
+    (run / "telemetry.jsonl").symlink_to("/dev/full")
+    code = f"""
+import os, sys
+from trainmgr.workload import Workload
+with Workload("test", objective="loss", total_steps=20) as w:
+    {"pass" if how == "full" else how}
+    for step in w.steps():
+        w.step(step, {{"loss": 1.0}})
+        w.eval(step, {{"loss": 1.0}})
+print("trained to", step)
+"""
+    with Path("/dev/full").open("w") as full:
+        error = full if how == "full" else subprocess.PIPE
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=error, text=True, timeout=60, check=False
+        )
+    assert done.stdout == "trained to 20\n"
+
+
 # ---- several trainings in one run ------------------------------------------------------------------------
 
 

@@ -105,10 +105,11 @@ class Workload(Declarations):
         self.resumed_from = Path(resumed_from) if resumed_from else None
         self.resumed_step = whole(resumed_step, "resumed_step", least=0)
         self._objective = goal(objective, mode, counterpart, scale)
-        self._metrics = {named(name, "a metric's name"): Metric.of(metric) for name, metric in (metrics or {}).items()}
+        described = {} if metrics is None else metrics
+        self._metrics = {named(name, "a metric's name"): Metric.of(metric) for name, metric in described.items()}
         if self.objective in self._metrics and self._metrics[self.objective].depends:
             raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")
-        self._info = dict(info or {})
+        self._info = dict({} if info is None else info)
         self._resumed = {"path": str(resumed_from), "step": self.resumed_step} if resumed_from else None
         self._group = Group(broadcast)
         self.primary = self._group.rank == 0  # whether this process touches the files
@@ -335,7 +336,8 @@ class Workload(Declarations):
         """Report an evaluation, the objective among its metrics (numbers; NaN is welcome); then the "eval" boundary."""
         step, writer = self._writer.count(step), self._writer
         numbers = writer.numbers(step, metrics, self.objective)
-        tables = {"split": {name: writer.numbers(step, row) for name, row in split.items()}} if split else {}
+        parts = writer.tables(step, split)
+        tables: dict[str, Any] = {"split": parts} if parts else {}
         self._look(step)
         self._unused(step)
         moving = self._moving(step)
@@ -374,7 +376,15 @@ class Workload(Declarations):
         self._writer.report(event, **fields)
 
     def _values(self) -> dict[str, Any]:
-        return {name: parameter.get() for name, parameter in self._parameters.items()}
+        """Of all parameters that can be read at the moment."""
+        found = {}
+        for name, parameter in self._parameters.items():
+            value, problem = parameter.read()
+            if problem:
+                self._writer.say(f"parameter {name}", f"{name} cannot be read at step {self._step}: {problem}")
+            else:
+                found[name] = value
+        return found
 
     def _moving(self, step: Whole) -> dict[str, Any]:
         """Of the values that a schedule moves: what they would be without us, and what they will end on with us."""
@@ -538,7 +548,7 @@ class Workload(Declarations):
         if objection := self._group.gap(self._writer.fd) or self._objection(entry):
             self._refuse(revision, step, objection)
             return
-        before = self._values()
+        before = {name: parameter.get() for name, parameter in self._parameters.items()}
         memos = {name: parameter.memo() for name, parameter in self._parameters.items()}
         command = entry["command"]
         changes = self._changes(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainmgr.workload.values import label, real, scalar
+from trainmgr.workload.values import entries, label, real, scalar
 
 BESTS = 32  # that are noted
 BEYOND = "best-beyond"  # a best one of a later step than a run was resumed from
@@ -56,7 +57,8 @@ class Checkpoints:
                 keep.report(step)
             keep.end(step)
 
-    ``save(path)`` writes one file with all that a resume needs; a crash in the middle leaves the old one whole.
+    ``save(path)`` writes one file with all that a resume needs; a crash in the middle leaves the old one whole. Where
+    it raises, a ``log`` record says so once, and training goes on.
     ``load(path)`` is for a rollback: it puts back weights and optimizer, and nothing that counts or plans. The step
     counter, the learning-rate scheduler and the place in the data go on, or the run would count its steps twice and
     its schedule would begin again; only a resume restores them. The recipe in force stays, whatever the optimizer's
@@ -86,7 +88,7 @@ class Checkpoints:
         self._note = folder / "best-value.json"  # the last bests, for a resume
         self._bests: list[tuple[int, float]] = []  # (step, value), each better than those before it
         self._evals = 0
-        self._settled = False
+        self._settled = self._failed = False
         self._unreported: list[Path] = []  # written on command, inside of a report, where no other can be made
         if workload.resumed_from is not None:
             self._take_along(workload.resumed_from.parent)
@@ -97,8 +99,7 @@ class Checkpoints:
     def begin(self) -> None:
         """Save and report the initial checkpoint, unless the run was resumed."""
         if self._w.resumed_from is None:
-            self._write(self.initial)
-            self._w.checkpoint(0, self.initial)
+            self._told(0, self.initial, self._kept(self.initial, 0))
 
     def better(self, value: float) -> bool:
         """Whether it is a new best, by the supervisor's rule: NaN and the infinities never are."""
@@ -113,36 +114,31 @@ class Checkpoints:
         One without the objective is reported all the same, and is no best.
         """
         objective = self._w.objective
-        worth = {text: metrics[name] for name in metrics if (text := label(name)) == objective}
+        worth = {text: found for name, found in (entries(metrics) or {}).items() if (text := label(name)) == objective}
         value = real(worth.get(objective))
         better, due = self.better(value), self._evals % self._every == 0
         self._evals += 1
         if better:
             self.best_value, self.best_step = value, step
-            self._write(self.best)
-            self._note_bests([*self._bests, (step, value)])
-        if due:
-            self._write(self.last)
+            if best := self._kept(self.best, step):
+                self._kept(self._note, step, self._noted([*self._bests, (step, value)]))
+        last = due and self._kept(self.last, step)
         self._w.eval(step, metrics, split)
         if better:
-            self._w.checkpoint(step, self.best, worth, best=True)
+            self._told(step, self.best, best, worth, best=True)
         if due:
-            self._w.checkpoint(step, self.last, worth)
+            self._told(step, self.last, last, worth)
         self.report(step)
 
     def report(self, step: int) -> None:
         """Report what a command has saved since; call it after each step where parameters change at steps."""
         while self._unreported:
             path = self._unreported.pop()
-            if path.exists() or not self._w.primary:
-                self._w.checkpoint(step, path)
-            else:  # it could not be written; the other ranks pass this boundary, too
-                self._w._boundary(step, "checkpoint")
+            self._told(step, path, path.exists() or not self._w.primary)
 
     def end(self, step: int) -> None:
         """Save and report the last one."""
-        self._write(self.last)
-        self._w.checkpoint(step, self.last)
+        self._told(step, self.last, self._kept(self.last, step))
 
     def rollback(self, to: str) -> None:
         """Go back to "best", "initial" or a file of this run's, named relative to the run directory.
@@ -160,7 +156,9 @@ class Checkpoints:
             self._rehearse(path)
         else:
             self._load(path)
-        self._checkpoint("")  # a crash must not undo this
+        self._unreported.append(self.last)
+        if not self._kept(self.last):  # a crash must not undo this
+            self._unreported.pop()
 
     def _rehearse(self, path: Path) -> None:
         """Load, and see by what is saved before and after whether that did anything."""
@@ -201,10 +199,37 @@ class Checkpoints:
             return
         self._settle()
         new = path.with_name(f"{path.name}.new")
-        (write or self._save)(new)
-        with new.open("rb") as file:
-            os.fsync(file.fileno())
-        new.replace(path)
+        try:
+            (write or self._save)(new)
+            with new.open("rb") as file:
+                os.fsync(file.fileno())
+            new.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # half a file is of no use, and the disk may be full
+                new.unlink()
+            raise
+
+    def _kept(self, path: Path, step: int | None = None, write: Callable[[Path], object] | None = None) -> bool:
+        """Write a file. Where that fails, say so, once, and train on: there may be an older one."""
+        try:
+            self._write(path, write)
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                at = "" if step is None else f" at step {step}"
+                left = "the one before it is kept" if path.exists() else "there is none"
+                self._w.log("warning", f"{path.name} could not be saved{at}: {type(error).__name__}: {error}; {left}")
+            return False
+        return True
+
+    def _told(
+        self, step: int, path: Path, saved: bool, metrics: Mapping[str, Any] | None = None, *, best: bool = False
+    ) -> None:
+        """Report a checkpoint that was saved. The other ranks pass that boundary where it was not, too."""
+        if saved:
+            self._w.checkpoint(step, path, metrics, best)
+        else:
+            self._w._boundary(step, "checkpoint")
 
     def _settle(self) -> None:
         """Put aside, once, what a training that ended before this one has left: nobody may go back to that."""
@@ -218,10 +243,11 @@ class Checkpoints:
                 if path.exists():
                     path.replace(path.with_stem(BEFORE.format(path.stem)))
 
-    def _note_bests(self, bests: list[tuple[int, float]]) -> None:
+    def _noted(self, bests: list[tuple[int, float]]) -> Callable[[Path], object]:
+        """What writes them down."""
         self._bests = bests[-BESTS:]
         content = json.dumps({"bests": self._bests}, default=scalar)
-        self._write(self._note, lambda path: path.write_text(content))
+        return lambda path: path.write_text(content)
 
     def _take_along(self, folder: Path) -> None:
         """What was measured beyond the resumed step is forgotten, as the supervisor does it: it is of weights that are
@@ -243,4 +269,4 @@ class Checkpoints:
             self.best_step, self.best_value = kept[-1]
         if kept != bests and self._w.primary and self.best.exists():
             self.best.replace(self.best.with_stem(BEYOND))
-        self._note_bests(kept)
+        self._write(self._note, self._noted(kept))

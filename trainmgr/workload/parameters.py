@@ -22,23 +22,49 @@ Switch: TypeAlias = bool
 class Parameter:
     """One thing that may be changed while the run goes on. Made by ``Workload.float`` and its siblings."""
 
-    __slots__ = ("_get", "managed", "set", "spec")
+    __slots__ = ("_get", "_known", "managed", "set", "spec")
 
     def __init__(
         self, spec: dict[str, Any], get: Callable[[], Any], set: Callable[[Any], None], managed: Managed | None = None
     ) -> None:
         self.spec, self._get, self.set, self.managed = spec, get, set, managed
+        self._known = self.found()
 
     def memo(self) -> Callable[[], None]:
         """What puts it back as it is now, whatever was set or restored since."""
         if self.managed is not None:
             return self.managed.memo()
         value = self.get()
-        return lambda: None if self.get() == value else self.set(value)
+
+        def restore() -> None:
+            now, problem = self.read()
+            if problem or now != value:
+                self.set(value)
+
+        return restore
+
+    def found(self) -> Any:
+        """What the script returns, as a number, a switch or a text of Python where it is one: of numpy and torch too.
+
+        Raises what the script raises.
+        """
+        return plain(self._get(), self.spec["type"])
+
+    def read(self) -> tuple[Any, str]:
+        """The value in effect, and "". Where it cannot be read, what it was when it last could, and why it cannot."""
+        try:
+            value = self.found()
+            problem = flaw(self.spec["type"], value)
+        except Exception as error:  # a report never stops training
+            return self._known, f"`get` raised {type(error).__name__}: {error}"
+        if problem:
+            return self._known, f"its value {problem}"
+        self._known = value
+        return value, ""
 
     def get(self) -> Any:
-        """The value in effect, as a number, a switch or a text of Python: of numpy and torch too."""
-        return plain(self._get(), self.spec["type"])
+        """The value in effect, or the last one that could be read."""
+        return self.read()[0]
 
     def objection(self, value: object) -> str | None:
         """Why ``value`` may not be set, or None: the same rules as the supervisor's, checked once more."""
@@ -233,7 +259,7 @@ class Declarations:
         if "scheduled" in spec:
             spec["scheduled"] = bool(spec["scheduled"])
         parameter = Parameter(spec, get, set, managed)
-        problem = "declared twice" if name in self._parameters else contradiction(spec, parameter.get())
+        problem = "declared twice" if name in self._parameters else contradiction(spec, parameter.found())
         if problem is None and len(self._parameters) >= MAX_PARAMETERS:
             problem = f"there are {MAX_PARAMETERS} parameters already"
         if problem:
@@ -262,15 +288,10 @@ def contradiction(spec: dict[str, Any], value: Any) -> str | None:
         fine = all(isinstance(choice, str) and 0 < len(choice) <= MAX_NAME for choice in texts)
         if not fine or not 0 < len(texts) <= MAX_CHOICES:
             return f"choices are 1 to {MAX_CHOICES} texts of 1 to {MAX_NAME} characters"
-    wanted, words = _TYPES[kind]
-    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
-        return f"its value at the start is {described(value)}; `get` must return {words}"
-    if kind == "choice" and len(value) > MAX_NAME:
-        return f"its value at the start has {len(value)} characters; {MAX_NAME} are allowed"
+    if problem := flaw(kind, value):
+        return f"its value at the start {problem}"
     if kind in ("choice", "bool"):
         return None
-    if kind == "int" and abs(value) > MAX_INT:
-        return f"its value at the start is beyond {MAX_INT}"
     low, high, off = spec["low"], spec["high"], spec.get("off")
     if spec.get("scale", "linear") not in ("linear", "log"):
         return f"scale is {spec['scale']!r}; allowed are 'linear' and 'log'"
@@ -287,6 +308,18 @@ def contradiction(spec: dict[str, Any], value: Any) -> str | None:
         return f"min_ratio = {least} must lie in (0, 1]"
     if delta is not None and not 0 < delta < math.inf:
         return f"max_delta = {delta} must be positive"
-    if not math.isfinite(value):
-        return f"its value at the start is {value}"
+    return None
+
+
+def flaw(kind: str, value: Any) -> str | None:
+    """Why a parameter of this type cannot have this value, whatever its range, or None."""
+    wanted, words = _TYPES[kind]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+        return f"is {described(value)}; `get` must return {words}"
+    if kind == "choice" and len(value) > MAX_NAME:
+        return f"has {len(value)} characters; {MAX_NAME} are allowed"
+    if kind == "int" and abs(value) > MAX_INT:
+        return f"is beyond {MAX_INT}"
+    if kind == "float" and not math.isfinite(value):
+        return f"is {value}; `get` must return a finite number"
     return None

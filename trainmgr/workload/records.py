@@ -16,6 +16,7 @@ from trainmgr.workload import ranks
 from trainmgr.workload.values import (
     MAX_NAME,
     described,
+    entries,
     figure,
     instead,
     label,
@@ -137,12 +138,10 @@ class Writer:
             return True
         self.fd, self._rival = None, fd
         ranks.rival(fd)
-        with contextlib.suppress(OSError, ValueError):  # standard error may be closed, or on a full disk
-            print(
-                f"{self._name}: another process writes the telemetry of this run, so process {os.getpid()} reports "
-                f"nothing and gets no changes; its training goes on. {ranks.REMEDY}.",
-                file=sys.stderr,
-            )
+        self._complain(
+            f"another process writes the telemetry of this run, so process {os.getpid()} reports nothing and gets no "
+            f"changes; its training goes on. {ranks.REMEDY}."
+        )
         return False
 
     def _ours(self, fd: int) -> bool:
@@ -187,7 +186,7 @@ class Writer:
         What is no plain number is read now: the script may write its next loss into the same tensor.
         """
         if step < self._last:
-            self._say("back", BACK.format(self._last, step), "info")  # the supervisor counts them
+            self.say("back", BACK.format(self._last, step), "info")  # the supervisor counts them
         self._last = step
         try:
             row = dict(metrics)
@@ -211,7 +210,7 @@ class Writer:
         self._speak()
         self.flush()
 
-    def _say(self, about: str, message: str, level: str = "warning") -> None:
+    def say(self, about: str, message: str, level: str = "warning") -> None:
         """Say something once, in a ``log`` record that follows what is reported next."""
         if about not in self._said:
             self._said.add(about)
@@ -229,7 +228,7 @@ class Writer:
         except (TypeError, ValueError) as error:
             value = real(step)
             last = math.floor(value) if math.isfinite(value) else self._last
-            self._say("step", f"{error}; it counts as {last}: report how many training steps are done")
+            self.say("step", f"{error}; it counts as {last}: report how many training steps are done")
             return last
 
     def numbers(self, step: int, metrics: Mapping[str, Any], needed: str | None = None) -> dict[str, Any]:
@@ -238,24 +237,34 @@ class Writer:
         So is it when ``needed`` is not there at all.
         """
         found: dict[str, Any] = {}
-        if not hasattr(metrics, "items"):
+        if (given := entries(metrics)) is None:
             what = f"the metrics at step {step} are {described(metrics)}, and are left out"
-            self._say("metrics", f"{what}; report names with numbers, such as {{'loss': 1.5}}")
+            self.say("metrics", f"{what}; report names with numbers, such as {{'loss': 1.5}}")
             return found
-        for name, value in metrics.items():
+        for name, value in given.items():
             try:
                 found[label(name)] = number(value)
             except TypeError:
                 if len(self._said) < MAX_SAID:
                     short = label(name)[:MAX_NAME]
                     what = f"{short!r} is left out: it is {described(value)} at step {step}, no number"
-                    self._say(f"metric {short}", f"{what}; {instead(value)}")
-        names = list(map(label, metrics))
+                    self.say(f"metric {short}", f"{what}; {instead(value)}")
+        names = list(map(label, given))
         if needed is not None and needed not in names and "objective" not in self._said:
             there = ", ".join(names)[:200] or "nothing"
             what = f"the evaluation at step {step} is without the objective {needed!r}; it has: {there}"
-            self._say("objective", f"{what}.{nearest(needed, found)}")
+            self.say("objective", f"{what}.{nearest(needed, found)}")
         return found
+
+    def tables(self, step: int, split: Any) -> dict[str, dict[str, Any]]:
+        """The same for each part of an evaluation."""
+        if split is None:
+            return {}
+        if (parts := entries(split)) is None:
+            what = f"the split at step {step} is {described(split)}, and is left out"
+            self.say("split", f"{what}; report parts with metrics, such as {{'easy': {{'loss': 1.5}}}}")
+            return {}
+        return {label(name): self.numbers(step, row) for name, row in parts.items()}
 
     def flush(self) -> None:
         """Write what was gathered. A full disk costs records, never the training run: the loss is reported later."""
@@ -279,7 +288,13 @@ class Writer:
             self._backlog = data if len(data) <= MAX_BACKLOG else data[: data.index(b"\n") + 1]
             if not self._complained:
                 self._complained = True
-                print(f"{self._name}: telemetry cannot be written ({error}); training goes on", file=sys.stderr)
+                self._complain(f"telemetry cannot be written ({error}); training goes on")
+
+    def _complain(self, message: str) -> None:
+        """Say something where telemetry cannot. Standard error may be closed, gone, or on a full disk itself."""
+        with contextlib.suppress(Exception):
+            if sys.stderr is not None:
+                print(f"{self._name}: {message}", file=sys.stderr, flush=True)
 
     def _numbers(self, step: int, metrics: Mapping[str, Any]) -> str:
         """The metrics of a step as JSON. Most steps have the names of the step before and plain finite numbers."""

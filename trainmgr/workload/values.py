@@ -97,7 +97,9 @@ def whole(value: Any, name: str, most: int | None = MAX_INT, least: int | None =
 
 def plain(value: Any, kind: str) -> Any:
     """The value of a parameter as the protocol has it, by the type of the parameter; as it is where that cannot be."""
-    if kind == "choice" or type(value) is _OF_KIND[kind]:
+    if kind == "choice":
+        return label(value) if isinstance(value, str) else value
+    if type(value) is _OF_KIND[kind]:
         return value
     try:
         found = scalar(value)
@@ -128,6 +130,14 @@ def named(name: Any, what: str) -> str:
         found = f"{name[:MAX_NAME]!r}..., {len(name)} characters" if isinstance(name, str) else described(name)
         raise ValueError(f"{what} is {found}; it must be text of 1 to {MAX_NAME} characters")
     return label(name)
+
+
+def entries(metrics: Any) -> dict[Any, Any] | None:
+    """What a mapping holds, by name; None for what is none, whatever it is."""
+    try:
+        return dict(metrics.items())
+    except Exception:
+        return None
 
 
 def described(value: Any) -> str:
