@@ -290,6 +290,40 @@ def test_of_the_forks_of_a_workload_that_was_started_one_writes(run: Path, count
     assert done.stderr.count("reports nothing") == count - 1
 
 
+HELPER = """
+import multiprocessing, os, sys
+from trainmgr.workload import Workload
+with Workload("helped", objective="loss", total_steps=30) as w:
+    w._period = 1e9  # there is always something gathered
+    for step in w.steps():
+        w.step(step, {"loss": 1.0})
+        if step % 10 == 0:
+            WHAT
+        if step % 10 == 5:
+            w.eval(step, {"loss": 1.0})
+"""
+HELPERS = {
+    "ends like a script": "child = os.fork()\n            if child == 0: sys.exit(0)\n            os.waitpid(child, 0)",
+    "fails": "child = os.fork()\n            if child == 0: raise ValueError\n            os.waitpid(child, 0)",
+    "reports": """context = multiprocessing.get_context("fork")
+            child = context.Process(target=lambda: (w.eval(step, {"loss": 0.0}), w.step(step, {"loss": 0.0})))
+            child.start()
+            child.join()""",
+}
+
+
+@pytest.mark.parametrize("what", HELPERS)
+def test_a_fork_of_a_process_that_reports_is_a_helper_and_writes_nothing(run: Path, what: str) -> None:
+    done = subprocess.run([sys.executable, "-c", HELPER.replace("WHAT", HELPERS[what])],
+                          capture_output=True, text=True, timeout=TIME_LIMIT, check=True)  # fmt: skip
+    assert [r["step"] for r in records(run, "step")] == list(range(1, 31))
+    assert [(r["step"], r["metrics"]["loss"]) for r in records(run, "eval")] == [(5, 1.0), (15, 1.0), (25, 1.0)]
+    assert [r["status"] for r in records(run, "end")] == ["completed"]
+    assert records(run, "log") == []
+    assert done.stderr.count("is a fork of the one that reports this run") == (3 if what == "reports" else 0)
+    folded(run)
+
+
 @pytest.mark.parametrize("problem", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_where_there_are_no_locks_everybody_writes_and_changes_are_made(
     run: Path, monkeypatch: pytest.MonkeyPatch, problem: int

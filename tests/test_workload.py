@@ -738,6 +738,99 @@ def test_a_training_that_goes_on_from_a_checkpoint_keeps_what_is_in_force(run: P
     assert records(run, "log") == []
 
 
+def test_a_training_that_was_never_ended_is_over_when_the_next_one_of_its_process_reports(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Script() as first:
+        control(run, 1, {"lr": 0.2})
+        first.w.step(1, {"loss": 1.0})
+        monkeypatch.setattr(workload, "PERIOD", 1e9)
+        first.w._period = 1e9
+        first.w.step(2, {"loss": 1.0})  # gathered
+        second = Script()
+        second.w.step(1, {"loss": 2.0})
+        second.w.flush()
+        assert second.recipe["lr"] == 0.1
+        first.w.eval(3, {"loss": 1.0})
+        first.w.step(3, {"loss": 1.0})
+    assert [(r["event"], r.get("step")) for r in records(run)] == [
+        ("start", None), ("step", 1), ("applied", 1), ("step", 2), ("start", None), ("log", None), ("step", 1),
+    ]  # fmt: skip
+    assert "one is over, and another begins" in records(run, "log")[0]["message"]
+    err = capsys.readouterr().err
+    assert err == "test: a report is not written: test reports this run since; training goes on\n"
+    folded(run)
+
+
+def test_of_two_workloads_at_once_in_one_process_the_first_reports_and_is_managed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keeps = [workload.Checkpoints(s, lambda path, k=k: path.write_text(k), lambda path: None) for s, k in (
+        (Workload("gen", objective="loss", total_steps=9), "gen"), (Workload("disc", objective="loss"), "disc"))
+    ]  # fmt: skip
+    first, second = (keep._w for keep in keeps)
+    with first, second:
+        for step in range(1, 4):
+            for keep in keeps:
+                if step == 1:
+                    keep.begin()
+                keep._w.step(step, {"loss": 1.0})
+                keep.eval(step, {"loss": 1.0})
+    assert [start["workload"] for start in records(run, "start")] == ["gen"]
+    assert [r["step"] for r in records(run, "eval")] == [1, 2, 3]
+    assert len(records(run, "end")) == 1
+    assert (run / "checkpoints/initial.pt").read_text() == (run / "checkpoints/best.pt").read_text() == "gen"
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("disc: gen reports this run in the same process, so disc reports nothing")
+    folded(run)
+
+
+def test_reports_after_the_end_are_said_once_and_dropped(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Script() as script:
+        script.w.step(1, {"loss": 1.0})
+        script.w.end(1)
+        for step in range(2, 5):
+            script.w.step(step, {"loss": 1.0})
+            script.w.eval(step, {"loss": 1.0})
+            script.w.checkpoint(step, "x")
+            script.w.log("info", "x")
+        script.w.end(5)
+    assert records(run)[-1]["event"] == "end"
+    assert capsys.readouterr().err == "test: a report is not written: it was ended before; training goes on\n"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_file_that_something_has_closed_is_never_taken_for_another(run: Path, gone: bool) -> None:
+    code = f"""
+import os
+from trainmgr.workload import Workload
+with Workload("test", objective="loss", total_steps=9) as w:
+    w.step(1, {{"loss": 1.0}})
+    w.eval(1, {{"loss": 1.0}})
+    if {gone}:
+        os.rename("{run}/telemetry.jsonl", "{run}/away")
+        open("{run}/telemetry.jsonl", "w").close()
+    os.closerange(3, 256)  # as daemons do
+    with open("{run}/model", "wb", buffering=0) as model:
+        for step in range(2, 10):
+            w.step(step, {{"loss": 1.0}})
+            w.eval(step, {{"loss": 1.0}})
+        w.end(9)
+        model.write(b"MODEL")  # still open
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert (run / "model").read_text() == "MODEL"
+    if gone:
+        assert records(run) == []
+        assert len((run / "away").read_text().splitlines()) == 3
+        assert done.stderr.count("something has closed the file of telemetry") == 1
+    else:
+        assert [r["step"] for r in records(run, "eval")] == list(range(1, 10))
+        assert records(run)[-1]["event"] == "end"
+        assert done.stderr == ""
+        folded(run)
+
+
 # ---- commands --------------------------------------------------------------------------------------------
 
 
@@ -777,7 +870,7 @@ def test_a_setter_that_raises_during_a_restart_does_not_stop_training(run: Path)
     with Script() as script:
         control(run, 1, {"lr": 0.2})
         script.w.step(1, {"loss": 1.0})
-    w = Workload("test", objective="loss")
+    w = Workload("test", objective="loss", resumed_from="a", resumed_step=1)
 
     def broken(value: float) -> None:
         raise RuntimeError("out of order")

@@ -192,8 +192,12 @@ class Workload(Declarations):
 
     def _announce(self) -> None:
         """Write the ``start`` record, once: before the first step of ``steps``, else with the first report."""
+        if self._announced:
+            return
         self.start()
         self._announced = True
+        if not self._writer.leads():
+            self.primary = self._group.leave()
         for name, metric in self._metrics.items():
             if strange := set(metric.depends) - set(self._parameters):
                 raise ValueError(f"{name} depends on {min(strange)!r}, which is no parameter of this workload")
@@ -274,8 +278,7 @@ class Workload(Declarations):
         """
         if self.total_steps is None:
             raise ValueError("steps() needs total_steps")
-        if not self._announced:
-            self._announce()
+        self._announce()
         for step in range(self._step + 1 if first is None else whole(first, "first"), self.total_steps + 1):
             if self.stopping:
                 break
@@ -319,6 +322,8 @@ class Workload(Declarations):
                     self._poll()
             elif not finite:
                 self.flush()
+        else:
+            self._writer.late()
         if self._persistence.recent:
             self._look(step)
         if self._group.world > 1 and step % self._sync_every == 0:
@@ -371,8 +376,7 @@ class Workload(Declarations):
         self._writer.flush()
 
     def _report(self, event: str, **fields: Any) -> None:
-        if not self._announced:
-            self._announce()
+        self._announce()
         self._writer.report(event, **fields)
 
     def _values(self) -> dict[str, Any]:

@@ -28,7 +28,6 @@ class Reporter(Protocol):
     resumed_step: int
     primary: bool
 
-    def start(self) -> None: ...
     @property
     def another(self) -> bool: ...
     @property
@@ -41,6 +40,7 @@ class Reporter(Protocol):
     def eval(
         self, step: int, metrics: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]] | None = None
     ) -> None: ...
+    def _announce(self) -> None: ...
     def _boundary(self, step: int, kind: str) -> None: ...
 
 
@@ -195,9 +195,9 @@ class Checkpoints:
 
     def _write(self, path: Path, write: Callable[[Path], object] | None = None) -> None:
         """Write a file so that there is always a whole one."""
+        self._settle()
         if not self._w.primary:
             return
-        self._settle()
         new = path.with_name(f"{path.name}.new")
         try:
             (write or self._save)(new)
@@ -236,7 +236,9 @@ class Checkpoints:
         if self._settled:
             return
         self._settled = True
-        self._w.start()
+        if self._w.resumed_from is not None:
+            return
+        self._w._announce()
         if self._w.another and self._w.primary:
             self._note.unlink(missing_ok=True)
             for path in (self.initial, self.best, self.last):

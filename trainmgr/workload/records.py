@@ -42,6 +42,7 @@ SEVERAL = "this run has several trainings"  # begins what the log says of it, on
 ROLES = ("success", "unsafe", "policy step", "action noise", "loss gradient")
 _PLAIN = frozenset((float, int))
 _ENDED: set[str] = set()  # telemetry of trainings that ended in this process
+_OPEN: dict[str, Writer] = {}  # telemetry to the one of this process that has it
 
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=scalar).encode
 
@@ -111,7 +112,11 @@ class Writer:
         self._backlog = b""  # what the disk refused; a torn line's rest comes first
         self._complained = False
         self._path = ""
+        self._identity = (0, 0)  # of the file
         self._pid = 0  # of the process that may write
+        self._first = 0  # the first seq of this life
+        self._elder: tuple[Writer, int] | None = None  # who has the file in this process, and its seq at that moment
+        self._silent = ""  # why what comes now is not written, until that was said
         self._rival: int | None = None  # the file, where another process writes it
         self._last = 0  # the last training step
         self._said: set[str] = set()  # what the log has spoken of
@@ -119,24 +124,62 @@ class Writer:
 
     def open(self, path: Path) -> bool:
         """Go on after what is in the file. False where another process writes it: then nothing is ever written here."""
+        self._path = os.path.realpath(path)
+        elder = _OPEN.get(self._path)
+        if elder is not None and elder.fd is not None and elder._pid == os.getpid():
+            elder.flush()
+            self._elder = (elder, elder.seq)
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not self._claims(fd, ranks.WRITER):
             return False
-        self.fd, self._pid, self._path = fd, os.getpid(), os.path.realpath(path)
+        self.fd, self._pid, self._identity = fd, os.getpid(), _identity(fd)
         self._take_up(fd)
+        self._first = self.seq
+        _OPEN.setdefault(self._path, self)
+        return True
+
+    def leads(self) -> bool:
+        """Called before the first record. False where another one of this process has the file and goes on with it:
+        then nothing is ever written here. One that does not go on is over."""
+        if self._elder is None:
+            return True
+        (elder, seq), self._elder = self._elder, None
+        if elder.fd is not None and (elder.seq != seq or elder._steps):
+            self.fd = None  # not closed: that would end the claim of the other one
+            self._complain(
+                f"{elder._name} reports this run in the same process, so {self._name} reports nothing and gets no "
+                "changes; its training goes on. A run has one Workload at a time: declare everything in one, or end it "
+                "before the next one begins, by `with` or end()."
+            )
+            return False
+        if elder.fd is not None:
+            elder.fd, elder._silent = None, f"{self._name} reports this run since"
+            self.ended = self.ended or ("over" if elder.seq != elder._first else "")
+        _OPEN[self._path] = self
         return True
 
     def close(self) -> None:
-        _ENDED.add(self._path)
+        """Nothing more is written here; who tries is told, once."""
+        if self.fd is not None:
+            _ENDED.add(self._path)
+            self._silent = "it was ended before"
+            if _OPEN.get(self._path) is self:
+                del _OPEN[self._path]
         for fd in (self.fd, self._rival):
-            if fd is not None:
+            if fd is not None and _identity(fd) == self._identity:
                 os.close(fd)
         self.fd = self._rival = None
+
+    def late(self) -> None:
+        """Something is reported that cannot be written any more."""
+        if self._silent:
+            self._complain(f"a report is not written: {self._silent}; training goes on")
+            self._silent = ""
 
     def _claims(self, fd: int, byte: int) -> bool:
         if ranks.claim(fd, byte):
             return True
-        self.fd, self._rival = None, fd
+        self.fd, self._rival, self._identity = None, fd, _identity(fd)
         ranks.rival(fd)
         self._complain(
             f"another process writes the telemetry of this run, so process {os.getpid()} reports nothing and gets no "
@@ -145,11 +188,33 @@ class Writer:
         return False
 
     def _ours(self, fd: int) -> bool:
-        """Whether this process may write. Of the forks of the one that opened the file, the first to write may."""
-        if self._pid == os.getpid():
-            return True
-        self._pid = os.getpid()
-        return self._claims(fd, ranks.FORK)
+        """Whether this process may write, and into this file.
+
+        Of the forks of the one that opened the file, the first to write may, unless that has written by itself. Then a
+        fork of it is a helper, which has copies of what is not yet written, and comes to its end by the same code.
+        """
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            if self.seq == self._first:
+                return self._claims(fd, ranks.FORK)
+            self.fd, self._silent = None, f"process {self._pid} is a fork of the one that reports this run"
+            return False
+        return _identity(fd) == self._identity or self._again()
+
+    def _again(self) -> bool:
+        """Somebody has closed the file, as daemons do with all that they have open; its number may be another one's."""
+        self.fd = None
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except OSError:
+            fd = -1
+        if _identity(fd) == self._identity:
+            self.fd = fd
+            return self._claims(fd, ranks.WRITER)
+        if fd >= 0:
+            os.close(fd)
+        self._complain("something has closed the file of telemetry, and it is not there any more; training goes on")
+        return False
 
     def _take_up(self, fd: int) -> None:
         """Go on after the records of an earlier life of this run: the next seq, the revisions already answered."""
@@ -203,9 +268,11 @@ class Writer:
 
     def report(self, event: str, **fields: Any) -> None:
         """Write a record at once, after the steps before it."""
-        if self.fd is None:
-            return
         self.flush()
+        if self.fd is None:
+            if event not in ("log", "end"):
+                self.late()
+            return
         self._emit(event, **fields)
         self._speak()
         self.flush()
@@ -324,6 +391,15 @@ class Writer:
         record = self._common(event, self.seq) | fields
         self.seq += 1
         self._lines.append(self._fit(_dump(record) + "\n"))
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Which file it is; (0, 0) where none is open."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 def _dump(value: Any) -> str:
