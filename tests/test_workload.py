@@ -200,12 +200,79 @@ def test_seq_has_no_gaps_across_a_restart_after_a_torn_line(run: Path) -> None:
     assert (state.gaps, state.garbage, state.starts) == (0, 1, 2)
 
 
-def test_a_record_too_long_is_replaced_by_a_word_about_it(run: Path) -> None:
+def longest(run: Path) -> int:
+    return max(map(len, (run / "telemetry.jsonl").read_bytes().splitlines(keepends=True)))
+
+
+def test_a_record_too_long_is_written_without_what_can_be_spared(run: Path) -> None:
+    many = {f"per_class/class_{i:05d}/f1": 0.123456789 for i in range(2000)}
+    with Script(counterpart="train") as script:
+        for step in (1, 2):
+            script.w.step(step, {"a": 1.0, **many})
+            script.w.eval(step, {"a": 1.0, **many, "loss": 2.0, "train": 3.0})
+            script.w.eval(step, {"loss": 4.0, "train": 5.0}, split={name: {"loss": 1.0} for name in many})
+    big, parts, *_ = records(run, "eval")
+    assert (big["metrics"]["loss"], big["metrics"]["train"], big["metrics"]["a"]) == (2.0, 3.0, 1.0)
+    assert list(big["metrics"])[1:-2] == list(many)[: len(big["metrics"]) - 3]
+    assert 1500 < len(big["metrics"]) < 2000
+    assert (parts["metrics"], len(parts["split"]) > 1000) == ({"loss": 4.0, "train": 5.0}, True)
+    assert MAX_LINE - 50 < longest(run) <= MAX_LINE
+    left = [f"left out: {2002 - len(big['metrics']) + 1:,} of 2,003 entries of metrics"]
+    said = [r["message"] for r in records(run, "log")]
+    assert said[1].startswith("the record eval at step 1 has ")
+    assert said[1].endswith(left[0])
+    assert said[0].startswith("the record step at step 1 has ")
+    assert len(said) == 2
+    state = folded(run)
+    assert (state.evals, state.step, state.latest) == (4, 2, 4.0)
+
+
+def test_a_start_too_long_is_written_without_info_and_descriptions(run: Path) -> None:
+    metrics = {f"metric {i}": "x" * 1000 for i in range(60)}
+    with Script(info={f"arg_{i}": "x" * 100 for i in range(700)}, metrics=metrics) as script:
+        control(run, 1, {"lr": 0.2})
+        script.w.step(1, {"loss": 1.0})
+    assert script.recipe["lr"] == 0.2
+    (start,) = records(run, "start")
+    assert start["metrics"]["metric 0"] == {"description": "x" * 1000}
+    assert "left out: " in records(run, "log")[0]["message"]
+    assert longest(run) <= MAX_LINE
+    assert folded(run).starts == 1
+
+
+def test_a_start_too_long_with_its_descriptions_is_written_without_them(run: Path) -> None:
+    metrics = {f"metric {i}": Metric("x" * 1000, "success") for i in range(100)}
+    with Script(info={"a": 1}, metrics=metrics) as script:
+        script.w.step(1, {"loss": 1.0})
+    (start,) = records(run, "start")
+    assert (start["metrics"]["metric 9"], start["info"]) == ({"description": "", "role": "success"}, {})
+    assert records(run, "log")[0]["message"].endswith("left out: 1 of 1 entries of info, descriptions of metrics")
+
+
+def test_a_record_of_which_nothing_can_be_spared_is_replaced_by_a_word_about_it(run: Path) -> None:
     with Script() as script:
-        script.w.eval(1, {"loss": 1.0, **{f"metric {i}": 1.0 for i in range(6000)}})
-    assert "bytes was dropped" in records(run, "log")[0]["message"]
-    assert max(map(len, (run / "telemetry.jsonl").read_bytes().splitlines(keepends=True))) <= MAX_LINE
+        script.w.checkpoint(1, "x" * MAX_LINE)
+    assert records(run, "log")[0]["message"].startswith("the record checkpoint at step 1 has 65,")
+    assert records(run, "log")[0]["message"].endswith("bytes, and 65,536 are allowed; it is dropped")
     folded(run)
+
+
+def test_a_counterpart_that_is_never_there_is_said_once(run: Path) -> None:
+    with Script(counterpart="train_los") as script:
+        script.w.eval(1, {"loss": 1.0, "train_loss": 1.0})
+        script.w.eval(2, {"loss": 1.0, "train_loss": 1.0})
+    (said,) = records(run, "log")
+    assert said["message"] == (
+        "the evaluation at step 1 is without the counterpart 'train_los'; it has: loss, train_loss. "
+        "Was 'train_loss' meant?"
+    )
+
+
+def test_a_counterpart_that_is_measured_now_and_then_is_none_to_speak_of(run: Path) -> None:
+    with Script(counterpart="train") as script:
+        script.w.eval(1, {"loss": 1.0, "train": 1.0})
+        script.w.eval(2, {"loss": 1.0})
+    assert records(run, "log") == []
 
 
 def test_a_full_disk_costs_records_and_never_the_training_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,8 @@ class Workload(Declarations):
         self.directory = Path(place) if place else None
         self._checkpoints: Path | None = None
 
-        self._writer = Writer(self.name)
+        needed = {"objective": self.objective, "counterpart": self._objective["counterpart"]}
+        self._writer = Writer(self.name, {role: name for role, name in needed.items() if name is not None})
         self._inbox = Inbox()
         self._started = self._applying = self._ended = False
         self._step = self.resumed_step
@@ -340,7 +341,7 @@ class Workload(Declarations):
     ) -> None:
         """Report an evaluation, the objective among its metrics (numbers; NaN is welcome); then the "eval" boundary."""
         step, writer = self._writer.count(step), self._writer
-        numbers = writer.numbers(step, metrics, self.objective)
+        numbers = writer.numbers(step, metrics, needed=True)
         parts = writer.tables(step, split)
         tables: dict[str, Any] = {"split": parts} if parts else {}
         self._look(step)

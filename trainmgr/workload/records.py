@@ -33,6 +33,7 @@ PROTOCOL_VERSION = 1
 MAX_LINE = 64 * 1024  # bytes, line break included
 MAX_BACKLOG = 8 * 1024 * 1024  # bytes kept while the disk refuses them
 MAX_TEXT = 2_000  # characters of a log message or a reason
+SPARED = ("split", "moving", "info", "metrics", "action_space", "groups")  # of a record that is too long, in this order
 MAX_SAID = 16  # names of metrics that are no numbers, of which the log speaks
 BACK = (
     "the step went back from {} to {}: report steps of the whole run, not of each epoch, and let load() leave the "
@@ -95,8 +96,9 @@ class Metric(NamedTuple):
 class Writer:
     """Appends records to one file. ``step`` only gathers; everything else goes to disk at once."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, needed: Mapping[str, str] | None = None) -> None:
         self._name = name
+        self.needed = dict(needed or {})  # what an evaluation must have, by what it is to us
         self.fd: int | None = None  # None: nothing is written
         self.seq = 0
         self.handled = -1  # the last revision that an earlier life of this run answered
@@ -298,10 +300,10 @@ class Writer:
             self.say("step", f"{error}; it counts as {last}: report how many training steps are done")
             return last
 
-    def numbers(self, step: int, metrics: Mapping[str, Any], needed: str | None = None) -> dict[str, Any]:
+    def numbers(self, step: int, metrics: Mapping[str, Any], *, needed: bool = False) -> dict[str, Any]:
         """Metrics as the protocol has them. What is no number is left out, and spoken of once for each name.
 
-        So is it when ``needed`` is not there at all.
+        With ``needed``, of an evaluation, so is it when what is needed is not there at all.
         """
         found: dict[str, Any] = {}
         if (given := entries(metrics)) is None:
@@ -317,10 +319,13 @@ class Writer:
                     what = f"{short!r} is left out: it is {described(value)} at step {step}, no number"
                     self.say(f"metric {short}", f"{what}; {instead(value)}")
         names = list(map(label, given))
-        if needed is not None and needed not in names and "objective" not in self._said:
-            there = ", ".join(names)[:200] or "nothing"
-            what = f"the evaluation at step {step} is without the objective {needed!r}; it has: {there}"
-            self.say("objective", f"{what}.{nearest(needed, found)}")
+        for role, wanted in self.needed.items() if needed else ():
+            if wanted not in names:
+                there = ", ".join(names)[:200] or "nothing"
+                what = f"the evaluation at step {step} is without the {role} {wanted!r}; it has: {there}"
+                self.say(role, f"{what}.{nearest(wanted, found)}")
+            elif role == "counterpart":  # perhaps not measured every time
+                self._said.add(role)
         return found
 
     def tables(self, step: int, split: Any) -> dict[str, dict[str, Any]]:
@@ -377,12 +382,44 @@ class Writer:
         return _dump(self.numbers(step, metrics))
 
     def _fit(self, line: str) -> bytes:
+        """A line as bytes: a record that is too long without what can be spared first."""
         data = line.encode(errors="replace")  # lone surrogates
         if len(data) <= MAX_LINE:
             return data
-        text = f"a record of {len(data)} bytes was dropped; {MAX_LINE} are allowed"
-        seq = json.loads(line)["seq"]
-        return (_dump(self._common("log", seq) | {"level": "warning", "message": text}) + "\n").encode()
+        record, left_out = json.loads(line), []
+        event, size = record["event"], len(data)
+        for part in SPARED:
+            if size > MAX_LINE and record.get(part):
+                left_out.append(self._spare(record, part, size - MAX_LINE))
+                size = len(_bytes(record))
+        at = f" at step {record['step']}" if "step" in record else ""
+        what = f"the record {event}{at} has {len(data):,} bytes, and {MAX_LINE:,} are allowed"
+        if size > MAX_LINE:
+            what = f"{what}; it is dropped"
+            record = self._common("log", record["seq"]) | {"level": "warning", "message": what}
+            return _bytes(record)
+        self.say(f"long {event}", f"{what}; left out: {', '.join(left_out)}")
+        return _bytes(record)
+
+    def _spare(self, record: dict[str, Any], part: str, excess: int) -> str:
+        """Leave out what comes last in a part of a record, as much as must be; of metrics never what is needed."""
+        held = record[part]
+        if part == "metrics" and record["event"] == "start":
+            for name, described in held.items():
+                held[name] = {**described, "description": ""}
+            return "descriptions of metrics"
+        if part == "action_space":
+            for parameter in held:
+                parameter["description"] = ""
+            return "descriptions of parameters"
+        spared, freed = 0, 0
+        for name in reversed(list(held)):
+            if freed >= excess:
+                break
+            if part != "metrics" or name not in self.needed.values():
+                freed += len(_bytes({name: held.pop(name)})) - 2  # braces and line break, but for the comma
+                spared += 1
+        return f"{spared:,} of {spared + len(held):,} entries of {part}"
 
     def _common(self, event: str, seq: int) -> dict[str, Any]:
         return {"v": PROTOCOL_VERSION, "seq": seq, "t": round(time.time(), 6), "event": event}
@@ -400,6 +437,11 @@ def _identity(fd: int) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return status.st_dev, status.st_ino
+
+
+def _bytes(record: Any) -> bytes:
+    """A line of the file."""
+    return f"{_dump(record)}\n".encode(errors="replace")
 
 
 def _dump(value: Any) -> str:
