@@ -145,7 +145,8 @@ train()
     [
         ("print('training')", "No telemetry was written."),
         (BASE + "train(accuracy=1.0, Loss_=2.0)", "The objective 'loss' is in none of the evaluations."),
-        (BASE.replace("recipe.update(lr=v)", "None") + "train()", "lr was set to 0.505, and 0.1 is in effect."),
+        (BASE.replace("recipe.update(lr=v)", "None") + "train()",
+         "A change of lr within its bounds was refused: set(0.505) left lr at 0.1"),
         (BASE.replace("recipe.update(lr=v)", "1 / 0") + "train()",
          "A change of lr within its bounds was refused: ZeroDivisionError: division by zero"),
         (BASE.replace("w.step(step, {", "recipe.update(lr=0.1); w.step(step, {") + "train()",

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trainmgr import protocol, workload
@@ -444,7 +445,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "infinite": {"lr": math.inf},
     "1e999": {"lr": 1e999},
     "huge int": {"lr": 10**400},
-    "too high": {"lr": 1.0000001},
+    "too high": {"lr": 1.00001},
+    "a whole number too high": {"depth": 10},
     "too low": {"lr": 0.0},
     "text": {"lr": "0.2"},
     "true": {"lr": True},
@@ -1052,11 +1054,90 @@ def test_a_setter_that_raises_is_refused_and_everything_is_set_back(run: Path) -
 
 
 def test_the_acknowledgment_carries_what_is_in_effect_not_what_was_asked(run: Path) -> None:
-    w = Workload("test", objective="loss")
-    w.float("lr", get=lambda: 0.1, set=lambda value: None, low=0.0, high=1.0)  # a setter without effect
-    control(run, 1, {"lr": 0.9})
+    w, recipe = Workload("test", objective="loss"), {"lr": np.float32(0.1)}
+    w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=np.float32(v)), low=1e-4, high=1.0)
+    control(run, 1, {"lr": 1e-4})
     w.step(1, {"loss": 1.0})
-    assert records(run, "applied")[0]["changes"] == {"lr": [0.1, 0.1]}
+    assert records(run, "applied")[0]["changes"] == {"lr": [float(np.float32(0.1)), float(np.float32(1e-4))]}
+    assert folded(run).space.parameters["lr"].objection(float(np.float32(1e-4))) is None  # a little below low
+
+
+def test_a_bound_that_went_through_float32_is_inside(run: Path) -> None:
+    w, recipe = Workload("test", objective="loss"), {"lr": np.float32(1e-4)}
+    w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=np.float32(v)), low=1e-4, high=1.0)
+    w.step(1, {"loss": 1.0})
+    assert records(run, "log") == []
+
+
+UNHEARD = {  # a setter, what is asked, and what it says
+    "does nothing": (lambda recipe, value: None, 0.9, "set(0.9) left lr at 0.1"),
+    "clamps": (lambda recipe, value: recipe.update(lr=min(value, 0.5)), 0.9, "set(0.9) left lr at 0.5"),
+    "rounds": (lambda recipe, value: recipe.update(lr=round(value, 1)), 0.77, "set(0.77) left lr at 0.8"),
+    "loses": (lambda recipe, value: recipe.update(lr=None), 0.9,
+              "set(0.9) left lr unreadable: its value is None; `get` must return a number"),
+    "moves another one": (lambda recipe, value: recipe.update(lr=value, mix=-value), 0.9,
+                          "set() of lr moved mix: -0.9 is outside [0.0, 1.0]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", UNHEARD)
+def test_a_setter_that_does_something_else_is_refused_and_everything_is_set_back(run: Path, how: str) -> None:
+    w, recipe = Workload("test", objective="loss"), {"lr": 0.1, "mix": 0.5}
+    setter, asked, reason = UNHEARD[how]
+
+    def put(value: float) -> None:
+        recipe.update(lr=value) if value == 0.1 else setter(recipe, value)
+
+    w.float("mix", get=lambda: recipe["mix"], set=lambda v: recipe.update(mix=v), low=0.0, high=1.0)
+    w.float("lr", get=lambda: recipe["lr"], set=put, low=0.0, high=1.0)
+    control(run, 1, {"lr": asked} | ({} if how == "moves another one" else {"mix": 0.6}))
+    w.step(1, {"loss": 1.0})
+    assert recipe == {"lr": 0.1, "mix": 0.5}
+    assert [r["reason"] for r in records(run, "refused")] == [reason]
+    assert records(run, "applied") == []
+    folded(run)
+
+
+def test_a_command_that_was_done_is_acknowledged_though_the_values_beside_it_are_not_taken(run: Path) -> None:
+    done: list[str] = []
+    w = Workload("test", objective="loss")
+    w.float("lr", get=lambda: 0.1, set=lambda value: None, low=0.0, high=1.0)
+    w.command("rollback", done.append)
+    control(run, 1, {"lr": 0.9}, command=command("rollback", "best"))
+    w.step(1, {"loss": 1.0})
+    assert done == ["best"]
+    assert [(r["changes"], r["command"]["name"]) for r in records(run, "applied")] == [({}, "rollback")]
+    assert [r["message"] for r in records(run, "log")] == [
+        "rollback was done, and the values stay as they were: set(0.9) left lr at 0.1"
+    ]
+
+
+def test_a_setter_that_measures_overwrites_nothing_and_loses_no_revision(run: Path) -> None:
+    w, recipe = Workload("test", objective="loss"), {"lr": 0.1}
+
+    def put(value: float) -> None:
+        recipe["lr"] = value
+        if value == 0.3:
+            control(run, 3, {"lr": 0.4})
+        w.step(step, {"loss": 1.0})
+        w.eval(step, {"loss": 1.0})
+
+    w.float("lr", get=lambda: recipe["lr"], set=put, low=0.0, high=1.0)
+    for step in range(1, 6):
+        if step in (2, 3):
+            control(run, step - 1, {"lr": step / 10})
+        w.step(step, {"loss": 1.0})
+        w.eval(step, {"loss": 1.0})
+    assert records(run, "overwritten") == []
+    assert [r["revision"] for r in records(run, "applied")] == [1, 2, 3]
+    assert folded(run).drift_count == 0
+
+
+def test_an_evaluation_of_an_earlier_step_does_not_put_the_run_back(run: Path) -> None:
+    with Workload("test", objective="loss") as w:
+        w.step(50, {"loss": 1.0})
+        w.eval(25, {"loss": 1.0})
+    assert [r["step"] for r in records(run, "end")] == [50]
 
 
 # ---- optimizers ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ Boundary = Literal["step", "eval", "checkpoint"]
 ZERO_RATIO_BASE = 1e-3  # a ratio limit at value 0 counts from this fraction of the range, or 0 could never be left
 MUCH_TRUST = 0.5  # above this a parameter may be switched off
 _SLACK = 1e-9  # relative; 3e-3 * 0.1 is not exactly 3e-4
+_ROUNDED = 1e-6  # relative; a bound of 1e-4 that went through float32 is a little less
 
 
 class Parameter(Lenient):
@@ -94,7 +95,9 @@ class Parameter(Lenient):
             return f"{self.name} = {value!r} is not finite"
         assert self.low is not None
         assert self.high is not None
-        if (self.off is not None and value == self.off) or self.low <= value <= self.high:
+        slack = _ROUNDED if self.type == "float" else 0
+        inside = self.low - slack * abs(self.low) <= value <= self.high + slack * abs(self.high)
+        if (self.off is not None and value == self.off) or inside:
             return None
         also = "" if self.off is None else f" or {self.off:g}"
         return f"{self.name} = {_shown(value)} is outside [{self.low:g}, {self.high:g}]{also}"

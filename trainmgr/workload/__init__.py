@@ -38,7 +38,7 @@ from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Lost, Persistence
 from trainmgr.workload.ranks import Group
 from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, SEVERAL, Metric, Writer, goal
-from trainmgr.workload.values import label, named, text, whole
+from trainmgr.workload.values import label, named, same, text, whole
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
 
@@ -319,15 +319,15 @@ class Workload(Declarations):
             if now - self._flushed >= self._period:
                 self._flushed = now
                 self.flush()
-                if self._group.world == 1:
+                if self._group.world == 1 and not self._applying:
                     self._poll()
             elif not finite:
                 self.flush()
         else:
             self._writer.late()
-        if self._persistence.recent:
+        if self._persistence.recent and not self._applying:
             self._look(step)
-        if self._group.world > 1 and step % self._sync_every == 0:
+        if self._group.world > 1 and step % self._sync_every == 0 and not self._applying:
             self._poll()
         if step >= self._due and not self._applying and step != self._stepped:
             self._apply(step, "step")
@@ -344,11 +344,13 @@ class Workload(Declarations):
         numbers = writer.numbers(step, metrics, needed=True)
         parts = writer.tables(step, split)
         tables: dict[str, Any] = {"split": parts} if parts else {}
-        self._look(step)
-        self._unused(step)
+        if not self._applying:  # a setter that measures: what it sets is not acknowledged yet
+            self._look(step)
+            self._unused(step)
         moving = self._moving(step)
         tables |= {"moving": moving} if moving else {}
-        self._report("eval", step=step, metrics=numbers, params=self._values(), **tables)
+        params = {} if self._applying else self._values()
+        self._report("eval", step=step, metrics=numbers, params=params, **tables)
         self._boundary(step, "eval")
 
     def checkpoint(
@@ -434,7 +436,7 @@ class Workload(Declarations):
     # -- overrides ---------------------------------------------------------------------------------------------------
 
     def _boundary(self, step: Whole, kind: str) -> None:
-        self._step = step
+        self._step = max(self._step, step)
         if self._applying:  # a command of ours reports: what waits comes after it
             return
         if self._passed[0] != step:
@@ -557,21 +559,28 @@ class Workload(Declarations):
         memos = {name: parameter.memo() for name, parameter in self._parameters.items()}
         command = entry["command"]
         changes = self._changes(entry)
-        self._applying = True
+        self._applying, done = True, False
         try:
             if problem := self._unkept(entry["keep"]):
                 self.log("warning", problem)
             if command:
                 self._commands[command["name"]](command["to"] or "")
+                done = True
                 for restore in memos.values():
                     restore()
             self._set(changes)
+            objection = self._unheard(changes, before)
         except Exception as error:  # the training loop must survive whatever a setter raises
-            self._restore(memos)
-            self._refuse(revision, step, f"{type(error).__name__}: {error}")
-            return
+            objection = f"{type(error).__name__}: {error}"
         finally:
             self._applying = False
+        if objection:
+            self._restore(memos)
+            if not done:
+                self._refuse(revision, step, objection)
+                return
+            changes = {}
+            self.log("warning", f"{command['name']} was done, and the values stay as they were: {objection}")
         self._desired.update(entry["params"])
         self._inherited.difference_update(changes)
         self._handled = revision
@@ -601,6 +610,19 @@ class Workload(Declarations):
     def _set(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             self._parameters[name].set(value)
+
+    def _unheard(self, changes: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+        """What is in effect now although it was not asked for, or may not be; "" where all is as it should."""
+        for name, parameter in self._parameters.items():
+            found, problem = parameter.read()
+            if name in changes and problem:
+                return f"set({changes[name]!r}) left {name} unreadable: {problem}"
+            if name in changes and not same(found, changes[name]):
+                return f"set({changes[name]!r}) left {name} at {found!r}"
+            moved = found != before[name] and not parameter.spec.get("scheduled")
+            if moved and name not in changes and (objection := parameter.objection(found)):
+                return f"set() of {', '.join(changes) or 'nothing'} moved {objection}"
+        return ""
 
     def _restore(self, memos: Mapping[str, Callable[[], None]]) -> None:
         for name, restore in memos.items():

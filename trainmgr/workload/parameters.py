@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from trainmgr.workload.optimizers import Managed
 from trainmgr.workload.overrides import BOUNDARIES, COMMANDS
-from trainmgr.workload.values import MAX_INT, MAX_NAME, described, figure, label, plain, text, whole
+from trainmgr.workload.values import MAX_INT, MAX_NAME, SLACK, described, figure, label, plain, text, whole
 
 MAX_PARAMETERS = 64
 MAX_CHOICES = 64
@@ -78,7 +78,9 @@ class Parameter:
             return f"{name}: {value!r} is not of type {kind}"
         if isinstance(value, float) and not math.isfinite(value):
             return f"{name}: {value!r} is not finite"
-        if value == spec.get("off") or spec["low"] <= value <= spec["high"]:
+        low, high = spec["low"], spec["high"]
+        slack = SLACK if kind == "float" else 0
+        if value == spec.get("off") or low - slack * abs(low) <= value <= high + slack * abs(high):
             return None
         return f"{name}: {value!r} is outside [{spec['low']}, {spec['high']}]"
 

@@ -13,6 +13,7 @@ from typing import Any
 
 MAX_NAME = 64  # characters of a parameter, a choice or a metric
 MAX_INT = 2**53 - 1  # the whole numbers that every reader of JSON has exactly
+SLACK = 1e-6  # relative: numbers no further apart are one, as 1e-4 and what float32 makes of it are
 NON_FINITE = ("NaN", "Infinity", "-Infinity")  # how the protocol spells what JSON does not have
 _OF_KIND = {"float": float, "int": int, "bool": bool}
 _OWN = frozenset((bool, int, float, str, bytes, bytearray, type(None)))
@@ -110,6 +111,13 @@ def plain(value: Any, kind: str) -> Any:
     if kind == "int" and isinstance(found, float) and found.is_integer():
         return int(found)
     return number(found) if kind == "float" and type(found) is int else found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a parameter are the same one, as far as it can be told when one went through float32."""
+    if isinstance(one, float) or isinstance(other, float):
+        return math.isclose(one, other, rel_tol=SLACK)
+    return bool(one == other)
 
 
 def text(value: Any, name: str) -> str:
