@@ -677,6 +677,33 @@ def test_a_value_that_cannot_be_read_any_more_is_left_out_and_said_once(run: Pat
     folded(run)
 
 
+def test_an_optimizer_whose_groups_are_gone_refuses_a_change_and_stops_nothing(run: Path) -> None:
+    optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}])
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1e-1)
+    w.step(1, {"loss": 1.0})
+    optimizer.param_groups = []
+    control(run, 1, {"lr": 5e-3})
+    w.step(2, {"loss": 1.0})
+    w.eval(2, {"loss": 1.0})
+    assert [r["reason"] for r in records(run, "refused")] == ["IndexError: list index out of range"]
+    assert records(run, "eval")[0]["params"] == {}
+    folded(run)
+
+
+@pytest.mark.parametrize("line", [
+    '{"v":1,"seq":0,"t":0.0,"event":"applied","revision":"x","step":1,"boundary":"step","changes":{}}',
+    '{"v":1,"seq":0,"t":0.0,"event":"applied","revision":1,"step":1,"boundary":"step","changes":{"lr":3}}',
+    '{"v":1,"seq":0,"t":0.0,"event":"applied","revision":1,"shares":[]}', '["applied", {"seq":0,}]',
+    '{"v":1,"seq":0,"t":0.0,"event":"end"}', '{"v":1,"seq":0,"t":0.0,"event":"end","status":["completed"]}',
+])  # fmt: skip
+def test_records_of_another_writer_that_are_none_do_not_stop_training(run: Path, line: str) -> None:
+    (run / "telemetry.jsonl").write_text(line + "\n")
+    with Script() as script:
+        script.w.step(1, {"loss": 1.0})
+    assert '"event":"step","step":1,' in (run / "telemetry.jsonl").read_text()
+
+
 @pytest.mark.parametrize("split", [[("a", {"loss": 1.0})], 3, {"a": 1.0}, {"a": None}], ids=repr)
 def test_a_split_that_is_none_does_not_stop_an_evaluation(run: Path, split: Any) -> None:
     with Script() as script:

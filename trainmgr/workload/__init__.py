@@ -556,11 +556,12 @@ class Workload(Declarations):
             self._refuse(revision, step, objection)
             return
         before = {name: parameter.get() for name, parameter in self._parameters.items()}
-        memos = {name: parameter.memo() for name, parameter in self._parameters.items()}
+        memos: dict[str, Callable[[], None]] = {}
         command = entry["command"]
         changes = self._changes(entry)
         self._applying, done = True, False
         try:
+            memos |= {name: parameter.memo() for name, parameter in self._parameters.items()}
             if problem := self._unkept(entry["keep"]):
                 self.log("warning", problem)
             if command:

@@ -120,8 +120,9 @@ class Checkpoints:
         self._evals += 1
         if better:
             self.best_value, self.best_step = value, step
-            if best := self._kept(self.best, step):
-                self._kept(self._note, step, self._noted([*self._bests, (step, value)]))
+        best = better and self._kept(self.best, step)
+        if best:
+            self._kept(self._note, step, self._noted([*self._bests, (step, value)]))
         last = due and self._kept(self.last, step)
         self._w.eval(step, metrics, split)
         if better:

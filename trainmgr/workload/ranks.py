@@ -3,8 +3,9 @@
 The rank comes from ``torch.distributed`` where it is initialized, else from ``RANK`` and ``WORLD_SIZE``. Replicas that
 neither of them tells of (``torch.multiprocessing.spawn``) find each other at the telemetry that all of them would
 write, by locks on single bytes of it. Those are POSIX locks: they belong to a process and end with it, however it ends,
-and the workers of a data loader, which are forks of it, do not have them. A file system without locks lets everybody
-write, as if nobody had asked.
+and forks of it, such as the workers of a data loader, do not have them. A fork may train in its place before anything
+is reported; later ones are helpers, and write nothing. A file system without locks lets everybody write, as if nobody
+had asked.
 """
 
 from __future__ import annotations

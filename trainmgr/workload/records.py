@@ -233,19 +233,28 @@ class Writer:
                     self.several |= SEVERAL.encode() in line
                     record = json.loads(line) if b'"applied"' in line or b'"refused"' in line else None
                     last = int(line[line.index(b'"seq":') + 6 :].split(b",", 1)[0])
-                except ValueError:
+                    if record and record.get("event") in ("applied", "refused"):
+                        self.handled = max(self.handled, record["revision"])
+                        self.shares |= {name: (a, b) for name, (a, b) in record.get("shares", {}).items()}
+                        self.effects |= {name: new for name, (_, new) in record.get("changes", {}).items()}
+                except (ValueError, TypeError, LookupError, AttributeError):  # no record, or none of ours
                     continue
-                if record and record.get("event") in ("applied", "refused"):
-                    self.handled = max(self.handled, record["revision"])
-                    self.shares |= {name: (a, b) for name, (a, b) in record.get("shares", {}).items()}
-                    self.effects |= {name: new for name, (_, new) in record.get("changes", {}).items()}
         self.seq = last + 1
         self.resuming = True
-        if not torn and b'"end"' in final and (end := json.loads(final)).get("event") == "end":
-            done = end.get("status") in ("completed", "stopped") or self._path in _ENDED
-            self.ended = str(end["status"]) if done else ""  # what failed may be started again
+        if not torn and b'"end"' in final:
+            self.ended = self._end_of(final)
         if torn:  # a line that a crash cut short must not swallow the next one
             os.write(fd, b"\n")
+
+    def _end_of(self, line: bytes) -> str:
+        """How the training before this one ended, if this is its last record; "" where it may have been started again:
+        what failed in another process."""
+        try:
+            record = json.loads(line)
+            status = str(record["status"]) if record["event"] == "end" else ""
+        except (ValueError, TypeError, LookupError):
+            return ""
+        return status if status in ("completed", "stopped") or self._path in _ENDED else ""
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> bool:
         """Gather the record of a step. Whether its values are finite numbers.
