@@ -686,7 +686,7 @@ def test_an_optimizer_whose_groups_are_gone_refuses_a_change_and_stops_nothing(r
     control(run, 1, {"lr": 5e-3})
     w.step(2, {"loss": 1.0})
     w.eval(2, {"loss": 1.0})
-    assert [r["reason"] for r in records(run, "refused")] == ["IndexError: list index out of range"]
+    assert [r["reason"] for r in records(run, "refused")] == ["set(0.005) left lr at 0.0"]
     assert records(run, "eval")[0]["params"] == {}
     folded(run)
 
