@@ -144,6 +144,59 @@ def test_ever_new_names_do_not_add_up() -> None:
     assert len(state.finiteness.steps) == finiteness.KEPT
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_objective_that_is_measured_later_speaks_for_the_weights(bad: float) -> None:
+    """As where an auxiliary loss is switched off and reported as NaN from there."""
+    records = [start(), step(0, aux_loss=1.0, grad_norm=1.0), evaluation(1, 2.0)]
+    gone = [step(i, aux_loss=bad, grad_norm=bad) for i in range(2, 12)]
+    state = fold([*records, *gone])
+    assert state.finiteness.lost == {"aux_loss": 10, "grad_norm": 10}  # nobody knows yet
+    fold([evaluation(12, 1.5, train=bad), *gone, evaluation(24, 1.5, train=bad), *gone], state)
+    assert state.finiteness.lost == {}
+    fold([evaluation(36, bad)], state)
+    assert state.finiteness.lost == {"val": 1}  # it is lost itself
+
+
+def test_an_objective_that_never_moves_speaks_for_nothing_where_it_was_not_known_before() -> None:
+    """An accuracy is finite whatever the weights are."""
+    state = fold([start(), step(0, loss=1.0), *(step(i, loss=math.nan) for i in range(1, 9))])
+    fold([evaluation(10, 0.1), step(11, loss=math.nan), evaluation(20, 0.1)], state)
+    assert state.finiteness.lost == {"loss": 9}
+    fold([evaluation(30, 0.2)], state)
+    assert state.finiteness.lost == {}
+
+
+@pytest.mark.parametrize("objective", [2.0, math.nan])
+def test_the_counterpart_alone_never_diverges(objective: float) -> None:
+    rows = [evaluation(1, 2.0, train=1.0), *(evaluation(i, objective, train=math.nan) for i in range(2, 9))]
+    state = fold([start(), *rows])
+    assert state.finiteness.lost == ({} if objective == 2.0 else {"train": 7, "val": 7})
+    assert fold([start(), rows[0], *(evaluation(i, train=math.nan) for i in range(2, 9))]).finiteness.lost == {}
+
+
+def test_a_habit_is_learnt_although_there_was_a_rollback_in_it() -> None:
+    state = fold([start(), step(0, loss=1.0), *(step(i, loss=math.nan) for i in range(1, 4))])
+    assert state.finiteness.lost == {"loss": 3}
+    more = [step(i, loss=math.nan) for i in range(4, 16)]
+    fold([applied(4, 1, command="rollback"), *more, step(16, loss=1.0)], state)
+    fold([step(i, loss=math.nan) for i in range(17, 32)], state)
+    assert state.finiteness.lost == {}  # 15 of 16 are its habit
+    fold([step(32, loss=math.nan)], state)
+    assert state.finiteness.lost == {"loss": 16}
+
+
+@pytest.mark.parametrize(("name", "patience"), [
+    ("loss", LOSS), ("train/Loss", LOSS), ("valLoss", LOSS), ("loss2", LOSS), ("aux_losses", LOSS), ("nll", LOSS),
+    ("NLLLoss", LOSS), ("grad_norm", GRADIENT), ("gradNorm", GRADIENT), ("train.gradient-norm", GRADIENT),
+    ("gradnorm", GRADIENT), ("lossGrad", GRADIENT),
+    ("degradation", None), ("upgrade", None), ("glossary", None), ("undergraduates", None), ("blossom", None),
+    ("Gradio", None), ("", None), ("x", None),
+])  # fmt: skip
+def test_names_are_read_by_their_parts(name: str, patience: int | None) -> None:
+    state = fold([start(), step(1, **{name: 1.0})])
+    assert {n: r.patience for n, r in state.finiteness.steps.items()} == ({name: patience} if patience else {})
+
+
 # -- real children under the rules -------------------------------------------------------------------------------------
 
 CHILD = """
@@ -191,3 +244,12 @@ def test_a_loss_that_was_finite_is_answered_as_before(tmp_path: Path) -> None:
     said = under_the_rules(tmp_path, metrics=BROKEN, goal="2 - step / 200 if step < 50 else math.nan", mode="min")
     first = next(verdict for verdict in said if verdict.action != "keep")
     assert (first.diagnosis, first.action, first.changes["lr"]) == ("divergence", "rollback", pytest.approx(0.03))
+
+
+@pytest.mark.parametrize("metrics", [
+    '{"nll": 2 - step / 200, "aux_loss": 0.3 if step < 45 else math.nan}',
+    '{"nll": 2 - step / 200, "degradation": 0.3 if step < 45 else math.nan}',
+])  # fmt: skip
+def test_what_is_switched_off_costs_nothing(tmp_path: Path, metrics: str) -> None:
+    said = under_the_rules(tmp_path, metrics=metrics, goal="2 - step / 200", mode="min")
+    assert {(verdict.diagnosis, verdict.action) for verdict in said} == {("healthy", "keep")}

@@ -368,9 +368,12 @@ def test_a_loss_scaler_that_finds_its_scale_is_left_alone() -> None:
         norms = (math.inf,) * 3 + (1.0,) * 7 if i in (0, 5) else (1.0,) * 10
         assert run.evaluate(5.0 - i / 10, 4.9 - i / 10, norms=norms).obey().diagnosis == "healthy"
     norms = (*(1.0,) * 2, *(math.inf,) * 8)
-    proposal = run.evaluate(3.9, 3.8, norms=norms).obey()
+    assert run.evaluate(3.9, 3.8, norms=norms).obey().diagnosis == "healthy"  # the objective says that all is well
+    for norm in (1.0, *(math.inf,) * 9):  # more than it ever took
+        run.write(protocol.Step, event="step", step=run.step + 1, metrics={"grad_norm": norm})
+    proposal = run.obey()
     assert (proposal.diagnosis, proposal.action) == ("divergence", "rollback")
-    assert proposal.evidence.startswith("grad_norm no longer finite (8 values); goal 3.9")
+    assert proposal.evidence.startswith("grad_norm no longer finite (9 values); goal 3.9")
 
 
 @pytest.mark.parametrize("goal", [4.0, math.nan])

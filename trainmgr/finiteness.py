@@ -3,13 +3,15 @@
 It need not be a divergence. A mean return is NaN until the first episode has ended, a loss scaler skips the steps whose
 gradients overflow, a batch without a sample of one task has no loss for it: none of that is in the weights. What is in
 the weights stays: a metric was finite and is not for several reports in a row, more than it ever took to come back.
-Weights that are not finite spare no loss, so one loss that is finite later speaks for all of them. Metrics other than
-losses, gradient norms and the objective may be NaN for reasons of their own; there the objective tells.
+Weights that are not finite spare no loss, so one loss that is finite later speaks for all of them, and so does the
+objective, which is what counts. Metrics other than losses, gradient norms and the objective may be NaN for reasons of
+their own; there the objective tells.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +20,9 @@ from trainmgr.wire import MAX_NAME
 LOSS = 2  # reports in a row
 GRADIENT = 8  # a loss scaler that halves its scale at every overflow is done sooner
 KEPT = 64  # metrics
+LOSSES = frozenset(("loss", "losses", "nll", "bce", "ce", "mse"))  # as parts of a name
+GRADIENTS = frozenset(("grad", "grads", "gradient", "gradients", "gradnorm"))
+_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # val_lossAux: val, loss, Aux
 
 
 @dataclass
@@ -36,13 +41,22 @@ class Reports:
     """When the first of the missing ones was reported, ..."""
     fine: int = 0
     """... and the last finite one, in records."""
+    undone: int = 0
+    """Values that were missing before a rollback which has not made it finite yet: then it is no matter of weights."""
 
     def add(self, value: float, now: int = 0) -> None:
         if math.isfinite(value):
-            self.known, self.longest, self.missing, self.fine = True, max(self.longest, self.missing), 0, now
+            if self.missing:
+                self.longest = max(self.longest, self.missing + self.undone)
+            self.known, self.missing, self.undone, self.fine = True, 0, 0, now
         else:
             self.since = self.since if self.missing else now
             self.missing += 1
+
+    def roll_back(self) -> None:
+        """What was lost with the weights of before is to be seen anew."""
+        if self.known:
+            self.undone, self.missing = self.undone + self.missing, 0
 
     @property
     def lost(self) -> bool:
@@ -57,6 +71,34 @@ class Reports:
 
 
 @dataclass
+class Witness:
+    """When the objective was measured, in records: it speaks for the weights."""
+
+    value: float | None = None
+    """The last finite one."""
+    first: int | None = None
+    """When it was finite first, ..."""
+    moved: int = 0
+    """... when it last was another one than before, ..."""
+    last: int = 0
+    """... and when it was finite last."""
+
+    def add(self, value: float, now: int) -> None:
+        if math.isfinite(value):
+            self.first = now if self.first is None else self.first
+            self.moved = now if self.value not in (None, value) else self.moved
+            self.value, self.last = value, now
+
+    def vouches(self, since: int) -> bool:
+        """Whether weights are sound although something is missing ``since`` then: the objective was finite later.
+
+        Where it was not known before, one figure is not enough: an accuracy is finite whatever the weights are, but of
+        weights that are not finite it is always the same.
+        """
+        return self.last >= since and self.first is not None and (self.first < since or self.moved >= since)
+
+
+@dataclass
 class Finiteness:
     """Of the metrics of training that tell of the weights, and of the objective and its counterpart."""
 
@@ -64,7 +106,8 @@ class Finiteness:
     """Metrics of training by their names."""
     evals: dict[str, Reports] = field(default_factory=dict)
     """The objective and its counterpart by theirs."""
-
+    counterpart: str | None = None
+    witness: Witness = field(default_factory=Witness)
     records: int = 0
 
     def step(self, metrics: Mapping[str, float]) -> None:
@@ -81,15 +124,17 @@ class Finiteness:
 
     def evaluate(self, metrics: dict[str, float], objective: str, counterpart: str | None) -> None:
         """Take an evaluation in. The objective is what counts: it is lost at once."""
+        self.records += 1
+        self.counterpart = counterpart if counterpart != objective else None
         for name, patience in ((objective, 1), (counterpart, LOSS)):
             if name is not None and name in metrics:
-                self.evals.setdefault(name, Reports(patience)).add(metrics[name])
+                self.evals.setdefault(name, Reports(patience)).add(metrics[name], self.records)
+        self.witness.add(metrics.get(objective, math.nan), self.records)
 
     def roll_back(self) -> None:
         """The weights are others now: what was lost with those of before is to be seen anew."""
         for reports in (*self.steps.values(), *self.evals.values()):
-            if reports.known:
-                reports.missing = 0
+            reports.roll_back()
 
     def restart(self) -> None:
         """The same for a workload that began again, which may have to wait for its first episode once more."""
@@ -98,14 +143,18 @@ class Finiteness:
 
     @property
     def lost(self) -> dict[str, int]:
-        """What was finite and is not any more: for how many reports."""
+        """What was finite and is not any more: for how many reports. The counterpart never alone: only the objective
+        was asked for at every evaluation."""
         sound = max((reports.fine for reports in self._losses()), default=0)
         lost = {
             name: reports.missing
             for name, reports in self.steps.items()
-            if reports.lost and not (reports.patience == LOSS and sound > reports.since)
+            if reports.lost
+            and not (reports.patience == LOSS and sound > reports.since)
+            and not self.witness.vouches(reports.since)
         }
-        return lost | {name: reports.missing for name, reports in self._goals() if reports.lost}
+        lost |= {name: reports.missing for name, reports in self._goals() if reports.lost}
+        return {} if lost.keys() == {self.counterpart} else lost
 
     @property
     def unmeasured(self) -> dict[str, int]:
@@ -128,7 +177,7 @@ class Finiteness:
 
 def _patience(name: str) -> int | None:
     """None for a metric that may be NaN for reasons of its own."""
-    plain = name.lower()
-    if "grad" in plain:
+    parts = {part.lower() for part in _PART.findall(name)}
+    if parts & GRADIENTS:
         return GRADIENT
-    return LOSS if "loss" in plain else None
+    return LOSS if parts & LOSSES else None
