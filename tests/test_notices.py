@@ -150,3 +150,22 @@ def test_they_are_bounded_printable_and_only_grow(items: list[Any]) -> None:
 def test_steps_beyond_those_planned_are_noted() -> None:
     state = fold([start(total_steps=3), *(step(at) for at in range(1, 6)), start(), step(9)])
     assert notices(state) == {"beyond": (2, "line 5: step 4 of 3")}
+
+
+def test_evaluations_beyond_the_steps_planned_are_noted() -> None:
+    state = fold([start(total_steps=30), step(10), evaluation(10, 1.0), evaluation(640, 1.0), step(20)])
+    assert notices(state) == {"beyond": (1, "line 4: an evaluation at step 640 of 30")}
+
+
+def test_evaluations_far_beyond_the_training_are_noted() -> None:
+    """As where training counts batches and evaluation counts samples."""
+    state = fold([start(), step(1), evaluation(64, 1.0), step(2), evaluation(128, 1.0)])
+    assert notices(state) == {"apart": (1, "line 5: step 128, and the last step of training is 2")}
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 1))
+def test_training_that_is_reported_rarely_is_not_far_from_its_evaluations(log: int, every: int, first: int) -> None:
+    state = fold([start()])
+    for at in range(first, 200):
+        fold([step(at)] * (at % log == first) + [evaluation(at, 1.0)] * (at % every == 0), state)
+    assert notices(state) == {}

@@ -576,3 +576,14 @@ def test_whatever_the_curve_what_the_rules_propose_is_allowed(
     run = Run(space=named, mode=mode, total=total, spacing=10, commands=commands, policy=policy)
     for objective, train, norm in curve:
         run.evaluate(objective, train, norms=(1.0,) * 9 + (norm,)).obey()  # obey asserts it
+
+
+def test_a_plan_that_was_overrun_is_no_plan() -> None:
+    """As where the total forgot to count something: neither annealing nor a last chance, and no steps below zero."""
+    run = Run(total=200)
+    run.curve(LEARNING)
+    for rise in (0.2, 0.4):
+        said = run.evaluate(4.8 + rise, 4.0).ask()
+        assert "left" not in said.evidence
+        assert said.action != "stop"
+        assert said.diagnosis != "routine"

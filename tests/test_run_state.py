@@ -265,3 +265,14 @@ def test_what_rollbacks_undid_is_counted() -> None:
     assert (state.lineage.best and state.lineage.best.trained, state.lineage.set_back) == (0, 78)
     fold([step(80), to("best", 80), step(90), to("best", 90), to("elsewhere", 91)], state)
     assert (state.lineage.undone, state.lineage.set_back) == (0, 90)
+
+
+@pytest.mark.parametrize("beyond", [step(31), evaluation(640, 1.0)])
+def test_how_many_steps_are_left_is_not_known_once_the_plan_is_overrun(beyond: Any) -> None:
+    state = fold([start(total_steps=30), step(10), evaluation(10, 2.0), step(20), evaluation(20, 1.5)])
+    assert (state.steps_left, state.evals_left, state.nearly_over) == (10, 1.0, True)
+    for record in (beyond, step(25)):  # nor after a step that is within it
+        fold([record], state)
+        assert (state.steps_left, state.evals_left, state.nearly_over) == (None, None, False)
+    fold([start(total_steps=30), step(5)], state)
+    assert state.steps_left == 25

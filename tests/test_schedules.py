@@ -116,3 +116,10 @@ def test_the_guard_never_objects(
     judgment = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
     assert [(check.name, check.reason) for check in judgment.checks if not check.ok] == []
     assert judgment.result == "accepted"
+
+
+@pytest.mark.parametrize("name", ["cosine", "warm-restarts"])
+def test_a_schedule_over_the_run_stays_where_it_is_once_the_plan_is_overrun(name: str) -> None:
+    state = fold([start(FREE), step(10), evaluation(10, 1.0), evaluation(TOTAL + 1, 1.0), step(20)])
+    said = decide(name, state)
+    assert (said["action"], said["evidence"]) == ("keep", f"the run has gone beyond the {TOTAL} steps planned")

@@ -169,3 +169,9 @@ def test_an_objective_that_is_not_measured_yet_is_shown_all_the_same() -> None:
     assert [line.split("  ")[-2:] for line in out.getvalue().splitlines()] == [
         ["10", "val nan"], ["val 3", "best"], ["30", "val nan"]
     ]  # fmt: skip
+
+
+def test_no_time_is_left_that_nobody_knows_of(manifest: events.Manifest) -> None:
+    state = fold([start(total_steps=30), evaluation(640, 1.0)])
+    assert screen.pace(state) == ("1 steps/s", "")
+    assert "step 640, beyond the 30 planned" in rendered(screen.render(state, Ledger(), manifest))

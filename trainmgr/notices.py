@@ -11,7 +11,7 @@ from trainmgr.wire import MAX_NAME, short
 
 TEXT = 200  # characters
 
-Kind = Literal["unreadable", "unknown", "left out", "spelling", "name", "back", "beyond", "warning"]
+Kind = Literal["unreadable", "unknown", "left out", "spelling", "name", "back", "beyond", "apart", "warning"]
 
 _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to do
     "unreadable": (
@@ -45,13 +45,18 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to 
         "Count the steps of the whole run, not of each epoch; `load()` must not put the counter back in a rollback.",
     ),
     "beyond": (
-        "1 step is beyond those planned",
-        "{} steps are beyond those planned",
+        "1 step or evaluation is beyond the steps planned, so how many are left is not known",
+        "{} steps or evaluations are beyond the steps planned, so how many are left is not known",
         "`total_steps` counts what the step counts, and all of it.",
+    ),
+    "apart": (
+        "1 evaluation is at a step far beyond the training",
+        "{} evaluations are at steps far beyond the training",
+        "Give an evaluation the step of the training that it follows, in the same unit.",
     ),
     "warning": ("the script warned once", "the script warned {} times", ""),
 }
-LACKING: tuple[Kind, ...] = ("unknown", "left out", "spelling", "name", "back", "beyond")
+LACKING: tuple[Kind, ...] = ("unknown", "left out", "spelling", "name", "back", "beyond", "apart")
 """The record was read, and something about it is not as it should be."""
 
 
@@ -102,6 +107,12 @@ class Notices:
                 if self.planned is not None and record.step > self.planned:
                     self.note("beyond", line, f"step {record.step:,} of {self.planned:,}")
             case protocol.Eval():
+                if self.planned is not None and record.step > self.planned:
+                    self.note("beyond", line, f"an evaluation at step {record.step:,} of {self.planned:,}")
+                trained = (self.stepped or 0) - (self.reached or 0)  # since the one before: training may report rarely
+                if self.reached is not None and self.stepped is not None and 0 < trained < record.step - self.stepped:
+                    text = f"step {record.step:,}, and the last step of training is {self.stepped:,}"
+                    self.note("apart", line, text)
                 if self.reached is not None and record.step < self.reached:
                     text = f"an evaluation at step {record.step:,}; the one before it came after step {self.reached:,}"
                     self.note("back", line, text)

@@ -49,8 +49,8 @@ def assess(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256:
         return None
     if ledger.carrying is not None and not isinstance(ledger.carrying, events.Challenged):
         return None
-    manifest, total = ledger.started.manifest, state.total_steps
-    over = state.end is not None or state.stopped_at is not None or (total is not None and state.step >= total)
+    manifest, left = ledger.started.manifest, state.steps_left
+    over = state.end is not None or state.stopped_at is not None or (left is not None and left <= 0)
     if over or state.start is None or manifest.replay_of is not None:
         return None
     if ledger.trials:

@@ -167,6 +167,8 @@ def report(view: Snapshot, detail: Detail) -> str:
 def _head(view: Snapshot, detail: Detail) -> list[str]:
     progress, signals = view.progress, view.signals
     total = f" of {progress.total_steps}" if progress.total_steps is not None else ""
+    if progress.overrun:
+        total += " planned (it has gone beyond them, so how many are left is not known)"
     goal = "minimized" if view.mode == "min" else "maximized"
     counterpart = f"; on training data: {word(view.counterpart, detail.name)}" if view.counterpart else ""
     best = "" if signals.best_step is None else f" at step {signals.best_step}"

@@ -52,6 +52,8 @@ class RunState:
     first_time: float | None = None
     last_time: float | None = None
     step: int = 0
+    overrun: bool = False
+    """Whether a step or an evaluation was beyond the steps planned: the plan says nothing any more."""
     recipe: dict[str, Value] = field(default_factory=dict)
     begun: dict[str, Value] = field(default_factory=dict)
     """The recipe of the first start; a restart begins with other values."""
@@ -118,6 +120,11 @@ class RunState:
     def total_steps(self) -> int | None:
         return self.start.total_steps if self.start else None
 
+    @property
+    def steps_left(self) -> int | None:
+        """Steps still to come; None where nobody knows: without a plan, or where it was overrun."""
+        return None if self.total_steps is None or self.overrun else self.total_steps - self.step
+
     def worse(self, value: float) -> float:
         """The objective turned so that more is worse."""
         return -value if self.start is not None and self.start.objective.mode == "max" else value
@@ -133,10 +140,10 @@ class RunState:
     @property
     def evals_left(self) -> float | None:
         """Evaluations still to come, by the distance of the last two; not rounded. None where nobody knows."""
-        if self.total_steps is None or len(self.evaluations) < 2:
+        if self.steps_left is None or len(self.evaluations) < 2:
             return None
         distance = self.evaluations[-1].step - self.evaluations[-2].step
-        return (self.total_steps - self.step) / distance if distance > 0 else None
+        return self.steps_left / distance if distance > 0 else None
 
     @property
     def trained_on(self) -> int:
@@ -217,6 +224,7 @@ class RunState:
         self.step = record.resumed.step if record.resumed else 0
         self.stopped_at = None
         self.start = record
+        self.overrun = False
         if self.starts > 1:
             self._forget(self.step)
 
@@ -234,8 +242,12 @@ class RunState:
         self.norm_count = self.spike_count = self.non_finite = 0
         self.finiteness.restart()
 
+    def _goes_to(self, step: int) -> None:
+        self.step = step
+        self.overrun = self.overrun or (self.total_steps is not None and step > self.total_steps)
+
     def _step(self, record: protocol.Step) -> None:
-        self.step = record.step
+        self._goes_to(record.step)
         self.finiteness.step(record.metrics)
         for name, value in record.metrics.items():
             window = self.windows.get(name)
@@ -255,7 +267,7 @@ class RunState:
                 self.norms.append(value)
 
     def _eval(self, record: protocol.Eval) -> None:
-        self.step = max(self.step, record.step)
+        self._goes_to(max(self.step, record.step))
         metrics = self._followed(record.metrics)
         if len(metrics) < len(record.metrics):
             self._skip([name for name in record.metrics if name not in metrics])

@@ -55,7 +55,9 @@ def _head(state: RunState, ledger: Ledger, manifest: events.Manifest) -> Rendera
     line.add_row(title, f"manager {manifest.manager}", f"mode {manifest.mode}", _status(state, ledger))
     grid = Table.grid(padding=(0, 2))
     speed, left = pace(state)
-    if total:
+    if total and state.overrun:
+        grid.add_row(f"step {state.step:,}, beyond the {total:,} planned", speed)
+    elif total:
         bar = ProgressBar(total=total, completed=min(state.step, total), width=40)
         grid.add_row(bar, f"step {state.step:,} of {total:,}", speed, left)
     else:
@@ -86,9 +88,9 @@ def pace(state: RunState) -> tuple[str, str]:
     if state.first_time is None or state.last_time is None or state.last_time <= state.first_time or not state.step:
         return "", ""
     speed = state.step / (state.last_time - state.first_time)
-    if not state.total_steps or state.end is not None:
+    if state.steps_left is None or not state.total_steps or state.end is not None:
         return f"{speed:.3g} steps/s", ""
-    return f"{speed:.3g} steps/s", f"{display.clock((state.total_steps - state.step) / speed)} left"
+    return f"{speed:.3g} steps/s", f"{display.clock(state.steps_left / speed)} left"
 
 
 def _curves(state: RunState, height: int, width: int) -> RenderableType:

@@ -42,6 +42,8 @@ class Progress(Wire):
     total_steps: int | None
     evaluations: int
     steps_per_second: Number | None
+    overrun: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether the run has gone beyond the steps planned, so that nobody knows how many are left."""
 
 
 class RecipeRow(Wire):
@@ -162,6 +164,7 @@ def take(state: RunState, ledger: Ledger, policy: Policy, trigger: str) -> Snaps
             total_steps=state.total_steps,
             evaluations=state.evals,
             steps_per_second=_speed(state),
+            overrun=state.overrun,
         ),
         recipe=_recipe(state, ledger, policy),
         evaluations=_table(state),
@@ -242,11 +245,11 @@ def _too_late(state: RunState, ledger: Ledger, policy: Policy) -> str:
 
 def _too_early(state: RunState, ledger: Ledger, policy: Policy) -> str:
     """Why a manager on probation may not stop yet: the steps that it would forgo are lost, too."""
-    total = state.total_steps
-    if policy.actions.stop_settled_evals is not None or total is None or not ledger.on_probation:
+    left, total = state.steps_left, state.total_steps
+    if policy.actions.stop_settled_evals is not None or left is None or total is None or not ledger.on_probation:
         return ""
     spent = ledger.lost + ledger.idle
-    left, allowed = total - state.step, math.floor(policy.probation.loss_budget * total) - spent
+    allowed = math.floor(policy.probation.loss_budget * total) - spent
     if left <= allowed:
         return ""
     return f"{left} steps are left; a manager on probation may forgo {max(0, allowed)}"

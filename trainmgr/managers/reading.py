@@ -47,9 +47,10 @@ def spacing(snapshot: Snapshot) -> float:
 
 
 def left(snapshot: Snapshot) -> int | None:
-    """Steps to the end; None without a plan, or before anything was evaluated."""
+    """Steps to the end; None without a plan, where it was overrun, or before anything was evaluated."""
     progress = snapshot.progress
-    return progress.total_steps - progress.step if progress.total_steps is not None and progress.evaluations else None
+    known = progress.total_steps is not None and progress.evaluations and not progress.overrun
+    return progress.total_steps - progress.step if known and progress.total_steps is not None else None
 
 
 def gap(snapshot: Snapshot) -> float | None:

@@ -165,7 +165,7 @@ class RulesManager:
         be remembered (cooling a constant rate down at the end: Hägele et al. 2024, https://arxiv.org/abs/2405.18392).
         """
         left = reading.left(snapshot)
-        if left is None or not self._late(snapshot) or reading.since_change(snapshot) < self._rules.patience:
+        if not left or not self._late(snapshot) or reading.since_change(snapshot) < self._rules.patience:
             return None
         share = 1 - min(1.0, self._rules.patience * reading.spacing(snapshot) / max(left, 1))
         changes = {**self._scaled(snapshot, share, self._rules.anneal_to), **self._averaged(snapshot)}

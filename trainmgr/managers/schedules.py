@@ -43,6 +43,13 @@ def _fraction(snapshot: Snapshot) -> float:
     return min(1.0, snapshot.progress.step / total) if total else 0.0
 
 
+def _unplanned(snapshot: Snapshot) -> Proposal | None:
+    """Keep, where the plan was overrun: nobody knows what part of the run this is."""
+    if not snapshot.progress.overrun:
+        return None
+    return keep("routine", f"the run has gone beyond the {snapshot.progress.total_steps} steps planned")
+
+
 def _rates(snapshot: Snapshot) -> list[RecipeRow]:
     """The learning rates that may be changed now."""
     return reading.rates(snapshot) if "adjust" in snapshot.actions else []
@@ -70,6 +77,8 @@ def _scaled(snapshot: Snapshot, factor: float, why: str) -> Proposal:
 
 def cosine(snapshot: Snapshot) -> Proposal:
     """Half a cosine from the first value to COSINE_END of it (Loshchilov and Hutter 2017, eq. 5, one period)."""
+    if (kept := _unplanned(snapshot)) is not None:
+        return kept
     at = _fraction(snapshot)
     factor = COSINE_END + (1 - COSINE_END) * (1 + math.cos(math.pi * at)) / 2
     return _scaled(snapshot, factor, f"cosine at {at:.1%} of the run: {factor:.3f} of the first learning rate")
@@ -77,6 +86,8 @@ def cosine(snapshot: Snapshot) -> Proposal:
 
 def warm_restarts(snapshot: Snapshot) -> Proposal:
     """SGDR (Loshchilov and Hutter 2017): cosines, each WARM_RESTARTS[1] times as long as the one before."""
+    if (kept := _unplanned(snapshot)) is not None:
+        return kept
     at, (period, growth) = _fraction(snapshot), WARM_RESTARTS
     begin = 0.0
     while at > begin + period - 1e-9 and begin + period < 1:  # 0.1 + 0.2 is more than 0.3
