@@ -173,3 +173,32 @@ def test_an_objective_that_was_never_finite_ends_at_what_it_is(tmp_path: Path) -
         tmp_path, "start()\nput('eval', step=1, metrics={'val_loss': 'NaN'})\nput('end', step=1, status='completed')"
     )
     assert "val_loss ended at nan; it was not finite at any of " in done.stdout
+
+
+@pytest.mark.parametrize(("last", "said"), [
+    ("{'acc': 0.5}", "val_loss ended at 4; its best was 1 at step 10 (+300.0% from it)."),
+    ("{'val_loss': 3.0}", "val_loss ended at 3; its best was 1 at step 10 (+200.0% from it)."),
+])  # fmt: skip
+def test_another_evaluation_of_the_last_step_does_not_hide_the_objective(tmp_path: Path, last: str, said: str) -> None:
+    body = "start()\nend = put\nput = lambda event, **more: None if event == 'end' else end(event, **more)\ntrain()\n"
+    done = supervise(tmp_path, f"{body}put('eval', step=40, metrics={last})\nend('end', status='completed', step=40)")
+    assert said in done.stdout
+    assert trainmgr(tmp_path, "audit").returncode == errors.EXIT_OK
+
+
+def test_an_objective_under_another_name_from_some_step_on_is_said_with_when_it_was_last(tmp_path: Path) -> None:
+    body = """
+start()
+for step in range(1, 41):
+    put("step", step=step, metrics={"loss": 1.0})
+    if step % 10 == 0:
+        put("eval", step=step, metrics={"val_loss" if step < 30 else "valid_loss": 1 / step})
+put("end", status="completed", step=40)
+"""
+    done = supervise(tmp_path, body)
+    said = "val_loss is not in the last 2 evaluations; it was 0.05 last, at step 20; its best was 0.05 at step 20."
+    assert said in done.stdout
+    assert said in trainmgr(tmp_path, "show").stdout
+    compared = trainmgr(tmp_path, "compare", "own.py", "--managers", "none", "--seeds", "1,2")
+    assert "Without a figure: val_loss of none seeds 1 and 2, measured last at step 20 of 40." in compared.stdout
+    assert "best val_loss" in compared.stdout

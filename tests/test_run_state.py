@@ -276,3 +276,46 @@ def test_how_many_steps_are_left_is_not_known_once_the_plan_is_overrun(beyond: A
         assert (state.steps_left, state.evals_left, state.nearly_over) == (None, None, False)
     fold([start(total_steps=30), step(5)], state)
     assert state.steps_left == 25
+
+
+@pytest.mark.parametrize("rows", [
+    [evaluation(20, 1.0), evaluation(20, other=5.0)], [evaluation(20, other=5.0), evaluation(20, 1.0)],
+    [evaluation(20, other=5.0), evaluation(20, 1.0), evaluation(20, more=2.0)],
+])  # fmt: skip
+def test_evaluations_of_one_step_are_one_where_one_of_them_has_the_objective(rows: list[Any]) -> None:
+    """As of other data, or of a test set under another name."""
+    state = fold([start(), step(10, loss=1.0), evaluation(10, 2.0), step(20, loss=0.5), *rows])
+    assert (state.evals, state.latest, state.best, state.unseen, state.evals_since_best) == (2, 1.0, (20, 1.0), 0, 0)
+    assert state.evaluations[-1].metrics.items() >= {"val": 1.0, "other": 5.0}.items()
+    assert state.evaluations[-1].means == {"loss": 0.5}
+    assert run_state.figures(state)["final"] == 1.0
+
+
+@pytest.mark.parametrize("between", [[step(5)], [applied(20, 1, command="rollback")]])
+def test_what_was_measured_before_the_weights_changed_is_not_their_objective(between: list[Any]) -> None:
+    state = fold([start(), step(20), evaluation(20, 1.0), *between, evaluation(20, other=5.0)])
+    assert (state.evals, state.latest, state.unseen) == (2, None, 1)
+    assert run_state.figures(state)["final"] is None
+
+
+def test_several_measurements_at_one_step_stay_several() -> None:
+    state = fold([start(), evaluation(20, 1.0), evaluation(20, 2.0)])
+    assert (state.evals, state.evals_since_best, len(state.evaluations)) == (2, 1, 2)
+
+
+def test_how_long_ago_something_was_measured_counts_every_evaluation() -> None:
+    state = fold([start(), evaluation(10, 1.0), evaluation(20, other=1.0), evaluation(30, 2.0)])
+    assert (state.evals_since_best, state.without, state.unseen) == (1, 1, 0)
+    fold([evaluation(40, other=1.0), evaluation(50, other=1.0)], state)
+    assert (state.evals_since_best, state.without, state.unseen) == (1, 3, 2)
+    fold([start(resumed=protocol.Resumed(path="x", step=40))], state)
+    assert (state.evals_since_best, state.without, state.unseen) == (1, 2, 0)
+    fold([evaluation(50, 0.5)], state)
+    assert (state.evals_since_best, state.without, state.unseen) == (0, 0, 0)
+
+
+def test_what_was_measured_before_a_rollback_is_no_end() -> None:
+    state = fold([start(), evaluation(10, 1.0), evaluation(20, 2.0), applied(20, 1, command="rollback"), end(20)])
+    assert (run_state.figures(state)["final"], state.rolled_back) == (None, True)
+    fold([evaluation(30, 1.0)], state)
+    assert (run_state.figures(state)["final"], state.rolled_back) == (1.0, False)

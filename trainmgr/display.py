@@ -339,7 +339,7 @@ class Lines:
                 )
                 if lacking := unguarded_in_words(state, self._ledger):
                     self._say(state.step, lacking)
-            case protocol.Eval() if state.start is not None and state.latest is not None:
+            case protocol.Eval() if state.start is not None and state.start.objective.metric in record.metrics:
                 mark = "  best" if state.best is not None and state.evals_since_best == 0 else ""
                 self._say(record.step, f"{state.start.objective.metric} {number(state.latest)}{mark}")
             case protocol.Log():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass
@@ -43,3 +43,12 @@ class Evaluation:
     """Share of the steps since then with an outlying gradient norm."""
     non_finite: int
     """Non-finite values since then."""
+
+    def joined(self, other: Evaluation) -> Evaluation:
+        """With what else was measured of the same weights."""
+        return replace(
+            self,
+            metrics={**self.metrics, **other.metrics},
+            means={**other.means, **self.means},
+            non_finite=self.non_finite + other.non_finite,
+        )

@@ -148,7 +148,7 @@ class Notices:
             what = f"{one}: {notice.first}"
         else:
             what = f"{several.format(f'{notice.count:,}')}; the first: {notice.first}"
-        return what.rstrip(".") + ".", advice
+        return what if what.endswith("?") else what.rstrip(".") + ".", advice
 
     def in_words(self, among: tuple[Kind, ...] = tuple(_WORDS)) -> Iterator[str]:
         """All of them, each as `said`."""

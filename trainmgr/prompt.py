@@ -176,11 +176,12 @@ def _head(view: Snapshot, detail: Detail) -> list[str]:
     changed = "-" if signals.evals_since_change is None else signals.evals_since_change
     diverging = "yes" if signals.diverging else "no"
     left = "" if view.interventions_left is None else f"; changes left: {view.interventions_left}"
+    unseen = f" (not in the last {signals.unseen} evaluations)" if signals.unseen else ""
     return [
         f"program {word(view.workload, detail.name)}, step {progress.step}{total}, evaluations {progress.evaluations}",
         f"asked because of: {view.trigger}",
         f"objective {word(view.objective, detail.name)}, to be {goal}{counterpart}",
-        f"latest {figure(signals.latest)}, best {figure(signals.best)}{best}, first {figure(signals.first)}",
+        f"latest {figure(signals.latest)}{unseen}, best {figure(signals.best)}{best}, first {figure(signals.first)}",
         f"evaluations since best {signals.evals_since_best}, since the last change {changed}",
         f"rise {figure(signals.rise)}, noise {figure(signals.noise)}, slope {figure(signals.slope)} per evaluation",
         f"gap to training data {figure(signals.gap)}, its slope {figure(signals.gap_slope)}",

@@ -77,6 +77,9 @@ class RunState:
     finiteness: Finiteness = field(default_factory=Finiteness)
     """What they mean."""
     evals: int = 0
+    """How many there were; several of one step are one where only one of them has the objective."""
+    trained_since: bool = False
+    """Whether a step was trained since the last of them."""
     evaluations: list[Evaluation] = field(default_factory=list)
     measured: list[tuple[int, int, float]] = field(default_factory=list)
     """(number of the evaluation, step, objective) of the last evaluations that had the objective."""
@@ -85,7 +88,14 @@ class RunState:
     best: tuple[int, float] | None = None
     """(step, objective) of the best evaluation."""
     evals_since_best: int = 0
-    """0 as long as there is no best: before anything was measured, nothing stands still."""
+    """Of those with the objective. 0 as long as there is no best: before anything was measured, nothing stands still.
+    """
+    without: int = 0
+    """Evaluations since the best without the objective, ..."""
+    unseen: int = 0
+    """... and since the last one that had it."""
+    rolled_back: bool = False
+    """Whether the weights went back to others since the objective was measured last."""
     lineage: Lineage = field(default_factory=Lineage)
     """Of the weights of now, with the checkpoints."""
     split: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -134,7 +144,7 @@ class RunState:
 
     @property
     def latest(self) -> float | None:
-        """The objective of the last evaluation; None before the first."""
+        """The objective of the last evaluation; None before the first, and where that was without it."""
         return self.objective_of(self.evaluations[-1]) if self.evaluations else None
 
     @property
@@ -238,6 +248,9 @@ class RunState:
         if self.best is not None and self.best[0] > step:
             self.best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
         self.evals_since_best = sum(s > self.best[0] for s, _ in values) if self.best else 0
+        later = [e for e in self.evaluations if self.best is not None and e.step > self.best[0]]
+        self.without = sum(self.objective_of(e) is None for e in later)
+        self.unseen, self.rolled_back = 0, False
         self.windows = {}
         self.norm_count = self.spike_count = self.non_finite = 0
         self.finiteness.restart()
@@ -248,6 +261,7 @@ class RunState:
 
     def _step(self, record: protocol.Step) -> None:
         self._goes_to(record.step)
+        self.trained_since |= not self.evaluations or record.step != self.evaluations[-1].step
         self.finiteness.step(record.metrics)
         for name, value in record.metrics.items():
             window = self.windows.get(name)
@@ -274,17 +288,23 @@ class RunState:
         bad = sum(not math.isfinite(value) for value in metrics.values())
         self.non_finite += bad
         self.non_finite_total += bad
-        self.evaluations.append(
-            Evaluation(
-                step=record.step,
-                metrics=metrics,
-                means={name: window.mean for name, window in self.windows.items() if window.count},
-                spikes=self.spike_count / self.norm_count if self.norm_count else 0.0,
-                non_finite=self.non_finite,
-            )
+        found = Evaluation(
+            step=record.step,
+            metrics=metrics,
+            means={name: window.mean for name, window in self.windows.items() if window.count},
+            spikes=self.spike_count / self.norm_count if self.norm_count else 0.0,
+            non_finite=self.non_finite,
         )
-        self._thin()
-        self.evals += 1
+        value = self.objective_of(found)
+        if self._belongs(found):
+            self.evaluations[-1] = self.evaluations[-1].joined(found)
+        else:
+            self.evaluations.append(found)
+            self._thin()
+            self.evals += 1
+            self.without += value is None and self.best is not None
+            self.unseen += value is None
+        self.trained_since = False
         self.windows = {}
         self.norm_count = self.spike_count = self.non_finite = 0
         self.split = {part: self._followed(row) for part, row in list(record.split.items())[:16]}
@@ -292,11 +312,11 @@ class RunState:
         if self.start is not None:
             self.finiteness.evaluate(metrics, self.start.objective.metric, self.start.objective.counterpart)
         self.moving = {name: found for name, found in record.moving.items() if name in self.recipe}
-        value = self.latest
         if value is None:
             self.notices.unmeasured(record, self.lines)
             return
         self.notices.measured()
+        self.unseen, self.rolled_back = 0, False
         self.measured = [*self.measured, (self.evals, record.step, value)][-MEASURED:]
         self.lineage.measured(record.step, value)
         counterpart = self._counterpart(self.evaluations[-1])
@@ -306,7 +326,7 @@ class RunState:
             self.first_counterpart = counterpart  # the first one said nothing
         if math.isfinite(value) and (self.best is None or self.worse(value) < self.worse(self.best[1])):
             self.best = (record.step, value)
-            self.evals_since_best = 0
+            self.evals_since_best = self.without = 0
         elif self.best is not None:
             self.evals_since_best += 1
         if self.interventions and self.interventions[-1].closed is None:
@@ -314,6 +334,14 @@ class RunState:
             last.after.append((record.step, value))
             if len(last.after) >= OUTCOME_EVALS:
                 last.closed = "measured"
+
+    def _belongs(self, found: Evaluation) -> bool:
+        """Whether it is of the same weights as the evaluation before, and only one of the two has the objective: then
+        they are one, of other data or under other names."""
+        last = self.evaluations[-1] if self.evaluations else None
+        if last is None or last.step != found.step or self.trained_since or self.rollback_at == self.evals:
+            return False
+        return self.objective_of(last) is None or self.objective_of(found) is None
 
     def _skip(self, names: list[str]) -> None:
         self.extra_names += len(names)
@@ -386,7 +414,7 @@ class RunState:
         ][-INTERVENTIONS:]
         self.intervention_count += 1
         if record.command is not None and record.command.name == "rollback":
-            self.rollback_at = self.evals
+            self.rollback_at, self.rolled_back = self.evals, True
             self.finiteness.roll_back()
         if record.command is not None and record.command.name == "stop" and self.stopped_at is None:
             self.stopped_at = record.step
@@ -420,7 +448,8 @@ def _without(metrics: dict[str, float], gone: set[str]) -> dict[str, float]:
 def figures(state: RunState) -> dict[str, Any]:
     """What a run's closing says of its course: everything in it that follows from telemetry alone."""
     reported = state.end.metrics.get(state.start.objective.metric) if state.start and state.end else None
-    measured = None if state.notices.lost else state.latest  # what was before evaluations that are lost is no end
+    # What was before evaluations that are lost, or before the weights went back, is no end.
+    measured = None if state.notices.lost or state.rolled_back else state.latest
     final = measured if reported is None else reported
     if reported is None and state.best and state.kept_best:
         since = state.evaluations and state.stopped_at is not None and state.evaluations[-1].step > state.stopped_at

@@ -24,7 +24,7 @@ class Signals(Wire):
     scale (declared, else the absolute best), turned so that positive is worse."""
 
     latest: Number | None
-    """Objective at the last evaluation."""
+    """Objective at the last evaluation that had it; null where the weights went back to others since."""
     best: Number | None
     best_step: int | None
     first: Number | None
@@ -61,13 +61,17 @@ class Signals(Wire):
     """Of the same metrics, those that have not been finite yet."""
     stray: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """All other values since the evaluation before the last that were not finite: skipped steps, or not measured."""
+    unseen: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Evaluations since the last one that had the objective: `latest` is so old, and nothing newer is known."""
+    without: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Evaluations since the best that were without the objective; `evals_since_best` does not count them."""
 
 
 def measure(state: RunState) -> Signals:
     """The derived figures of this moment."""
     values = [(e.step, v) for e in state.evaluations if (v := state.objective_of(e)) is not None]
     finite = [v for _, v in values if math.isfinite(v)]
-    latest = values[-1][1] if values else None
+    latest = values[-1][1] if values and not (state.unseen and state.rolled_back) else None
     best = state.best[1] if state.best else None
     declared = state.start.objective.scale if state.start else None
     scale = declared or (abs(best) if best else None)
@@ -103,6 +107,8 @@ def measure(state: RunState) -> Signals:
         lost=_named(lost),
         unmeasured=_named(state.finiteness.unmeasured),
         stray=max(0, seen - non_finite),
+        unseen=state.unseen if state.measured else 0,
+        without=state.without,
     )
 
 

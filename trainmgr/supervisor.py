@@ -138,6 +138,7 @@ class Supervisor:
         self._leave: float | None = None  # until when a workload that said that it stops may take further steps
         self._truncated = False
         self._blind = False
+        self._looked = False  # whether the first evaluation has the objective
         self._exact = self.policy.due(0) is not None  # answers take effect so many steps after what they are based on
 
     # -- a run, from outside -------------------------------------------------------------------------------------
@@ -180,6 +181,7 @@ class Supervisor:
                 self._acknowledge(record)
             elif isinstance(record, protocol.Eval) and self._feed.offset >= seen:
                 self._watch()
+        self._looked = self.state.evals > 0
         self._append(events.Attached(telemetry_offset=self._feed.offset, telemetry_sha256=self._feed.digest()))
         if self.state.start is not None:
             self._check_policy()
@@ -267,13 +269,7 @@ class Supervisor:
                 self._check_policy()
                 if record.resumed is None and self._resume is not None:
                     self._fail("restart", f"the script did not go on from {self._resume}; it began at step 0")
-            elif isinstance(record, protocol.Eval) and self.state.evals == 1 and self.state.latest is None:
-                self._fail(
-                    "objective",
-                    f"the first evaluation has no {self._objective()}; it has: "
-                    f"{short(', '.join(record.metrics), 200) or 'nothing'}. Nothing can be managed without it."
-                    f"{nearest(self._objective(), record.metrics)}",
-                )
+            self._look(record)
             for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
                 self._append(outcome)
             if isinstance(record, protocol.Eval):
@@ -312,6 +308,20 @@ class Supervisor:
         event = decision.own(self.ledger, run=self.paths.id, issued=self._issued())
         if event is not None:
             self._write(event)
+
+    def _look(self, record: telemetry.Item) -> None:
+        """Say that the first evaluation lacks the objective, once another record shows that nothing more is coming."""
+        if self._looked or not self.state.evals or (isinstance(record, protocol.Eval) and self.state.evals == 1):
+            return
+        self._looked = True
+        if not self.state.measured and self.state.evaluations:
+            names = self.state.evaluations[0].metrics
+            found = short(", ".join(names), 200) or "nothing"
+            self._fail(
+                "objective",
+                f"the first evaluation has no {self._objective()}; it has: {found}. "
+                f"Nothing can be managed without it.{nearest(self._objective(), names)}",
+            )
 
     def _objective(self) -> str:
         return self.state.start.objective.metric if self.state.start else "objective"

@@ -142,6 +142,10 @@ def _ended_at(state: RunState, final: float | None) -> Iterator[str]:
         _, at, value = state.measured[-1]
         yield (f"{name} was [bold]{display.number(value)}[/] at step {at:,}; {counted(lost, 'later evaluation')} could "
                f"not be read ({quoted(state.notices.lost_why)}); {its_best}.")  # fmt: skip
+    elif state.measured and state.unseen and not state.rolled_back:
+        _, at, value = state.measured[-1]
+        last = "last evaluation" if state.unseen == 1 else f"last {state.unseen} evaluations"
+        yield f"{name} is not in the {last}; it was [bold]{display.number(value)}[/] last, at step {at:,}; {its_best}."
     else:
         yield f"{name} was not measured after the last change of the weights; {its_best}."
 

@@ -99,10 +99,11 @@ def same_training(one: Measured, two: Measured) -> bool:
 
 def final_metrics(closing: events.Closing) -> dict[str, float]:
     """What a run ended with: what its workload says, or else the objective at the last evaluation and its best."""
-    if closing.metrics or closing.objective is None or closing.final is None:
+    if closing.metrics or closing.objective is None:
         return dict(closing.metrics)
+    final = {} if closing.final is None else {closing.objective: closing.final}  # None: its last evaluation lacks it
     best = {} if closing.best is None else {f"best {closing.objective}": closing.best}  # None: it was never finite
-    return {closing.objective: closing.final, **best}
+    return {**final, **best}
 
 
 # -- what several runs were made with ----------------------------------------------------------------------------------

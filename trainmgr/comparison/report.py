@@ -287,6 +287,11 @@ def footnotes(results: Results, sections: list[Section], test: Test) -> list[str
             else "The other seeds alone are therefore not tested; --test wilcoxon counts a diverged run as worse than "
             "every finite one."
         )
+    if absent := [text for section in sections for text in _absent(section)]:
+        found.append(
+            f"Without a figure: {'; '.join(absent)}. A run has none where its last evaluation is without the "
+            "objective, or the weights went back to others after it: report it at every evaluation, and under one name."
+        )
     parts = [*found, *notes(results), took(results), made_with(results)]
     return [*(part for part in parts if part), *([results.disclosure] if results.disclosure else [])]
 
@@ -297,6 +302,18 @@ def _diverged(sections: list[Section]) -> Iterable[tuple[str, str, list[int]]]:
         for arm in section.arms:
             if seeds := [run.seed for run in arm.good if samples.diverged(section.case, run)]:
                 yield section.case.name, arm.manager, seeds
+
+
+def _absent(section: Section) -> Iterable[str]:
+    """Which runs that did not fail have no objective at their end although they had it before, and when that was."""
+    objective = section.case.objective
+    for arm in section.arms:
+        runs = [run for run in arm.good if objective and run.curve and objective not in run.metrics]
+        runs = [run for run in runs if f"best {objective}" in run.metrics and not samples.diverged(section.case, run)]
+        if runs:
+            last = ", ".join(dict.fromkeys(f"{run.curve[-1][0]:,} of {run.steps:,}" for run in runs))
+            where = f"{section.case.name} {arm.manager} {named([run.seed for run in runs])}".lstrip()
+            yield f"{objective} of {where}, measured last at step {last}"
 
 
 def took(results: Results) -> str:

@@ -182,10 +182,17 @@ def figures(snapshot: Snapshot) -> str:
         return f"no evaluation of {snapshot.objective} yet" if snapshot.progress.evaluations else "no evaluation yet"
     if signals.best is None:
         return f"{snapshot.objective} {signals.latest:.4g}, not measured yet"
-    text = f"{snapshot.objective} {signals.latest:.4g}, best {signals.best:.4g} at step {signals.best_step}"
+    text = f"{snapshot.objective} {signals.latest:.4g}"
+    if signals.unseen:
+        text += f", not in the last {_evaluations(signals.unseen)}"
+    text += f", best {signals.best:.4g} at step {signals.best_step}"
     if signals.rise is not None and math.isfinite(signals.rise):
-        ago = f"{signals.evals_since_best} evaluation{'s' * (signals.evals_since_best != 1)} ago"
+        ago = f"{_evaluations(signals.evals_since_best + signals.without)} ago"
         text += f" ({signals.rise + 0.0:+.1%}, {ago})"  # never "-0.0%" of a best
     if signals.gap is not None and math.isfinite(signals.gap):
         text += f", gap {signals.gap:.3g}"
     return text
+
+
+def _evaluations(count: int) -> str:
+    return f"{count} evaluation{'s' * (count != 1)}"
