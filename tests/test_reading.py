@@ -82,7 +82,7 @@ def test_a_good_objective_beside_a_bad_metric_is_kept_and_the_rest_is_said(
 ) -> None:
     done = supervise(tmp_path, f"start()\ntrain({wrong})")
     assert done.returncode == 0
-    assert "val_loss ended at 4; its best was 1 at step 10 (+300.0% from it)." in done.stdout
+    assert "val_loss ended at 4; its best was 1 at step 10 (300.0% worse)." in done.stdout
     assert said in done.stdout  # as a count in the last lines
     first = next(line for line in done.stderr.splitlines() if "line 23: " in line)  # ... and at the first one
     assert first.startswith("step      20  1 ")
@@ -176,8 +176,8 @@ def test_an_objective_that_was_never_finite_ends_at_what_it_is(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("last", "said"), [
-    ("{'acc': 0.5}", "val_loss ended at 4; its best was 1 at step 10 (+300.0% from it)."),
-    ("{'val_loss': 3.0}", "val_loss ended at 3; its best was 1 at step 10 (+200.0% from it)."),
+    ("{'acc': 0.5}", "val_loss ended at 4; its best was 1 at step 10 (300.0% worse)."),
+    ("{'val_loss': 3.0}", "val_loss ended at 3; its best was 1 at step 10 (200.0% worse)."),
 ])  # fmt: skip
 def test_another_evaluation_of_the_last_step_does_not_hide_the_objective(tmp_path: Path, last: str, said: str) -> None:
     body = "start()\nend = put\nput = lambda event, **more: None if event == 'end' else end(event, **more)\ntrain()\n"
@@ -202,3 +202,20 @@ put("end", status="completed", step=40)
     compared = trainmgr(tmp_path, "compare", "own.py", "--managers", "none", "--seeds", "1,2")
     assert "Without a figure: val_loss of none seeds 1 and 2, measured last at step 20 of 40." in compared.stdout
     assert "best val_loss" in compared.stdout
+
+
+@pytest.mark.parametrize(("objective", "values", "said"), [
+    ({}, (0.0, 5.0), "val_loss ended at 5; its best was 0 at step 10."),
+    ({"scale": 2.0}, (0.0, 5.0), "val_loss ended at 5; its best was 0 at step 10 (250.0% of its scale worse)."),
+    ({}, (2.0, 1.0), "val_loss ended at 1; its best was 1 at step 20."),
+    ({"mode": "max"}, (99.5, 80.0), "val_loss ended at 80; its best was 99.5 at step 10 (19.6% worse)."),
+    ({"mode": "max"}, (-4.0, -5.0), "val_loss ended at -5; its best was -4 at step 10 (25.0% worse)."),
+])  # fmt: skip
+def test_the_end_is_worse_than_the_best_or_not_compared(
+    tmp_path: Path, objective: dict[str, object], values: tuple[float, float], said: str
+) -> None:
+    goal = {"metric": "val_loss", "mode": "min", **objective}
+    body = f"put('start', workload='own', pid=1, total_steps=40, objective={goal!r})\n" + "".join(
+        f"put('eval', step={10 * i}, metrics={{'val_loss': {value}}})\n" for i, value in enumerate(values, start=1)
+    )
+    assert said in supervise(tmp_path, f"{body}put('end', status='completed', step=20)").stdout

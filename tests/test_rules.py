@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from trainmgr import guard, protocol, snapshot
 from trainmgr.action_space import Parameter
 from trainmgr.ledger import Decision, Ledger
+from trainmgr.managers import reading
 from trainmgr.managers.rules import RulesManager
 from trainmgr.policy import Policy
 from trainmgr.proposal import Proposal
@@ -587,3 +588,23 @@ def test_a_plan_that_was_overrun_is_no_plan() -> None:
         assert "left" not in said.evidence
         assert said.action != "stop"
         assert said.diagnosis != "routine"
+
+
+def test_a_rise_from_zero_without_a_scale_is_said_to_be_beyond_judgment() -> None:
+    run = Run(space=[LR], counterpart=None)
+    assert run.evaluate(0.0).obey().diagnosis == "healthy"
+    for value in (0.5, 1.0):
+        said = run.evaluate(value).obey()
+        assert (said.diagnosis, said.action) == ("unclear", "keep")
+        assert said.helpless.endswith("cannot be judged: declare scale=, the difference that counts as 100%")
+
+
+def test_a_fall_of_what_is_to_rise_does_not_read_as_a_rise() -> None:
+    run = Run(mode="max", counterpart=None)
+    run.evaluate(-99.5)
+    assert reading.figures(view(run)) == "goal 99.5, best 99.5 at step 0 (+0.0%, 0 evaluations ago)"
+    assert reading.figures(view(run.evaluate(-80.0))) == "goal 80, best 99.5 at step 0 (-19.6%, 1 evaluation ago)"
+
+
+def view(run: Run) -> snapshot.Snapshot:
+    return snapshot.take(run.state, run.ledger, run.policy, "evaluation")

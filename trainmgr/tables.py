@@ -135,9 +135,7 @@ def _ended_at(state: RunState, final: float | None) -> Iterator[str]:
     if state.kept_best and not state.trained_on and not again:
         yield f"{name} ended at [bold]{display.number(best)}[/], on its best weights, as measured at step {step:,}."
     elif final is not None:
-        worse = (state.worse(final) - state.worse(best)) / abs(best) if best else 0.0
-        much = f" ({worse:+.1%} from it)" if math.isfinite(worse) else ""
-        yield f"{name} ended at [bold]{display.number(final)}[/]; {its_best}{much}."
+        yield f"{name} ended at [bold]{display.number(final)}[/]; {its_best}{_much_worse(state, final, best)}."
     elif state.measured and (lost := state.notices.lost):
         _, at, value = state.measured[-1]
         yield (f"{name} was [bold]{display.number(value)}[/] at step {at:,}; {counted(lost, 'later evaluation')} could "
@@ -148,6 +146,17 @@ def _ended_at(state: RunState, final: float | None) -> Iterator[str]:
         yield f"{name} is not in the {last}; it was [bold]{display.number(value)}[/] last, at step {at:,}; {its_best}."
     else:
         yield f"{name} was not measured after the last change of the weights; {its_best}."
+
+
+def _much_worse(state: RunState, final: float, best: float) -> str:
+    """How much worse than the best the end is, as a fraction of what counts as 100%; empty where nothing does."""
+    declared = state.start.objective.scale if state.start else None
+    scale = declared or abs(best)
+    worse = (state.worse(final) - state.worse(best)) / scale if scale else math.nan
+    if not math.isfinite(worse) or f"{worse:.1%}".lstrip("-") == "0.0%":
+        return ""
+    whole = " of its scale" if declared else ""
+    return f" ({abs(worse):.1%}{whole} {'worse' if worse > 0 else 'better'})"
 
 
 def _probation(reversals: int, lost: int, vain: int, demoted: bool) -> str:

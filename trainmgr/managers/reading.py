@@ -80,6 +80,13 @@ def overfits(snapshot: Snapshot, wide: float) -> bool | None:
     return now > then
 
 
+def immeasurable(snapshot: Snapshot) -> bool:
+    """Whether the objective is worse than its best, and nobody knows what that is worth: the best is 0, and no scale
+    is declared."""
+    signals = snapshot.signals
+    return signals.best == 0 and signals.rise is None and signals.latest not in (None, signals.best)
+
+
 def relative(snapshot: Snapshot, gap: float | None) -> float | None:
     best = snapshot.signals.best
     if gap is None or not best or not math.isfinite(gap):
@@ -188,7 +195,8 @@ def figures(snapshot: Snapshot) -> str:
     text += f", best {signals.best:.4g} at step {signals.best_step}"
     if signals.rise is not None and math.isfinite(signals.rise):
         ago = f"{_evaluations(signals.evals_since_best + signals.without)} ago"
-        text += f" ({signals.rise + 0.0:+.1%}, {ago})"  # never "-0.0%" of a best
+        change = signals.rise if snapshot.mode == "min" else -signals.rise
+        text += f" ({change + 0.0:+.1%}, {ago})"  # never "-0.0%" of a best
     if signals.gap is not None and math.isfinite(signals.gap):
         text += f", gap {signals.gap:.3g}"
     return text

@@ -226,7 +226,7 @@ class RulesManager:
                 return self._resigned(snapshot, "instability", self._spikes(snapshot))
             if self._stuck(snapshot) and not self._late(snapshot) and not remedies.rows(snapshot, "optimizer"):
                 return self._resigned(snapshot, "plateau", figures)
-        return self._unmeasured(snapshot) or keep("healthy", figures)
+        return self._unmeasured(snapshot) or self._without_scale(snapshot) or keep("healthy", figures)
 
     def _resigned(self, snapshot: Snapshot, diagnosis: Diagnosis, evidence: str) -> Proposal:
         """Keep where something is the matter, with why nothing can be done about it."""
@@ -249,6 +249,14 @@ class RulesManager:
         else:
             return None
         return keep("unclear", f"{why}; {reading.figures(snapshot)}"[:EVIDENCE], f"{why}; {todo}"[:EVIDENCE])
+
+    def _without_scale(self, snapshot: Snapshot) -> Proposal | None:
+        """A rise is a share of the best, which is none of 0."""
+        if not reading.immeasurable(snapshot):
+            return None
+        why = f"the best {snapshot.objective} is 0, of which nothing is a share, so a rise from it cannot be judged"
+        return keep("unclear", f"{why}; {reading.figures(snapshot)}"[:EVIDENCE],
+                    f"{why}: declare scale=, the difference that counts as 100%"[:EVIDENCE])  # fmt: skip
 
     def _rise(self, snapshot: Snapshot) -> tuple[Diagnosis, str]:
         """What a rise of the objective is called, and what shows it."""
