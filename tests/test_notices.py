@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from factories import curve, evaluation, fold, log, start, step
+from factories import checkpoint, curve, end, evaluation, fold, log, start, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -169,3 +169,30 @@ def test_training_that_is_reported_rarely_is_not_far_from_its_evaluations(log: i
     for at in range(first, 200):
         fold([step(at)] * (at % log == first) + [evaluation(at, 1.0)] * (at % every == 0), state)
     assert notices(state) == {}
+
+
+def test_records_that_are_missing_or_came_twice_are_noted() -> None:
+    state = RunState()
+    for at, seq in enumerate((0, 1, 4, 4, 5)):
+        state.fold(step(at).model_copy(update={"seq": seq}))
+    assert notices(state) == {"gap": (3, "line 3: seq 4 where 2 was to come")}
+
+
+def test_lines_that_cannot_be_read_are_not_missing_too() -> None:
+    state = fold([start(), step(1)])
+    state.fold(garbage(""))
+    state.fold(step(2).model_copy(update={"seq": 3}))
+    fold([step(3)], state)
+    assert notices(state) == {"unreadable": (1, "line 3: not JSON")}
+
+
+@pytest.mark.parametrize(("record", "text"), [
+    (step(21), "line 4: step 21 came after it"),
+    (evaluation(21, 1.0), "line 4: an evaluation at step 21 came after it"),
+])  # fmt: skip
+def test_training_that_goes_on_after_its_end_is_no_end(record: Any, text: str) -> None:
+    """As where a fork of the training left by sys.exit() and reported it."""
+    state = fold([start(), step(20), end(20), record])
+    assert (state.end, notices(state)) == (None, {"end": (1, text)})
+    assert fold([end(30)], state).end is not None
+    assert fold([start(), step(20), end(20), log("bye"), checkpoint(20)]).end is not None

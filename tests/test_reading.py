@@ -219,3 +219,33 @@ def test_the_end_is_worse_than_the_best_or_not_compared(
         f"put('eval', step={10 * i}, metrics={{'val_loss': {value}}})\n" for i, value in enumerate(values, start=1)
     )
     assert said in supervise(tmp_path, f"{body}put('end', status='completed', step=20)").stdout
+
+
+def test_a_run_that_goes_on_after_its_end_is_managed_on_and_what_came_twice_is_said(tmp_path: Path) -> None:
+    """As where a fork of the training left by sys.exit(): it reported an end, with a seq that was used."""
+    body = """
+start(action_space=[dict(name="lr", type="float", low=0.0, high=1.0, value=0.5)], commands=[])
+for step in range(1, 41):
+    put("step", step=step, metrics={"loss": 1.0})
+    if step % 10 == 0:
+        put("eval", step=step, metrics={"val_loss": 1 / step})
+    if step == 20:
+        put("end", status="completed", step=step)
+        seq -= 1
+    if step == 30:
+        limit = time.monotonic() + 60
+        while b'"step":30,' not in log.read_bytes() and time.monotonic() < limit:
+            time.sleep(0.002)
+put("end", status="completed", step=40)
+"""
+    head = "import time\nfrom pathlib import Path\nlog = Path(os.environ['TRAINMGR_RUN_DIR'], 'audit.jsonl')\n"
+    (tmp_path / "own.py").write_text(FOREIGN + head + body)
+    done = trainmgr(tmp_path, "run", "own.py", "--manager", "rules")
+    assert '"step":30,' in next((tmp_path / "runs").glob("*/audit.jsonl")).read_text()  # a snapshot of after the end
+    twice = "1 record is missing or came twice: line 25: seq 23 where 24 was to come."
+    went = "he run went on after its end: line 25: step 21 came after it."
+    for text in (twice, went):
+        assert text in done.stderr
+        assert text in done.stdout
+        assert text in trainmgr(tmp_path, "show").stdout
+    assert "val_loss ended at 0.025" in done.stdout

@@ -11,7 +11,9 @@ from trainmgr.wire import MAX_NAME, short
 
 TEXT = 200  # characters
 
-Kind = Literal["unreadable", "unknown", "left out", "spelling", "name", "back", "beyond", "apart", "warning"]
+Kind = Literal[
+    "unreadable", "unknown", "left out", "spelling", "name", "back", "beyond", "apart", "gap", "end", "warning"
+]
 
 _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to do
     "unreadable": (
@@ -54,9 +56,19 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to 
         "{} evaluations are at steps far beyond the training",
         "Give an evaluation the step of the training that it follows, in the same unit.",
     ),
+    "gap": (
+        "1 record is missing or came twice",
+        "{} records are missing or came twice",
+        "One process alone reports, and counts seq from 0, one up for each record.",
+    ),
+    "end": (
+        "the run went on after its end",
+        "the run went on after its end {} times",
+        "Only the process that trains reports the end: a fork of it leaves with os._exit().",
+    ),
     "warning": ("the script warned once", "the script warned {} times", ""),
 }
-LACKING: tuple[Kind, ...] = ("unknown", "left out", "spelling", "name", "back", "beyond", "apart")
+LACKING: tuple[Kind, ...] = ("unknown", "left out", "spelling", "name", "back", "beyond", "apart", "end")
 """The record was read, and something about it is not as it should be."""
 
 
@@ -125,6 +137,16 @@ class Notices:
                 self.measured()
             case _:
                 pass
+
+    def gap(self, record: protocol.Telemetry, expected: int, line: int) -> None:
+        """The record does not have the seq that was to come."""
+        text = f"seq {record.seq:,} where {expected:,} was to come"
+        self.note("gap", line, text, max(1, record.seq - expected))
+
+    def went_on(self, record: protocol.Step | protocol.Eval, line: int) -> None:
+        """Training goes on although its end was reported."""
+        what = "an evaluation at step" if isinstance(record, protocol.Eval) else "step"
+        self.note("end", line, f"{what} {record.step:,} came after it")
 
     def measured(self) -> None:
         """The objective is known again."""

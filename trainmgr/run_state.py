@@ -43,7 +43,9 @@ class RunState:
     records: int = 0
     next_seq: int = 0
     gaps: int = 0
-    """Records that are missing in the count of seq."""
+    """Records that are missing in the count of seq, or came twice."""
+    unreadable: int = 0
+    """Lines that are no records since the last one that is: they explain as many missing ones."""
     garbage: int = 0
     unknown: int = 0
     extra_names: int = 0
@@ -182,13 +184,19 @@ class RunState:
                 self.next_seq += 1  # a record all the same
             else:
                 self.garbage += 1
+                self.unreadable += 1
             self.notices.unreadable(record, self.lines)
             return
         self.records += 1
         self.notices.record(record, self.lines)
         if record.seq != self.next_seq:
             self.gaps += max(1, record.seq - self.next_seq)
-        self.next_seq = record.seq + 1
+            if not 0 < record.seq - self.next_seq <= self.unreadable:
+                self.notices.gap(record, self.next_seq, self.lines)
+        self.next_seq, self.unreadable = record.seq + 1, 0
+        if self.end is not None and isinstance(record, protocol.Step | protocol.Eval):
+            self.notices.went_on(record, self.lines)
+            self.end = None
         if self.first_time is None:
             self.first_time = record.t
         self.last_time = record.t
