@@ -114,6 +114,19 @@ def test_no_file_yet(tmp_path: Path) -> None:
     assert list(tail.lines()) == [b"a\n"]
 
 
+@pytest.mark.parametrize("content", [b"", b"a\n"])
+def test_a_file_that_is_removed_after_it_was_there_is_noticed(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "t"
+    path.write_bytes(content)
+    tail = Tail(path)
+    assert len(list(tail.lines())) == content.count(b"\n")
+    path.unlink()
+    assert list(tail.lines()) == []
+    assert tail.truncated
+    path.write_bytes(b"a\nb\n")
+    assert list(tail.lines()) == []
+
+
 @pytest.mark.parametrize("new", [b"", b"a\n", b"x\ny\nz\n", b"x\ny\nz\nand more\n"])
 def test_truncation_is_noticed_and_nothing_is_read_again(tmp_path: Path, new: bytes) -> None:
     path = tmp_path / "t"

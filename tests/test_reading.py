@@ -249,3 +249,60 @@ put("end", status="completed", step=40)
         assert text in done.stdout
         assert text in trainmgr(tmp_path, "show").stdout
     assert "val_loss ended at 0.025" in done.stdout
+
+
+REMOVED = """
+import shutil, time
+start()
+put("step", step=10, metrics={"loss": 1.0})
+put("eval", step=10, metrics={"val_loss": 0.5})
+log = os.path.join(os.environ["TRAINMGR_RUN_DIR"], "audit.jsonl")
+with open(log, "rb") as events:  # until the supervisor has read what is there
+    limit = time.monotonic() + 60
+    while b'"snapshot"' not in events.read() and time.monotonic() < limit:
+        time.sleep(0.002)
+    %s
+    put("eval", step=20, metrics={"val_loss": 9.0})
+    put("end", status="completed", step=20)
+    while b'"where":"telemetry"' not in events.read() and time.monotonic() < limit:
+        time.sleep(0.002)
+sys.exit(%d)
+"""
+FILE = 'os.remove(os.path.join(os.environ["TRAINMGR_RUN_DIR"], "telemetry.jsonl"))'
+FOLDER = 'shutil.rmtree(os.environ["TRAINMGR_RUN_DIR"])'
+
+
+@pytest.mark.parametrize("what", [FILE, FOLDER])
+@pytest.mark.parametrize("code", [0, 3])
+def test_files_that_the_script_removes_cost_neither_its_exit_code_nor_the_last_lines(
+    tmp_path: Path, what: str, code: int
+) -> None:
+    (tmp_path / "own.py").write_text(FOREIGN + REMOVED % (what, code))
+    done = trainmgr(tmp_path, "run", "own.py", "--manager", "rules")
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    said = "telemetry.jsonl was removed; nothing more is read from it, after step 10"
+    assert said in done.stderr
+    assert said in done.stdout
+    assert "val_loss was 0.5 at step 10, the last that was read; its best was 0.5 at step 10." in done.stdout
+    assert "do not hold together any more, so all of this is from memory" in done.stdout
+    assert "Next:" not in done.stdout
+    assert ("ended with exit code 3 (failed)" in done.stdout) is (code == 3)
+
+
+def test_an_exception_that_the_script_catches_outside_of_the_workload_keeps_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("""
+from trainmgr.workload import Workload
+try:
+    with Workload("own", objective="val_loss") as w:
+        w.step(1, {"loss": 1.0})
+        w.eval(1, {"val_loss": 1.0})
+        raise StopIteration("early: enough")
+except StopIteration:
+    pass
+""")
+    done = trainmgr(tmp_path, "run", "own.py", "--manager", "none")
+    assert done.returncode == 0
+    text = "The workload ended with StopIteration, and the script went on: it ended with exit code 0."
+    assert text in done.stdout
+    assert trainmgr(tmp_path, "audit").returncode == errors.EXIT_OK

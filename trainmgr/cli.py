@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -21,12 +21,14 @@ from trainmgr import (
     breaches,
     display,
     errors,
+    events,
     history,
     launch,
     opinions,
     prompt,
     proof,
     replay,
+    run_state,
     schemas,
     screen,
     tables,
@@ -34,6 +36,7 @@ from trainmgr import (
 from trainmgr import (
     check as checking,
 )
+from trainmgr import ledger as ledgers
 from trainmgr import policy as policies
 from trainmgr.comparison import (
     analysis,
@@ -47,9 +50,10 @@ from trainmgr.comparison import (
     statistics,
     trials,
 )
-from trainmgr.errors import TrainmgrError, UserError
+from trainmgr.errors import RecordError, TrainmgrError, UserError
 from trainmgr.managers import catalog
 from trainmgr.paths import POLICY_VARIABLE, RUNS_DIR_VARIABLE, RunPaths, find_run, list_runs
+from trainmgr.supervisor import Supervisor
 from trainmgr.wire import pretty
 
 EXIT_TEXT = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in errors.EXIT_CODES.items()) + "."
@@ -150,10 +154,11 @@ def run(
     )
     if manager == "auto":
         request.say("manager: {} ({})".format(*catalog.choose(manager, request.policy)))
-    paths, closing = _watched(lambda listener: launch.launch(request, listener), quiet, json)
+    known: list[Supervisor] = []
+    paths, closing = _watched(lambda listener: launch.launch(request, listener, known.append), quiet, json)
     if not json:
-        _closing_words(paths)
-    raise typer.Exit(_exit_code(paths, closing))
+        _closing_words(paths, known)
+    raise typer.Exit(_exit_code(paths, closing, known))
 
 
 @app.command()
@@ -168,10 +173,11 @@ def attach(
     Example: `trainmgr attach latest`
     """
     paths = find_run(runs_dir, run)
-    closing = _watched(lambda listener: (paths, launch.attach(paths, runs_dir, listener)), quiet, json)[1]
+    known: list[Supervisor] = []
+    closing = _watched(lambda listener: launch.attach(paths, runs_dir, listener, known.append), quiet, json)
     if not json:
-        _closing_words(paths)
-    raise typer.Exit(_exit_code(paths, closing))
+        _closing_words(paths, known)
+    raise typer.Exit(_exit_code(paths, closing, known))
 
 
 @app.command()
@@ -455,21 +461,33 @@ def _watched(call: Any, quiet: bool, json: bool) -> Any:
             view.__exit__(None, None, None)
 
 
-def _closing_words(paths: RunPaths) -> None:
-    manifest, state, ledger = history.latest(paths)
-    tables.print_closing(data, manifest, state, ledger, stderr=paths.stderr)
+def _closing_words(paths: RunPaths, known: Sequence[Supervisor] = ()) -> None:
+    manifest, state, ledger, lacking = _read_back(paths, known)
+    tables.print_closing(data, manifest, state, ledger, stderr=paths.stderr, lacking=lacking)
 
 
-def _exit_code(paths: RunPaths, closing: Any) -> int:
+def _read_back(
+    paths: RunPaths, known: Sequence[Supervisor]
+) -> tuple[events.Manifest, run_state.RunState, ledgers.Ledger, str]:
+    """What the files of a run say; where they are gone, what its supervisor knows, and what is wrong with them."""
+    try:
+        return *history.latest(paths), ""
+    except (RecordError, OSError) as error:
+        if not known:
+            raise
+        return known[0].manifest, known[0].state, known[0].ledger, str(error)
+
+
+def _exit_code(paths: RunPaths, closing: Any, known: Sequence[Supervisor]) -> int:
     """The script's own, except where there is more to say than it knows."""
-    _, state, ledger = history.latest(paths)
+    _, state, ledger, _ = _read_back(paths, known)
     if closing.status == "interrupted":
         return errors.EXIT_INTERRUPTED
     if closing.status == "failed" and ledger.failure is not None and ledger.failure.where == "policy":
         return errors.EXIT_USAGE
     if closing.exit_code == 0 and state.start is None:
         return errors.EXIT_WORKLOAD
-    return int(closing.exit_code) or (errors.EXIT_FAILED if closing.status == "failed" else errors.EXIT_OK)
+    return int(closing.exit_code)
 
 
 def _reused(plan: experiment.Experiment, cells: list[list[trials.Cell]], file: Path) -> results.Results:

@@ -53,8 +53,9 @@ class Tail:
     """Reads the complete lines of a growing file, from a byte offset on; what is torn waits for its rest.
 
     ``offset`` counts the bytes handed out, ``digest()`` is the SHA-256 of exactly these bytes. A file that became
-    shorter than the offset, was replaced by another, or no longer has at the offset what was handed out last, is
-    reported by ``truncated`` and never read again: the records before it are already known.
+    shorter than the offset, was removed after something was read, was replaced by another, or no longer has at the
+    offset what was handed out last, is reported by ``truncated`` and never read again: the records before it are
+    already known.
 
     Of a line that is longer than ``limit`` bytes only these are handed out, with a line break, and none is read twice:
     an endless line costs no memory, and at the next look no time. What is handed out, ``offset`` and ``digest()``
@@ -110,7 +111,7 @@ class Tail:
                         self._take(rest)
                         rest = b""
         except FileNotFoundError:
-            return
+            self.truncated |= self._inode is not None
 
     def _take(self, data: bytes) -> None:
         """Read on in a line."""

@@ -48,10 +48,12 @@ def attach(
     paths: RunPaths,
     runs_dir: Path,
     listener: Callable[[RunPaths, events.Manifest], Listener],
+    begun: Callable[[Supervisor], None] = lambda _: None,
     *,
     manager: Manager | None = None,
 ) -> events.Closing:
-    """Take over a run whose supervisor died while its workload goes on. ``manager`` stands for the one recorded.
+    """Take over a run whose supervisor died while its workload goes on. ``manager`` stands for the one recorded;
+    ``begun`` gets the supervisor.
 
     Raises UserError when there is nothing to take over; RecordError when its files do not hold together.
     """
@@ -65,6 +67,7 @@ def attach(
     manager = manager or catalog.make(record.manager, record.policy, runs_dir)
     with ready(manager):
         supervisor = Supervisor(paths, record, None if manager.name == "none" else manager, listener(paths, record))
+        begun(supervisor)
         with _keyboard(supervisor):
             return supervisor.attach(state.start.pid)
 

@@ -167,6 +167,8 @@ class Ledger:
     failures: int = 0
     failure: events.Failure | None = None
     """The last one."""
+    unread: str = ""
+    """Why the end of telemetry could not be read; "" where it could."""
     unanswered: int = 0
     """Decisions that were asked for and got no answer."""
     unanswered_why: str = ""
@@ -265,6 +267,7 @@ class Ledger:
                 self.failures += 1
                 self.failure = payload
                 self.ending |= payload.where == "policy"
+                self.unread = payload.message if payload.where == "telemetry" else self.unread
                 if payload.decision is not None and payload.decision == self.waiting:
                     self.waiting = None
                     if payload.message != OVER:

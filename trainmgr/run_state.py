@@ -6,15 +6,13 @@ Folding the records a and then b gives what folding a + b gives, so that a live 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from statistics import median
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainmgr import protocol
 from trainmgr.action_space import ActionSpace
-from trainmgr.evaluations import Evaluation, Window
+from trainmgr.evaluations import Evaluation, Norms, Window
 from trainmgr.finiteness import Finiteness
 from trainmgr.interventions import Drift, Intervention
 from trainmgr.lineage import Lineage
@@ -26,9 +24,7 @@ RECENT = 16  # of them, the latest kept whole
 NAMES = 64  # distinct metric names followed; more, and longer ones, are counted and not kept
 INTERVENTIONS = 16
 OUTCOME_EVALS = 5  # evaluations after which a change counts as measured
-SPIKE = 10.0  # a gradient norm above this many times the running median is an outlier
 MEASURED = 32  # objectives kept whole, for trials of changes
-NORMS = 64  # gradient norms in the running median
 TEXTS = 8
 TEXT = 200  # characters
 
@@ -70,9 +66,7 @@ class RunState:
     changed_at: dict[str, int] = field(default_factory=dict)
     """Parameter to the number of evaluations when it was last changed."""
     windows: dict[str, Window] = field(default_factory=dict)
-    norms: deque[float] = field(default_factory=lambda: deque(maxlen=NORMS))
-    norm_count: int = 0
-    spike_count: int = 0
+    norms: Norms = field(default_factory=Norms)
     non_finite: int = 0
     """Non-finite values since the last evaluation, whatever they mean."""
     non_finite_total: int = 0
@@ -90,8 +84,7 @@ class RunState:
     best: tuple[int, float] | None = None
     """(step, objective) of the best evaluation."""
     evals_since_best: int = 0
-    """Of those with the objective. 0 as long as there is no best: before anything was measured, nothing stands still.
-    """
+    """Of those with the objective; 0 as long as there is no best, since then nothing stands still."""
     without: int = 0
     """Evaluations since the best without the objective, ..."""
     unseen: int = 0
@@ -256,11 +249,12 @@ class RunState:
         if self.best is not None and self.best[0] > step:
             self.best = min(values, key=lambda pair: self.worse(pair[1]), default=None)
         self.evals_since_best = sum(s > self.best[0] for s, _ in values) if self.best else 0
-        later = [e for e in self.evaluations if self.best is not None and e.step > self.best[0]]
-        self.without = sum(self.objective_of(e) is None for e in later)
+        self.without = sum(
+            e.step > self.best[0] and self.objective_of(e) is None for e in self.evaluations if self.best
+        )
         self.unseen, self.rolled_back = 0, False
-        self.windows = {}
-        self.norm_count = self.spike_count = self.non_finite = 0
+        self.windows, self.non_finite = {}, 0
+        self.norms.restart()
         self.finiteness.restart()
 
     def _goes_to(self, step: int) -> None:
@@ -283,10 +277,7 @@ class RunState:
                 self.non_finite += 1
                 self.non_finite_total += 1
             elif "grad_norm" in name:
-                self.norm_count += 1
-                if len(self.norms) >= 8 and value > SPIKE * median(self.norms):
-                    self.spike_count += 1
-                self.norms.append(value)
+                self.norms.add(value)
 
     def _eval(self, record: protocol.Eval) -> None:
         self._goes_to(max(self.step, record.step))
@@ -294,13 +285,12 @@ class RunState:
         if len(metrics) < len(record.metrics):
             self._skip([name for name in record.metrics if name not in metrics])
         bad = sum(not math.isfinite(value) for value in metrics.values())
-        self.non_finite += bad
-        self.non_finite_total += bad
+        self.non_finite, self.non_finite_total = self.non_finite + bad, self.non_finite_total + bad
         found = Evaluation(
             step=record.step,
             metrics=metrics,
             means={name: window.mean for name, window in self.windows.items() if window.count},
-            spikes=self.spike_count / self.norm_count if self.norm_count else 0.0,
+            spikes=self.norms.spikes,
             non_finite=self.non_finite,
         )
         value = self.objective_of(found)
@@ -313,8 +303,8 @@ class RunState:
             self.without += value is None and self.best is not None
             self.unseen += value is None
         self.trained_since = False
-        self.windows = {}
-        self.norm_count = self.spike_count = self.non_finite = 0
+        self.windows, self.non_finite = {}, 0
+        self.norms.restart()
         self.split = {part: self._followed(row) for part, row in list(record.split.items())[:16]}
         self._read_back(record)
         if self.start is not None:
@@ -327,7 +317,8 @@ class RunState:
         self.unseen, self.rolled_back = 0, False
         self.measured = [*self.measured, (self.evals, record.step, value)][-MEASURED:]
         self.lineage.measured(record.step, value)
-        counterpart = self._counterpart(self.evaluations[-1])
+        name = self.start.objective.counterpart if self.start else None
+        counterpart = self.evaluations[-1].metrics.get(name) if name else None
         if self.first_objective is None and math.isfinite(value):
             self.first_objective, self.first_counterpart = value, counterpart
         elif counterpart is not None and not math.isfinite(self.first_counterpart or 0.0):
@@ -344,8 +335,7 @@ class RunState:
                 last.closed = "measured"
 
     def _belongs(self, found: Evaluation) -> bool:
-        """Whether it is of the same weights as the evaluation before, and only one of the two has the objective: then
-        they are one, of other data or under other names."""
+        """Whether it is of the same weights as the evaluation before, and only one of the two has the objective."""
         last = self.evaluations[-1] if self.evaluations else None
         if last is None or last.step != found.step or self.trained_since or self.rollback_at == self.evals:
             return False
@@ -362,10 +352,6 @@ class RunState:
         first = [objective.metric, objective.counterpart] if objective else []
         names = [name for name in first if name in metrics] + [name for name in metrics if name not in first]
         return {name: metrics[name] for name in [name for name in names if len(name) <= MAX_NAME][:NAMES]}
-
-    def _counterpart(self, evaluation: Evaluation) -> float | None:
-        name = self.start.objective.counterpart if self.start else None
-        return evaluation.metrics.get(name) if name else None
 
     def _thin(self) -> None:
         if len(self.evaluations) > ROWS:
@@ -434,10 +420,7 @@ class RunState:
         gone = {name for name, info in described.items() if changed.intersection(info.depends)}
         if not gone:
             return
-        self.evaluations = [
-            replace(evaluation, metrics=_without(evaluation.metrics, gone), means=_without(evaluation.means, gone))
-            for evaluation in self.evaluations
-        ]
+        self.evaluations = [evaluation.without(gone) for evaluation in self.evaluations]
         self.windows = {name: window for name, window in self.windows.items() if name not in gone}
 
     def _close_last(self, why: str) -> None:
@@ -449,15 +432,11 @@ class RunState:
         self.lineage.saved(record.step, record.path, objective, best=record.best)
 
 
-def _without(metrics: dict[str, float], gone: set[str]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name not in gone}
-
-
 def figures(state: RunState) -> dict[str, Any]:
     """What a run's closing says of its course: everything in it that follows from telemetry alone."""
     reported = state.end.metrics.get(state.start.objective.metric) if state.start and state.end else None
-    # What was before evaluations that are lost, or before the weights went back, is no end.
-    measured = None if state.notices.lost or state.rolled_back else state.latest
+    before = state.notices.lost or state.rolled_back  # evaluations that are lost, or other weights: that was no end
+    measured = None if before else state.latest
     final = measured if reported is None else reported
     if reported is None and state.best and state.kept_best:
         since = state.evaluations and state.stopped_at is not None and state.evaluations[-1].step > state.stopped_at

@@ -278,7 +278,10 @@ class Supervisor:
                 self._ask()
         if self._feed.tail.truncated and not self._truncated:
             self._truncated = True
-            self._fail("telemetry", "telemetry.jsonl became shorter or was replaced; nothing more is read from it")
+            how = "became shorter or was replaced" if self.paths.telemetry.exists() else "was removed"
+            self._fail(
+                "telemetry", f"telemetry.jsonl {how}; nothing more is read from it, after step {self.state.step}"
+            )
 
     def _acknowledge(self, record: protocol.Applied | protocol.Refused) -> None:
         self._append(decision.acknowledgment(record, self.state, self.ledger, self._feed.offset))
@@ -594,7 +597,7 @@ class Supervisor:
             status=status,
             exit_code=end.code,
             exit=end.words,
-            **figures(state),
+            **figures(state) | ({"final": None} if self._truncated else {}),
             **self.ledger.losses(),
         )
         content = events.render_run_file(plain(self.manifest), plain(closing))

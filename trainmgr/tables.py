@@ -44,9 +44,13 @@ def grid(*columns: str) -> Table:
 
 
 def print_closing(
-    console: Console, manifest: events.Manifest, state: RunState, ledger: Ledger, stderr: Path | None = None
-) -> None:
-    """The last lines of a run: what was done and why, how the objective ended, what to type next."""
+    console: Console, manifest: events.Manifest, state: RunState, ledger: Ledger, stderr: Path | None = None,
+    lacking: str = "",
+) -> None:  # fmt: skip
+    """The last lines of a run: what was done and why, how the objective ended, what to type next.
+
+    ``lacking`` says what is wrong with its files, where all of this comes from memory.
+    """
     closing = ledger.ended.closing if ledger.ended else None
 
     def out(text: str) -> None:
@@ -90,8 +94,10 @@ def print_closing(
     if ledger.unanswered:
         why = quoted(ledger.unanswered_why).rstrip(".")
         out(f"[yellow]No answer to {counted(ledger.unanswered, 'decision')}; the last: {why}.[/]")
-    for text in _ended_at(state, figures(state)["final"] if closing is None else closing.final):
+    for text in _ended_at(state, figures(state)["final"] if closing is None else closing.final, ledger.unread):
         out(text)
+    if ledger.unread:
+        out(f"[red]{quoted(ledger.unread)}.[/]")
     if state.trained_on > 1:
         out(f"[yellow]The script was told to stop at step {state.stopped_at:,} and trained on for "
             f"{display.steps(state.trained_on)}: its loop must end when w.stopping is true.[/]")  # fmt: skip
@@ -101,8 +107,12 @@ def print_closing(
         out(f"[yellow]Data: {quoted(str(state.start.info.get('data')))}.[/]")
     if closing is not None and (closing.exit_code or closing.status not in ("completed", "stopped")):
         by = f" by {ledger.stopped_by}" if closing.status == "interrupted" and ledger.stopped_by else ""
-        out(f"[red]The workload {quoted(closing.exit)} ({closing.status}{quoted(by)}).[/]")
-        if ledger.failure is not None:
+        if _went_on(state, closing):
+            out(f"[yellow]The workload ended with {quoted(_error(state))}, and the script went on: it "
+                f"{quoted(closing.exit)}.[/]")  # fmt: skip
+        else:
+            out(f"[red]The workload {quoted(closing.exit)} ({closing.status}{quoted(by)}).[/]")
+        if ledger.failure is not None and ledger.failure.message != ledger.unread:
             out(f"[red]{quoted(ledger.failure.where)}: {quoted(ledger.failure.message)}[/]")
         for line in last_lines(stderr) if stderr else []:
             out(f"  {quoted(line)}")
@@ -115,12 +125,26 @@ def print_closing(
         wrote = f"{counted(state.lines, 'line')} of telemetry and no `start` record that can be read"
         out(f"[yellow]The script wrote {wrote if state.lines or torn else 'no telemetry'}, so nothing was supervised. "
             f"Try: trainmgr check {quoted(manifest.script)}[/]")  # fmt: skip
-    if closing is None or state.start is not None:  # else there is nothing to look at
+    if lacking:
+        out("[red]The files of the run do not hold together any more, so all of this is from memory: "
+            f"{quoted(lacking.rstrip('.'))}.[/]")  # fmt: skip
+    elif closing is None or state.start is not None:  # else there is nothing to look at
         out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
 
 
-def _ended_at(state: RunState, final: float | None) -> Iterator[str]:
-    """How the objective ended. Nothing is claimed to be the end that evaluations came after."""
+def _went_on(state: RunState, closing: events.Closing) -> bool:
+    """Whether the workload ended with an exception that the script caught outside of it."""
+    return not closing.exit_code and state.end is not None and state.end.status == closing.status == "failed"
+
+
+def _error(state: RunState) -> str:
+    """The name of the exception that a workload ended with, which is the beginning of its last message."""
+    messages = [message for level, message in state.texts if level == "error"]
+    return messages[-1].partition(":")[0] if messages else "an error"
+
+
+def _ended_at(state: RunState, final: float | None, unread: str) -> Iterator[str]:
+    """How the objective ended. Nothing is claimed to be the end that evaluations came after, or may have come."""
     if state.start is None:
         return
     name = quoted(state.start.objective.metric)
@@ -136,6 +160,9 @@ def _ended_at(state: RunState, final: float | None) -> Iterator[str]:
         yield f"{name} ended at [bold]{display.number(best)}[/], on its best weights, as measured at step {step:,}."
     elif final is not None:
         yield f"{name} ended at [bold]{display.number(final)}[/]; {its_best}{_much_worse(state, final, best)}."
+    elif state.measured and unread:
+        _, at, value = state.measured[-1]
+        yield f"{name} was [bold]{display.number(value)}[/] at step {at:,}, the last that was read; {its_best}."
     elif state.measured and (lost := state.notices.lost):
         _, at, value = state.measured[-1]
         yield (f"{name} was [bold]{display.number(value)}[/] at step {at:,}; {counted(lost, 'later evaluation')} could "

@@ -350,7 +350,8 @@ def _run(cell: Cell, begun: Callable[[Supervisor], None], watcher: Watcher) -> O
     except (TrainmgrError, OSError) as error:  # whatever it is, the other runs go on
         return Outcome(cell, None, None, str(error))
     failure = None if closing.status in GOOD and not closing.exit_code else f"{closing.status}: it {closing.exit}"
-    return Outcome(cell, paths, history.run_file(paths), failure)
+    file = history.run_file(paths)
+    return Outcome(cell, paths, file, failure if failure or file else "its run directory was removed meanwhile")
 
 
 def _kill(supervisor: Supervisor) -> None:
