@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from trainmgr import breaches, check
+from trainmgr import breaches, check, protocol, tables
 from trainmgr.testing import LINE, write_child, write_shell
 from trainmgr.workload import rehearsal
 
@@ -183,7 +185,7 @@ def test_a_breach_is_an_error_with_a_fix(tmp_path: Path, body: str, breach: str)
     found = checked(tmp_path, body, seconds=20.0)
     assert not found.ok
     assert any(breach in what for what in errors(found)), errors(found)
-    assert all(b.fix for b in found.breaches)
+    assert all(b.fix or b.what.startswith("The script warns: ") for b in found.breaches)
 
 
 def fixes(found: check.Checked) -> str:
@@ -328,3 +330,37 @@ def test_what_a_load_brings_back_is_seen_tensor_by_tensor(tmp_path: Path) -> Non
     assert rehearsal.back(initial, wanted, saved("b.pt", step=9, moments=two, model=three)) == (1, 1)
     both = saved("c.pt", step=0, model=torch.full((3,), 7.0), moments=torch.full((3,), 8.0))
     assert rehearsal.back(both, before, saved("d.pt", model=torch.full((3,), 7.0), moments=three)) == (1, 2)
+
+
+def test_a_counterpart_that_is_never_measured_and_a_goal_against_its_name_are_asked_about(tmp_path: Path) -> None:
+    body = BASE.replace('objective="loss",', 'objective="accuracy", mode="min", counterpart="train_acuracy",')
+    found = checked(tmp_path, body + "train(accuracy=0.5, train_accuracy=0.5)", 8.0)
+    fixes = {breach.what: breach.fix for breach in found.breaches if breach.severity == "warning"}
+    absent = "The counterpart 'train_acuracy' is in none of the evaluations: overfitting cannot be told."
+    assert fixes[absent].endswith(" Was train_accuracy meant?")
+    turned = "The objective 'accuracy' has mode 'min', and its name says that more is better."
+    assert fixes[turned].startswith("Is that meant? If not, pass mode='max'")
+
+
+def test_a_warning_that_says_nothing_to_do_gets_no_advice(tmp_path: Path) -> None:
+    found = checked(tmp_path, BASE + 'w.log("warning", "the loader is slow")\ntrain()', 8.0)
+    (fix,) = [breach.fix for breach in found.breaches if breach.what == "The script warns: the loader is slow"]
+    assert fix == ""
+    out = io.StringIO()
+    tables.print_checked(Console(file=out, width=200), found)
+    assert "! The script warns: the loader is slow\n" in out.getvalue()
+    assert "fix: \n" not in out.getvalue()
+
+
+@pytest.mark.parametrize(("metric", "mode", "asks"), [
+    ("accuracy", "min", True), ("val/top1_acc", "min", True), ("evalF1", "min", True), ("ep_return", "min", True),
+    ("mean_reward", "min", True), ("AUC", "min", True), ("val_loss", "max", True), ("error_rate", "max", True),
+    ("test.perplexity", "max", True), ("accuracy", "max", False), ("val_loss", "min", False), ("score", "min", False),
+    ("neg_reward", "min", False), ("negative_log_loss", "max", False), ("accuracy_loss", "min", False),
+    ("glossary", "max", False), ("accumulated", "min", False), ("x", "max", False),
+])  # fmt: skip
+def test_a_goal_against_the_name_of_the_objective_is_asked_about(metric: str, mode: protocol.Mode, asks: bool) -> None:
+    found = breaches.Checked("x.py")
+    breaches._goal(found, protocol.Objective(metric=metric, mode=mode))
+    assert bool(found.breaches) is asks
+    assert found.ok

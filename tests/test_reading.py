@@ -306,3 +306,17 @@ except StopIteration:
     text = "The workload ended with StopIteration, and the script went on: it ended with exit code 0."
     assert text in done.stdout
     assert trainmgr(tmp_path, "audit").returncode == errors.EXIT_OK
+
+
+def test_a_wrong_name_of_the_counterpart_gets_the_nearest(tmp_path: Path) -> None:
+    body = """
+objective = {"metric": "val_loss", "mode": "min", "counterpart": "train_los"}
+put("start", workload="own", pid=1, total_steps=40, objective=objective)
+put("eval", step=1, metrics={"val_loss": 1.0, "train_loss": 1.0})
+put("end", step=1, status="completed")
+"""
+    done = supervise(tmp_path, body)
+    said = "has no train_los, without which overfitting cannot be told; it has: val_loss, train_loss. Was train_loss"
+    assert said in done.stderr
+    right = supervise(tmp_path, body.replace('train_los"', 'train_loss"'))
+    assert "counterpart" not in right.stderr

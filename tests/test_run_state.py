@@ -319,3 +319,15 @@ def test_what_was_measured_before_a_rollback_is_no_end() -> None:
     assert (run_state.figures(state)["final"], state.rolled_back) == (None, True)
     fold([evaluation(30, 1.0)], state)
     assert (run_state.figures(state)["final"], state.rolled_back) == (1.0, False)
+
+
+def test_a_change_that_changes_nothing_that_is_shown_is_no_intervention() -> None:
+    """As where a rate is kept in 32 bits."""
+    state = fold([start(lr(value=1e-3)), evaluation(10, 1.0)])
+    fold([applied(10, 1, {"lr": (1e-3, 0.0010000000474974513)})], state)
+    assert (state.interventions, state.intervention_count, state.changed_at, state.acknowledged) == ([], 0, {}, 1)
+    assert state.recipe == {"lr": 0.0010000000474974513}
+    fold([applied(10, 2, {"lr": (1e-3, 1e-3)}, "rollback", "best")], state)
+    assert [(item.changes, item.command is not None) for item in state.interventions] == [({}, True)]
+    fold([applied(10, 3, {"lr": (1e-3, 1.001e-3)})], state)
+    assert state.intervention_count == 2

@@ -9,12 +9,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from factories import evaluation, fold, start
+from factories import applied, evaluation, fold, lr, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from trainmgr import display, events, protocol, screen
+from trainmgr import control, display, events, protocol, screen
 from trainmgr.action_space import Parameter
 from trainmgr.interventions import Intervention
 from trainmgr.ledger import Ledger
@@ -175,3 +175,33 @@ def test_no_time_is_left_that_nobody_knows_of(manifest: events.Manifest) -> None
     state = fold([start(total_steps=30), evaluation(640, 1.0)])
     assert screen.pace(state) == ("1 steps/s", "")
     assert "step 640, beyond the 30 planned" in rendered(screen.render(state, Ledger(), manifest))
+
+
+@pytest.mark.parametrize(("asked", "changes", "text"), [
+    ({"lr": 5e-4}, {}, "acknowledged at step 7, and nothing was changed: lr = 0.0005 was asked for, and 0.003 is in"),
+    ({"lr": 5e-4}, {"lr": (3e-3, 3e-3)}, "acknowledged at step 7, and nothing was changed: lr = 0.0005 was asked for,"),
+    ({"lr": 5e-4}, {"lr": (3e-3, 1e-3)}, "in effect at step 7: lr 0.003 → 0.001; lr = 0.0005 was asked for, and 0.001"),
+    ({"lr": 5e-4}, {"lr": (3e-3, 5e-4)}, "in effect at step 7: lr 0.003 → 0.0005"),
+    ({"lr": 3e-3}, {}, "in effect at step 7: no change was needed"),
+])  # fmt: skip
+@pytest.mark.parametrize("again", [False, True])
+def test_what_was_asked_for_and_is_not_in_effect_is_not_said_as_done(
+    asked: dict[str, Any], changes: dict[str, Any], text: str, again: bool
+) -> None:
+    state, ledger = fold([start(lr()), applied(7, 2 if again else 1, changes)]), Ledger()
+    for revision in (1, 2)[: 1 + again]:
+        content = control.next_control(
+            ledger, "run", f"d{revision}", changes=asked, command=None, issued=protocol.Issued(t=0.0, step=1),
+            based_on_step=1, valid_until_step=None, at_step=None,
+        )  # fmt: skip
+        ledger.fold(events.OverrideIssued(decision=f"d{revision}", origin="manager", control=content))
+        event = events.Acknowledged(
+            decision=f"d{revision}", revision=revision, telemetry_offset=0, result="applied", step=7, boundary="step",
+            changes=changes, reason="",
+        )  # fmt: skip
+        ledger.fold(event)
+    if again and changes and text.startswith("in effect"):  # asked for again, it is only said where nothing is changed
+        text = text.partition(";")[0]
+    said = display.event_in_words(event, state, ledger) or ""
+    assert said.startswith(text)
+    assert ("asked" in said) is ("asked" in text)

@@ -11,8 +11,13 @@ from trainmgr.action_space import Boundary
 from trainmgr.notices import LACKING
 from trainmgr.seen import KEPT, Rollback, Seen, Sent, alike, kept_path
 from trainmgr.telemetry import Item
-from trainmgr.wire import Value, nearest, short
+from trainmgr.wire import Value, nearest, parts, short
 
+HIGH = {"acc", "accuracy", "auc", "auroc", "bleu", "dice", "f1", "fscore", "iou", "miou", "precision", "psnr", "r2",
+        "recall", "return", "returns", "reward", "rewards", "rouge", "ssim", "success", "winrate"}  # fmt: skip
+LOW = {"bce", "cer", "err", "error", "errors", "fid", "loss", "losses", "mae", "mse", "nll", "perplexity", "ppl",
+       "regret", "rmse", "wer"}  # fmt: skip
+TURNED = {"neg", "negative", "minus", "inverse", "inv"}
 SEEDS = (12345, 54321)
 MESSAGES = 5  # warnings of the script that are repeated
 HEARD = 1.0  # seconds after which a workload that passes a boundary must have seen a change
@@ -33,6 +38,7 @@ class Breach:
     """error: it cannot be managed like this; warning: it can, but less well."""
     what: str
     fix: str
+    """Empty where ``what`` says it."""
 
 
 @dataclass
@@ -102,10 +108,24 @@ def _lines(checked: Checked, seen: Seen) -> None:
             say(what[0].upper() + what[1:], fix)
     warned = dict.fromkeys(i.message for i in seen.items if isinstance(i, protocol.Log) and i.level == "warning")
     for message in list(warned)[:MESSAGES]:
-        checked.warning(f"The script warns: {short(message, 300)}", "Do what it says.")
+        checked.warning(f"The script warns: {short(message, 300)}", "")  # what to do it says itself, if anything
+
+
+def _goal(checked: Checked, objective: protocol.Objective) -> None:
+    """Whether the name of the objective says that it should go the other way."""
+    words = parts(objective.metric)
+    high, low = bool(words & HIGH), bool(words & LOW)
+    if high == low or words & TURNED or (high if objective.mode == "max" else low):
+        return
+    other, usual = ("max", "more") if high else ("min", "less")
+    checked.warning(
+        f"The objective {objective.metric!r} has mode {objective.mode!r}, and its name says that {usual} is better.",
+        f"Is that meant? If not, pass mode={other!r}: managers would work against it, and keep the worst weights.",
+    )
 
 
 def _start(checked: Checked, start: protocol.Start) -> None:
+    _goal(checked, start.objective)
     if not start.action_space:
         checked.warning("There is no parameter to change.", "Declare some: w.float(...), w.optimizer(...).")
     if start.total_steps is None:
@@ -146,6 +166,13 @@ def _reports(checked: Checked, seen: Seen, start: protocol.Start) -> None:
         )
     else:
         checked.passed.append(f"{len(evals)} evaluations carry the objective {metric!r}")
+    counterpart = start.objective.counterpart
+    if evals and counterpart and not any(counterpart in item.metrics for item in evals):
+        checked.warning(
+            f"The counterpart {counterpart!r} is in none of the evaluations: overfitting cannot be told.",
+            f"They have: {short(', '.join(evals[0].metrics), 200) or 'nothing'}. Report it there, or name another one."
+            f"{nearest(counterpart, [name for name in evals[0].metrics if name != metric])}",
+        )
     names = {n for item in seen.items if isinstance(item, protocol.Step | protocol.Eval) for n in item.metrics}
     silent = sorted(names - set(start.metrics))
     if silent:

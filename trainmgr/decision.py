@@ -14,7 +14,7 @@ from trainmgr.ledger import Ledger
 from trainmgr.lineage import TRIAL
 from trainmgr.policy import Policy, asks_model
 from trainmgr.run_state import RunState
-from trainmgr.wire import plain, short, to_json
+from trainmgr.wire import moved, plain, short, to_json
 
 MAX_ANSWER = 1 << 20  # bytes of a manager's answer that are kept
 
@@ -253,7 +253,7 @@ def _on_trial(record: protocol.Applied | protocol.Refused, state: RunState, ledg
     challenge = isinstance(ledger.carrying, events.Challenged) and record.revision == ledger.revision
     if ledger.origins.get(record.revision) != "manager" and not challenge:
         return False
-    return ledger.on_probation and state.start is not None and bool(record.changes or _rolled(record))
+    return ledger.on_probation and state.start is not None and bool(moved(record.changes) or _rolled(record))
 
 
 def _rolled(record: protocol.Applied) -> bool:

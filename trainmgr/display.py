@@ -16,7 +16,7 @@ from trainmgr.lineage import is_trial
 from trainmgr.notices import Kind
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Item
-from trainmgr.wire import Value, plain
+from trainmgr.wire import Value, moved, plain, same
 
 TOLD = 256  # parameters that are not what they were set to, each named once
 
@@ -190,8 +190,21 @@ def spent_in_words(ledger: Ledger) -> str:
     return f"{spent.calls} call{'s' * (spent.calls > 1)}, {spent.tokens:,} tokens{money}, {spent.seconds:.0f} s waited"
 
 
-def event_in_words(event: events.Payload, state: RunState) -> str | None:
-    """One line for what a person wants to know, None for the rest. ``state`` knows which command was done."""
+def undone_in_words(state: RunState, ledger: Ledger, *, nothing: bool) -> str:
+    """What the last override asked for and is not in effect although it was acknowledged; empty where all of it is.
+
+    ``nothing``: it changed nothing, so that what is in force from before was asked for again.
+    """
+    asked = {name: value for name, value in ledger.in_force.items()
+             if ledger.held.get(name) != value or (nothing and name not in state.moving)}  # fmt: skip
+    lacking = [name for name, value in asked.items() if name in state.recipe and not same(value, state.recipe[name])]
+    return ", ".join(f"{name} = {shown(asked[name])} was asked for, and {shown(state.recipe[name])} is in effect"
+                     for name in lacking)  # fmt: skip
+
+
+def event_in_words(event: events.Payload, state: RunState, ledger: Ledger | None = None) -> str | None:
+    """One line for what a person wants to know, None for the rest. ``state`` knows which command was done, ``ledger``
+    what was asked for."""
     match event:
         case events.Verdict() if event.result == "rejected":
             reason = next((check for check in event.checks if not check.ok), None)
@@ -200,7 +213,12 @@ def event_in_words(event: events.Payload, state: RunState) -> str | None:
             return proposal_in_words(event)
         case events.Acknowledged(result="applied"):
             command = next((i.command for i in state.interventions if i.revision == event.revision), None)
-            done = "; ".join(part for part in (command_in_words(command), changes_in_words(event.changes)) if part)
+            parts = [command_in_words(command), changes_in_words(moved(event.changes))]
+            last = ledger is not None and ledger.revision == event.revision
+            lacking = undone_in_words(state, ledger, nothing=not any(parts)) if ledger and last else ""
+            if lacking and not any(parts):
+                return f"acknowledged at step {event.step}, and nothing was changed: {lacking}"
+            done = "; ".join(part for part in (*parts, lacking) if part)
             return f"in effect at step {event.step}: {done or 'no change was needed'}"
         case events.Acknowledged():
             return f"refused by the workload at step {event.step}: {event.reason}"
@@ -351,7 +369,7 @@ class Lines:
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
         self._ledger = ledger
-        text = event_in_words(event, state)
+        text = event_in_words(event, state, ledger)
         shadow = ledger.demoted or (ledger.started is not None and ledger.started.manifest.mode == "shadow")
         if text and shadow and isinstance(event, events.Verdict) and event.result != "rejected":
             text = f"would ({'demoted' if ledger.demoted else 'shadow'}): {text}"

@@ -11,18 +11,16 @@ their own; there the objective tells.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from trainmgr.wire import MAX_NAME
+from trainmgr.wire import MAX_NAME, parts
 
 LOSS = 2  # reports in a row
 GRADIENT = 8  # a loss scaler that halves its scale at every overflow is done sooner
 KEPT = 64  # metrics
 LOSSES = frozenset(("loss", "losses", "nll", "bce", "ce", "mse"))  # as parts of a name
 GRADIENTS = frozenset(("grad", "grads", "gradient", "gradients", "gradnorm"))
-_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # val_lossAux: val, loss, Aux
 
 
 @dataclass
@@ -177,7 +175,7 @@ class Finiteness:
 
 def _patience(name: str) -> int | None:
     """None for a metric that may be NaN for reasons of its own."""
-    parts = {part.lower() for part in _PART.findall(name)}
-    if parts & GRADIENTS:
+    found = parts(name)
+    if found & GRADIENTS:
         return GRADIENT
-    return LOSS if parts & LOSSES else None
+    return LOSS if found & LOSSES else None

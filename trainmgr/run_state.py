@@ -17,7 +17,7 @@ from trainmgr.finiteness import Finiteness
 from trainmgr.interventions import Drift, Intervention
 from trainmgr.lineage import Lineage
 from trainmgr.notices import Notices
-from trainmgr.wire import MAX_NAME, Value, short
+from trainmgr.wire import MAX_NAME, Value, moved, short
 
 ROWS = 48  # evaluations kept; past that the older ones are thinned by half
 RECENT = 16  # of them, the latest kept whole
@@ -394,9 +394,9 @@ class RunState:
     def _applied(self, record: protocol.Applied) -> None:
         self.acknowledged = max(self.acknowledged, record.revision)
         changes = {name: change for name, change in record.changes.items() if name in self.recipe}
-        for name, (_, new) in changes.items():
-            self.recipe[name] = new
-            self.changed_at[name] = self.evals
+        self.recipe |= {name: new for name, (_, new) in changes.items()}
+        changes = moved(changes)
+        self.changed_at |= dict.fromkeys(changes, self.evals)
         if not changes and record.command is None:
             return
         self.lineage.changed(record.step, record.command)

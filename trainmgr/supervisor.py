@@ -325,6 +325,12 @@ class Supervisor:
                 f"the first evaluation has no {self._objective()}; it has: {found}. "
                 f"Nothing can be managed without it.{nearest(self._objective(), names)}",
             )
+            return
+        other = self.state.start.objective.counterpart if self.state.start else None
+        if other and self.state.evaluations and other not in (names := self.state.evaluations[0].metrics):
+            near = nearest(other, [name for name in names if name != self._objective()])
+            self._fail("counterpart", f"the first evaluation has no {other}, without which overfitting cannot be told; "
+                       f"it has: {short(', '.join(names), 200)}.{near}")  # fmt: skip
 
     def _objective(self) -> str:
         return self.state.start.objective.metric if self.state.start else "objective"

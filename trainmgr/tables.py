@@ -347,7 +347,7 @@ def print_checked(console: Console, checked: Checked) -> None:
         say(console, f"[green]✓[/] {quoted(text)}")
     for breach in checked.breaches:
         mark = "[red]✗[/]" if breach.severity == "error" else "[yellow]![/]"
-        say(console, f"{mark} {quoted(breach.what)}\n    fix: {quoted(breach.fix)}")
+        say(console, f"{mark} {quoted(breach.what)}" + (f"\n    fix: {quoted(breach.fix)}" if breach.fix else ""))
     for line in checked.output:
         say(console, f"    {quoted(line)}", "dim")
     verdict = "[green]keeps to the protocol[/]" if checked.ok else "[red]does not keep to the protocol[/]"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 MAX_INT = 2**53 - 1  # the whole numbers that every JSON reader knows exactly; larger ones overflow a float besides
 MAX_NAME = 64  # characters of a parameter, a choice or a metric
+_PART = re.compile(r"(?:[A-Z]+(?![a-z])|[A-Z]?[a-z]+)[0-9]*")
 
 
 def _number(value: object, info: ValidationInfo) -> object:
@@ -95,11 +97,30 @@ def short(text: str, limit: int) -> str:
     return cut if len(cut) <= limit else cut[: limit - 1] + "…"
 
 
+def parts(name: str) -> set[str]:
+    """The words that a name is made of, in lower case, each with the figures behind it and without: {"val", "f1", "f"}
+    of valF1."""
+    found = {part.lower() for part in _PART.findall(name)}
+    return found | {part.rstrip("0123456789") for part in found}
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The one of ``names`` that ``name`` may have been meant to be, as a question; empty where none is like it."""
     known = {other.casefold(): other for other in islice(names, MAX_NAME) if len(other) <= MAX_NAME}
     found = difflib.get_close_matches(name.casefold(), known, n=1)
     return f" Was {short(known[found[0]], MAX_NAME)} meant?" if found else ""
+
+
+def same(one: Value, other: Value) -> bool:
+    """Whether two values are the same as they are shown: numbers in six digits."""
+    if any(isinstance(value, bool | str) for value in (one, other)):
+        return one == other
+    return f"{one:.6g}" == f"{other:.6g}"
+
+
+def moved(changes: Mapping[str, tuple[Value, Value]]) -> dict[str, tuple[Value, Value]]:
+    """Those of the changes, name to (old, new), that changed something."""
+    return {name: pair for name, pair in changes.items() if not same(*pair)}
 
 
 def pretty(value: Any) -> str:
