@@ -71,7 +71,8 @@ class Closing(Wire):
     interventions: int
     objective: str | None
     final: Number | None
-    """The objective as reported at the end, on the weights that were kept; else at the last evaluation."""
+    """The objective as reported at the end, on the weights that were kept; else at the last evaluation. Null where that
+    is without it or could not be read, or the weights went back to others since."""
     best: Number | None
     best_step: int | None
     metrics: dict[str, Number]

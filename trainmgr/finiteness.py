@@ -114,8 +114,8 @@ class Finiteness:
         for name, value in metrics.items():
             found = self.steps.get(name)
             if found is None:
-                patience = _patience(name)
-                if patience is None or len(self.steps) >= KEPT or len(name) > MAX_NAME:
+                patience = _patience(name) if len(name) <= MAX_NAME and len(self.steps) < KEPT else None
+                if patience is None:
                     continue
                 found = self.steps[name] = Reports(patience)
             found.add(value, self.records)
