@@ -324,12 +324,22 @@ def test_what_a_load_brings_back_is_seen_tensor_by_tensor(tmp_path: Path) -> Non
     one, two, three = (torch.full((3,), float(n)) for n in (1, 2, 3))
     wanted = saved("best.pt", step=1, model=one, moments=two)
     before = saved("before.pt", step=9, model=two, moments=three)
-    assert rehearsal.back(wanted, before, before) == (0, 1)  # a load that does nothing
-    assert rehearsal.back(wanted, before, saved("a.pt", step=9, moments=two, model=one)) == (1, 1)
+    assert rehearsal.back(wanted, before, before, before) == (0, 1)  # a load that does nothing
+    assert rehearsal.back(wanted, before, saved("a.pt", step=9, moments=two, model=one), before) == (1, 1)
     initial = saved("initial.pt", step=0, model=three)
-    assert rehearsal.back(initial, wanted, saved("b.pt", step=9, moments=two, model=three)) == (1, 1)
+    assert rehearsal.back(initial, wanted, saved("b.pt", step=9, moments=two, model=three), wanted) == (1, 1)
     both = saved("c.pt", step=0, model=torch.full((3,), 7.0), moments=torch.full((3,), 8.0))
-    assert rehearsal.back(both, before, saved("d.pt", model=torch.full((3,), 7.0), moments=three)) == (1, 2)
+    assert rehearsal.back(both, before, saved("d.pt", model=torch.full((3,), 7.0), moments=three), before) == (1, 2)
+
+
+def test_what_differs_by_itself_is_nothing_that_a_load_has_brought_back(tmp_path: Path) -> None:
+    def saved(*texts: str) -> rehearsal.Contents:
+        (tmp_path / "one").write_text(texts[0])
+        return rehearsal.contents(tmp_path / "one")
+
+    wanted, before, again, after = (saved(text) for text in ("0 at 1 h", "9 at 2 h", "9 at 3 h", "9 at 4 h"))
+    assert rehearsal.back(wanted, before, after, again) == (0, 0)
+    assert rehearsal.back(wanted, before, after, before) == (1, 1)  # else it is the load that has changed it
 
 
 def test_a_counterpart_that_is_never_measured_and_a_goal_against_its_name_are_asked_about(tmp_path: Path) -> None:

@@ -315,6 +315,140 @@ def test_metrics_that_are_none_do_not_stop_an_evaluation(tmp_path: Path, metrics
     assert saved(tmp_path)[1] == (2, "best.pt", True)
 
 
+class Halves(Script):
+    """Trains two numbers; a load puts the first one back and may then find that the second one does not fit."""
+
+    broken: tuple[float, ...] = ()
+
+    def __init__(self, folder: Path) -> None:
+        self.second = 0.0
+        super().__init__(folder)
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps([self.state, self.second]))
+
+    def load(self, path: Path) -> None:
+        self.state, second = json.loads(path.read_text())
+        if self.state in self.broken:
+            raise RuntimeError("the optimizer has 2 groups, and the file has 1")
+        self.second = second
+
+
+def test_a_rollback_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    script = Halves(tmp_path)
+    script.keep.begin()
+    script.train(3.0)
+    script.second, script.broken = 7.0, (0.0,)
+    for back in (script.keep.rollback, script.w._commands["rollback"]):
+        with pytest.raises(RuntimeError, match="the optimizer has 2 groups"):
+            back("initial")
+        assert (script.state, script.second) == (3.0, 7.0)
+    assert sorted(path.name for path in script.keep.last.parent.iterdir()) == [
+        "best-value.json", "best.pt", "initial.pt", "last.pt",
+    ]  # fmt: skip
+
+
+class Full(Script):
+    full = False
+
+    def save(self, path: Path) -> None:
+        if self.full and path.parent == self.keep.last.parent:
+            raise OSError(28, "No space left on device")
+        super().save(path)
+
+
+def test_a_rollback_whose_weights_cannot_be_kept_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    script = Full(tmp_path)
+    script.keep.begin()
+    script.train(3.0)
+    script.full = True
+    with pytest.raises(OSError, match="No space left"):
+        script.keep.rollback("initial")
+    assert script.state == 3.0
+
+
+def test_a_rollback_that_fails_twice_says_that_the_model_is_half_loaded(tmp_path: Path) -> None:
+    script = Halves(tmp_path)
+    script.keep.begin()
+    script.train(3.0)
+    script.broken = (0.0, 3.0)
+    with pytest.raises(ValueError, match=r"failed \(RuntimeError: the optimizer .* is half loaded") as raised:
+        script.keep.rollback("initial")
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_a_save_that_adds_an_ending_of_its_own(tmp_path: Path) -> None:
+    """As numpy's does, unless the path has it."""
+    weights = np.zeros(3)
+
+    def load(path: Path) -> None:
+        weights[:] = np.load(path)["weights"]
+
+    w = Workload("numpy", objective="loss", directory=tmp_path)
+    keep = Checkpoints(w, lambda path: np.savez(path, weights=weights), load, suffix=".npz")
+    keep.begin()
+    weights[:] = 1.0
+    keep.eval(1, {"loss": 1.0})
+    keep.rollback("initial")
+    assert weights.tolist() == [0.0] * 3
+    assert [path.name for path in sorted(keep.last.parent.glob("*.npz"))] == ["best.npz", "initial.npz", "last.npz"]
+    wrong = Checkpoints(Workload("numpy", objective="loss", directory=tmp_path / "b"), keep._save, load)
+    with pytest.raises(FileNotFoundError, match=r"save\(\) left initial\.new\.pt\.npz where .*initial\.new\.pt was"):
+        wrong.begin()
+
+
+class Foldered(Script):
+    """A checkpoint is a folder, as ``save_pretrained`` makes them."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        self.parts = ["a", "b"]
+        self.state = 0.0
+        self.w = Workload("test", objective="loss", total_steps=100, directory=folder, **more)
+        self.keep = Checkpoints(self.w, self.save, self.load, suffix="")
+
+    def save(self, path: Path) -> None:
+        for part in self.parts:
+            (path / part).mkdir(parents=True)
+            (path / part / "weights").write_text(str(self.state))
+
+    def load(self, path: Path) -> None:
+        self.state = float((path / "a" / "weights").read_text())
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_checkpoint_may_be_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: bool) -> None:
+    if checked:
+        monkeypatch.setenv("TRAINMGR_CHECK", "1")
+    script = Foldered(tmp_path / "a")
+    script.keep.begin()
+    script.train(3.0, 1.0, 2.0)
+    script.parts = ["a"]
+    script.keep.end(4)
+    assert [path.name for path in script.keep.last.iterdir()] == ["a"]  # nothing of an older one
+    script.w._commands["checkpoint"]("trial")
+    script.w._commands["checkpoint"]("trial")
+    for to, expected in (("initial", 0.0), ("best", 1.0), ("checkpoints/trial", 2.0)):
+        script.keep.rollback(to)
+        assert script.state == expected
+        assert (script.keep.last / "a" / "weights").read_text() == str(expected)
+    names = ["best", "best-value.json", "initial", "last", "trial"]
+    assert sorted(path.name for path in script.keep.last.parent.iterdir()) == names
+    for step, best in ((2, 1.0), (1, math.nan)):
+        again = Foldered(tmp_path / "b", resumed_from=str(script.keep.last), resumed_step=step)
+        assert again.keep.best.exists() == (step == 2)
+        again.keep.rollback("initial")
+        assert again.state == 0.0
+        assert again.keep.best_value == best or math.isnan(best)
+
+
+def test_a_folder_that_was_put_aside_for_one_that_never_came_is_back_at_the_next_start(tmp_path: Path) -> None:
+    first = Foldered(tmp_path)
+    first.train(3.0)
+    first.keep.best.rename(first.keep.best.with_name("best.old"))  # and then the power was cut
+    Foldered(tmp_path, resumed_from=str(first.keep.last), resumed_step=1).keep.rollback("best")
+    assert not (tmp_path / "checkpoints" / "best.old").exists()
+
+
 def test_only_the_first_rank_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     script = Script(tmp_path)

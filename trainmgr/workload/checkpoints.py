@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from trainmgr.workload.values import entries, label, real, scalar
 
 BESTS = 32  # that are noted
+LEAST = 0.2  # of the tensors must come back: weights without the moments of an optimizer are a quarter
 BEYOND = "best-beyond"  # a best one of a later step than a run was resumed from
 BEFORE = "{}-before"  # what the training before this one in the same run had left
 CHECK_VARIABLE = "TRAINMGR_CHECK"  # set by `trainmgr check`: changes are looked for at every step, loads compared
@@ -57,12 +58,15 @@ class Checkpoints:
                 keep.report(step)
             keep.end(step)
 
-    ``save(path)`` writes one file with all that a resume needs; a crash in the middle leaves the old one whole. Where
-    it raises, a ``log`` record says so once, and training goes on.
+    ``save(path)`` writes one file, or makes one folder, with all that a resume needs and all that is evaluated
+    (averaged weights too); a crash in the middle leaves the old one whole. The path ends in ``suffix``, which is ""
+    for a folder.
+    Where ``save`` raises, a ``log`` record says so once, and training goes on.
     ``load(path)`` is for a rollback: it puts back weights and optimizer, and nothing that counts or plans. The step
     counter, the learning-rate scheduler and the place in the data go on, or the run would count its steps twice and
     its schedule would begin again; only a resume restores them. The recipe in force stays, whatever the optimizer's
-    state says. It raises ValueError for a file that does not fit. `trainmgr check` tries all of that.
+    state says. It fills the objects that training uses, rather than make new ones, and raises for a file that does not
+    fit: the state from before is loaded again then. `trainmgr check` tries all of that.
     ``every``: evaluations from one "last" to the next.
 
     Where the run was resumed, the initial and the best one are taken along, from another folder too. Where the run had
@@ -85,6 +89,9 @@ class Checkpoints:
         self.best_value = math.nan
         """Of the objective; NaN before the first that is finite."""
         self.best_step = 0
+        for path in (self.initial, self.best, self.last):
+            if workload.primary:
+                _recover(path)
         self._note = folder / "best-value.json"  # the last bests, for a resume
         self._bests: list[tuple[int, float]] = []  # (step, value), each better than those before it
         self._evals = 0
@@ -153,28 +160,57 @@ class Checkpoints:
             raise ValueError(f"{to!r} is none of this run's: best, initial, checkpoints/{self.last.name}")
         if not path.exists():
             raise ValueError(f"there is no checkpoint {to!r} yet")
-        if os.environ.get(CHECK_VARIABLE) and self._w.primary:
-            self._rehearse(path)
-        else:
-            self._load(path)
+        import tempfile  # seldom needed, and slow to import
+
+        with tempfile.TemporaryDirectory(prefix="rollback-", dir=self.best.parent) as beside:
+            present = Path(beside) / self.last.name
+            self._keep(present)
+            try:
+                if os.environ.get(CHECK_VARIABLE) and self._w.primary:
+                    self._rehearse(path, present)
+                else:
+                    self._load(path)
+            except Exception as error:  # load() may have done half of it
+                self._return(present, error)
+                raise
         self._unreported.append(self.last)
         if not self._kept(self.last):  # a crash must not undo this
             self._unreported.pop()
 
-    def _rehearse(self, path: Path) -> None:
+    def _keep(self, path: Path) -> None:
+        """Save what training has at this moment, for a load that fails; each rank its own."""
+        try:
+            self._save(path)
+        except Exception:  # the other ranks were never promised that their save() works
+            if self._w.primary:
+                raise
+
+    def _return(self, path: Path, error: Exception) -> None:
+        """Load the state from before a rollback that failed. Raises ValueError where that cannot be done either."""
+        try:
+            self._load(path)
+        except Exception as again:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"the rollback failed ({why}), and the state before it could not be loaded either "
+                f"({type(again).__name__}: {again}): what is trained is half loaded"
+            ) from error
+
+    def _rehearse(self, path: Path, present: Path) -> None:
         """Load, and see by what is saved before and after whether that did anything."""
         from trainmgr.workload.rehearsal import back, contents  # seldom needed, and slow to import
 
-        trial = path.with_stem("rehearsal")
+        trial = present.with_stem("rehearsal")
         self._save(trial)
-        before = contents(trial)
+        before, again = contents(present), contents(trial)
         self._load(path)
+        _remove(trial)
         self._save(trial)
-        after = contents(trial)
-        trial.unlink()
-        came, total = back(contents(path), before, after)
+        came, total = back(contents(path), before, contents(trial), again)
         if came == 0 < total:
             raise ValueError(f"load() put nothing back of {path.name}: what is saved after it is what was saved before")
+        if came < LEAST * total:
+            raise ValueError(f"load() put back only {came} of {total} in {path.name} that had changed since")
         if total:
             level = "info" if came == total else "warning"
             self._w.log(level, f"load() put back {came} of {total} in {path.name} that had changed since")
@@ -185,7 +221,7 @@ class Checkpoints:
             raise ValueError(f"a checkpoint cannot be kept as {name!r}")
         self._unreported.append(path)  # on all ranks, whether or not the one that writes succeeds
         if name:
-            path.unlink(missing_ok=True)  # an older one of that name is not what is asked for
+            _remove(path)  # an older one of that name is not what is asked for
         self._write(path)
 
     def _stop(self, to: str) -> None:
@@ -199,16 +235,28 @@ class Checkpoints:
         self._settle()
         if not self._w.primary:
             return
-        new = path.with_name(f"{path.name}.new")
+        new = path.with_stem(f"{path.stem}.new")  # some functions look at the suffix, and some add their own
+        _remove(new)  # of a save that was cut off
         try:
-            (write or self._save)(new)
-            with new.open("rb") as file:
-                os.fsync(file.fileno())
-            new.replace(path)
+            self._make(new, write or self._save)
+            _replace(new, path)
         except BaseException:
             with contextlib.suppress(OSError):  # half a file is of no use, and the disk may be full
-                new.unlink()
+                _remove(new)
             raise
+
+    def _make(self, new: Path, write: Callable[[Path], object]) -> None:
+        write(new)
+        if not new.exists():
+            found = [other.name for other in new.parent.glob(f"{new.name}*")]
+            raise FileNotFoundError(
+                f"save() left {', '.join(found) or 'nothing'} where {new} was asked for: "
+                "let it write to the path that it gets, or give Checkpoints(..., suffix=...) the ending that it adds"
+            )
+        for part in (*new.rglob("*"), new):
+            if part.is_file():
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
 
     def _kept(self, path: Path, step: int | None = None, write: Callable[[Path], object] | None = None) -> bool:
         """Write a file. Where that fails, say so, once, and train on: there may be an older one."""
@@ -260,7 +308,7 @@ class Checkpoints:
         for path in (self.initial, self.best, self._note):
             there = folder / path.name
             if self._w.primary and there.exists() and not path.exists():
-                shutil.copy(there, path)
+                (shutil.copytree if there.is_dir() else shutil.copy)(there, path)
         try:
             note = json.loads(self._note.read_text())
             noted = note["bests"] if "bests" in note else [(note["step"], note["value"])]  # of earlier versions
@@ -271,5 +319,25 @@ class Checkpoints:
         if kept:
             self.best_step, self.best_value = kept[-1]
         if kept != bests and self._w.primary and self.best.exists():
-            self.best.replace(self.best.with_stem(BEYOND))
-        self._write(self._note, self._noted(kept))
+        new = path.with_stem(f"{path.stem}.new")  # some functions look at the suffix, and some add their own
+        _remove(new)  # of a save that was cut off
+        try:
+            self._make(new, write or self._save)
+            _replace(new, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # half a file is of no use, and the disk may be full
+                _remove(new)
+            raise
+
+    def _make(self, new: Path, write: Callable[[Path], object]) -> None:
+        write(new)
+        if not new.exists():
+            found = [other.name for other in new.parent.glob(f"{new.name}*")]
+            raise FileNotFoundError(
+                f"save() left {', '.join(found) or 'nothing'} where {new} was asked for: "
+                "let it write to the path that it gets, or give Checkpoints(..., suffix=...) the ending that it adds"
+            )
+        for part in (*new.rglob("*"), new):
+            if part.is_file():
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())

@@ -32,15 +32,17 @@ def contents(path: Path) -> Contents:
     return found
 
 
-def back(wanted: Contents, before: Contents, after: Contents) -> tuple[int, int]:
+def back(wanted: Contents, before: Contents, after: Contents, again: Contents) -> tuple[int, int]:
     """Of what a checkpoint has and the state before the load had not: how much the state after it has, and of how much.
 
-    Both are 0 where there was nothing to bring back. Where only whole files can be compared, a state that is neither as
-    before nor as wanted counts as brought back: something in it may have gone on for good reasons.
+    ``again`` is the state before the load, saved a second time: what differs then (the time of day) differs after the
+    load, too, and does not count. Both are 0 where there was nothing to bring back, or nothing that can be compared.
+    Where only whole files can be, a state that is neither as before nor as wanted counts as brought back: something in
+    it may have gone on for good reasons.
     """
     lacking = wanted - before
-    total = lacking.total()
     came = (lacking & after).total()
+    total = max(came, lacking.total() - (before - again).total())
     if total == wanted.total() == 1 and not came and after != before:
         return 1, 1
     return came, total
