@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from trainmgr import breaches, check, protocol, tables
+from trainmgr.checked import Checked
+from trainmgr.paths import RunPaths
 from trainmgr.testing import LINE, write_child, write_shell
 from trainmgr.workload import rehearsal
 
@@ -98,15 +101,15 @@ line = {"v": 1, "seq": 0, "t": 1.0, "event": "step", "step": 1, "metrics": {}}
 """
 
 
-def checked(folder: Path, body: str, seconds: float = 60.0) -> breaches.Checked:
+def checked(folder: Path, body: str, seconds: float = 60.0) -> Checked:
     return check.Probe(write_child(folder, body), [], seconds).run()
 
 
-def errors(found: breaches.Checked) -> list[str]:
+def errors(found: Checked) -> list[str]:
     return [breach.what for breach in found.breaches if breach.severity == "error"]
 
 
-def warnings(found: breaches.Checked) -> list[str]:
+def warnings(found: Checked) -> list[str]:
     return [breach.what for breach in found.breaches if breach.severity == "warning"]
 
 
@@ -188,7 +191,59 @@ def test_a_breach_is_an_error_with_a_fix(tmp_path: Path, body: str, breach: str)
     assert all(b.fix or b.what.startswith("The script warns: ") for b in found.breaches)
 
 
-def fixes(found: check.Checked) -> str:
+AVERAGED = KEPT.replace("weights, step =", "weights, average, step =").replace("[0.0], 0", "[0.0], [0.0], 0").replace(
+    "        w.step(step", "        average[0] = 0.95 * average[0] + 0.05 * weights[0]\n        w.step(step"
+).replace('keep.eval(step, {"loss": 2 - weights[0]})', 'keep.eval(step, {"loss": 2 - average[0]})')  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "breach"),
+    [
+        (AVERAGED, "After a rollback to the initial weights it evaluates as before it: loss was "),
+        (KEPT.replace("dumps(weights)", "dumps([weights, time.time()])").replace("weights[:] = ", "ignored = "),
+         "A rollback to the initial weights changed nothing: loss was "),
+        (KEPT.replace("    weights[:] = ", "    global shown\n    shown = ")
+         .replace("dumps(weights)", "dumps(shown)").replace("def save", "shown = weights\ndef save")
+         .replace('keep.eval(step, {"loss": 2 - weights[0]})', 'keep.eval(step, {"loss": 2 - shown[0]})'),
+         "After a rollback nothing is learned any more: loss is "),
+    ],
+    ids=["averaged", "stamped", "new"],
+)  # fmt: skip
+def test_a_load_that_does_not_reach_what_is_evaluated_is_an_error(tmp_path: Path, body: str, breach: str) -> None:
+    found = checked(tmp_path, body + "train()")
+    assert [what for what in errors(found) if breach in what], errors(found)
+
+
+def test_averaged_weights_that_are_saved_pass(tmp_path: Path) -> None:
+    body = AVERAGED.replace("dumps(weights)", "dumps([weights, average])").replace(
+        "weights[:] = ", "weights[:], average[:] = "
+    )
+    found = checked(tmp_path, body + "train()")
+    assert (errors(found), warnings(found)) == ([], [])
+    assert any(line.startswith("rollback: loss is ") for line in found.passed)
+
+
+def test_a_rollback_comes_right_before_an_evaluation(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    lines = [{"event": "step", "step": step, "metrics": {}} for step in range(1, 31)]
+    for step in (30, 20, 10):
+        lines.insert(step, {"event": "eval", "step": step, "metrics": {"loss": 1.0}})
+
+    def found(lines: list[dict[str, object]], pace: float) -> int | None:
+        text = [json.dumps({"v": 1, "seq": n, "t": line["step"] / pace, **line}) for n, line in enumerate(lines)]
+        paths.telemetry.write_text("\n".join(text) + "\n")
+        run = check.Attempt(paths)
+        run.read()
+        return check.before_evaluation(run)
+
+    assert found(lines, 10.0) == 39
+    assert found(lines, 100.0) == 59  # 49 would be in less than two tenths of a second, and two steps
+    assert found(lines[:15], 10.0) is None  # too few
+    assert found([line for line in lines if line["event"] == "eval" or line["step"] != 19], 10.0) is None
+    assert found([line if line["step"] != 10 else {**line, "step": 9} for line in lines], 10.0) is None
+
+
+def fixes(found: Checked) -> str:
     return " ".join(breach.fix for breach in found.breaches)
 
 
@@ -370,7 +425,7 @@ def test_a_warning_that_says_nothing_to_do_gets_no_advice(tmp_path: Path) -> Non
     ("glossary", "max", False), ("accumulated", "min", False), ("x", "max", False),
 ])  # fmt: skip
 def test_a_goal_against_the_name_of_the_objective_is_asked_about(metric: str, mode: protocol.Mode, asks: bool) -> None:
-    found = breaches.Checked("x.py")
+    found = Checked("x.py")
     breaches._goal(found, protocol.Objective(metric=metric, mode=mode))
     assert bool(found.breaches) is asks
     assert found.ok

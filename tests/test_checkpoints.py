@@ -377,6 +377,35 @@ def test_a_rollback_that_fails_twice_says_that_the_model_is_half_loaded(tmp_path
     assert isinstance(raised.value.__cause__, RuntimeError)
 
 
+@pytest.mark.parametrize(("loaded", "words"), [
+    (1, r"load\(\) put back only 1 of 8 in initial\.pt that had changed since"), (4, None),
+])  # fmt: skip
+def test_a_check_sees_how_much_a_load_puts_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: int, words: str | None
+) -> None:
+    monkeypatch.setenv("TRAINMGR_CHECK", "1")
+    tensors = [torch.full((3,), float(n)) for n in range(8)]
+
+    def load(path: Path) -> None:
+        for there, value in zip(tensors[:loaded], torch.load(path), strict=False):
+            there.copy_(value)
+
+    w = Workload("test", objective="loss", directory=tmp_path)
+    keep = Checkpoints(w, lambda path: torch.save(tensors, path), load)
+    keep.begin()
+    for tensor in tensors:
+        tensor += 0.5
+    if words:
+        with pytest.raises(ValueError, match=words):
+            keep.rollback("initial")
+    else:
+        keep.rollback("initial")
+        w.flush()
+        assert [(r["level"], r["message"]) for r in records(tmp_path, "log")] == [
+            ("warning", "load() put back 4 of 8 in initial.pt that had changed since")
+        ]
+
+
 def test_a_save_that_adds_an_ending_of_its_own(tmp_path: Path) -> None:
     """As numpy's does, unless the path has it."""
     weights = np.zeros(3)

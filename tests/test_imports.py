@@ -91,9 +91,12 @@ ALLOWED: dict[str, str] = {
     "protocol run_state snapshot telemetry wire",
     "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
     "protocol supervisor",
-    "seen": "process protocol run_state telemetry wire",
-    "breaches": "action_space notices protocol seen telemetry wire",
-    "check": "action_space breaches manifest paths process protocol run_state seen telemetry wire",
+    "seen": "interventions process protocol run_state telemetry wire",
+    "checked": "",
+    "rollbacks": "checked protocol seen",
+    "breaches": "action_space checked notices protocol rollbacks seen telemetry wire",
+    "check": "action_space breaches checked interventions manifest paths policy process protocol run_state seen "
+    "telemetry wire",
     "display": "events interventions ledger lineage notices protocol run_state telemetry wire",
     "comparison.__init__": "",
     "comparison.statistics": "errors",
@@ -113,7 +116,7 @@ ALLOWED: dict[str, str] = {
     "comparison.samples comparison.trials errors files policy signals wire",
     "screen": "action_space display events ledger run_state telemetry",
     "comparison.progress": "comparison.trials display",
-    "tables": "audit breaches display events ledger opinions paths process proof replay run_state screen wire",
+    "tables": "audit checked display events ledger opinions paths process proof replay run_state screen wire",
 }
 ENTRY = {"cli", "__main__", "testing.__init__"}  # may import everything; nothing but __main__ imports them
 THIRD_PARTY = {  # package to the modules that may import it

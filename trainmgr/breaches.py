@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from typing import Any
 
-from trainmgr import protocol
+from trainmgr import protocol, rollbacks
 from trainmgr.action_space import Boundary
+from trainmgr.checked import Checked
 from trainmgr.notices import LACKING
-from trainmgr.seen import KEPT, Rollback, Seen, Sent, alike, kept_path
+from trainmgr.seen import COMPARED, KEPT, Seen, Sent, alike, kept_path
 from trainmgr.telemetry import Item
 from trainmgr.wire import Value, nearest, parts, short
 
@@ -21,46 +20,11 @@ TURNED = {"neg", "negative", "minus", "inverse", "inv"}
 SEEDS = (12345, 54321)
 MESSAGES = 5  # warnings of the script that are repeated
 HEARD = 1.0  # seconds after which a workload that passes a boundary must have seen a change
-HARDLY = 0.01  # of a rate: a smaller difference says nothing
-LEARNED = 0.2  # of the objective: with less progress than that a rollback cannot be seen by it
 PASSED: dict[Boundary, tuple[type[Item], ...]] = {  # what a workload reports at a boundary, or at a coarser one
     "step": (protocol.Step, protocol.Eval, protocol.Checkpoint),
     "eval": (protocol.Eval, protocol.Checkpoint),
     "checkpoint": (protocol.Checkpoint,),
 }
-
-
-@dataclass(frozen=True)
-class Breach:
-    """Something that the workload does wrong, or could do better."""
-
-    severity: str
-    """error: it cannot be managed like this; warning: it can, but less well."""
-    what: str
-    fix: str
-    """Empty where ``what`` says it."""
-
-
-@dataclass
-class Checked:
-    """What a brief run showed."""
-
-    script: str
-    breaches: list[Breach] = field(default_factory=list)
-    passed: list[str] = field(default_factory=list)
-    records: int = 0
-    output: list[str] = field(default_factory=list)
-    """The last lines of stderr, where the workload failed."""
-
-    @property
-    def ok(self) -> bool:
-        return not any(breach.severity == "error" for breach in self.breaches)
-
-    def error(self, what: str, fix: str) -> None:
-        self.breaches.append(Breach("error", what, fix))
-
-    def warning(self, what: str, fix: str) -> None:
-        self.breaches.append(Breach("warning", what, fix))
 
 
 def judge(seen: Seen) -> Checked:
@@ -108,7 +72,8 @@ def _lines(checked: Checked, seen: Seen) -> None:
             say(what[0].upper() + what[1:], fix)
     warned = dict.fromkeys(i.message for i in seen.items if isinstance(i, protocol.Log) and i.level == "warning")
     for message in list(warned)[:MESSAGES]:
-        checked.warning(f"The script warns: {short(message, 300)}", "")  # what to do it says itself, if anything
+        fix = rollbacks.EVALUATED if message.startswith(COMPARED) else ""  # else it says itself what to do, if anything
+        checked.warning(f"The script warns: {short(message, 300)}", fix)
 
 
 def _goal(checked: Checked, objective: protocol.Objective) -> None:
@@ -181,11 +146,7 @@ def _reports(checked: Checked, seen: Seen, start: protocol.Start) -> None:
 
 def _persistence(checked: Checked, seen: Seen) -> None:
     """Whether values stay where they were put."""
-    told = set()
-    for drift in seen.state.drifts:
-        if (drift.name, drift.set_at is None) in told:
-            continue
-        told.add((drift.name, drift.set_at is None))
+    for drift in seen.drifts:
         expected, found = _shown(drift.expected), _shown(drift.found)
         if drift.set_at is None:
             checked.error(
@@ -199,7 +160,7 @@ def _persistence(checked: Checked, seen: Seen) -> None:
                 "Declare a value of an optimizer with w.optimizer, whose changes survive every scheduler; or let `set` "
                 "write where the script takes the value from.",
             )
-    if not seen.state.drifts and seen.evals:
+    if not seen.drifts and seen.evals:
         checked.passed.append("no parameter moves by itself, and every change stays in effect")
     first, last = (seen.evals[0], seen.evals[-1]) if seen.evals else (None, None)
     for name, moving in last.moving.items() if first and last else ():
@@ -222,6 +183,8 @@ def _answers(checked: Checked, seen: Seen, start: protocol.Start) -> None:
         if answer is None:
             if seen.over and sent.params and not _passed_by(seen, sent, start):
                 untried += sent.params
+            elif sent.at_step is not None and seen.state.step < sent.at_step:
+                untried.append(sent.words)
             elif seen.state.step and (sent.params or not seen.over):
                 checked.error(
                     f"The change of {sent.words} was never answered."
@@ -269,8 +232,7 @@ def _applied(checked: Checked, answer: protocol.Applied, params: dict[str, Value
 
 def _commands(checked: Checked, seen: Seen) -> None:
     _kept(checked, seen)
-    for rollback in seen.rollbacks:
-        _rolled(checked, seen, rollback)
+    rollbacks.judge(checked, seen)
     stop = next((r for r, sent in seen.sent.items() if sent.command and sent.command.name == "stop"), None)
     answer = seen.answers.get(stop) if stop is not None else None
     if isinstance(answer, protocol.Refused):
@@ -297,86 +259,8 @@ def _kept(checked: Checked, seen: Seen) -> None:
             checked.passed.append(f"checkpoint: {path} is there")
 
 
-def _rolled(checked: Checked, seen: Seen, rollback: Rollback) -> None:
-    answer, where = seen.answers.get(rollback.revision), rollback.to
-    if isinstance(answer, protocol.Refused):
-        if where == "initial" and any(other.to == "best" for other in seen.rollbacks) and "load()" not in answer.reason:
-            checked.warning(
-                f"A rollback to the initial weights was refused: {answer.reason}", "Save them at the start."
-            )
-        else:
-            checked.error(
-                f"The rollback to {where} was refused: {answer.reason}",
-                "Restore the weights and the optimizer from that file; for the names see `w.command`.",
-            )
-        return
-    if answer is None:
-        return
-    before = [item for item in seen.evals if item.seq < answer.seq]
-    after = [item for item in seen.evals if item.seq > answer.seq and item.step > answer.step]
-    later = [i for i in seen.items if isinstance(i, protocol.Step | protocol.Eval) and i.seq > answer.seq]
-    if later and later[0].step < answer.step:
-        checked.error(
-            f"After the rollback to {where} at step {answer.step} the script counts on from step {later[0].step}.",
-            "load() must leave the step counter alone: a rollback takes back weights, not time. A resume restores it.",
-        )
-        return
-    if not before or not after:
-        return
-    for name, moving in after[0].moving.items():
-        then = before[0].moving.get(name) if where == "initial" else None
-        last = before[-1].moving.get(name)
-        if then and last and _nearer(moving.value, then.value, last.value):
-            checked.error(
-                f"After the rollback to {where} the schedule of {name} began again: {last.value:.4g} before it, "
-                f"{moving.value:.4g} after it, {then.value:.4g} at the first evaluation.",
-                "load() must leave the scheduler alone: its plan is for the whole run. Only a resume restores it.",
-            )
-    if where == "initial":
-        _brought_back(checked, seen, before, after[0])
-    else:
-        checked.passed.append(f"rollback to {where}: done")
-
-
-def _brought_back(checked: Checked, seen: Seen, before: list[protocol.Eval], after: protocol.Eval) -> None:
-    """Whether an evaluation after the rollback to the start is more like the first one than like the last one.
-
-    Only learning can be taken back: where there was none, evaluations show nothing.
-    """
-    assert seen.state.start is not None
-    objective = seen.state.start.objective
-    first, last, found = (item.metrics.get(objective.metric, math.nan) for item in (before[0], before[-1], after))
-    learned = seen.state.worse(first) - seen.state.worse(last)
-    scale = max(abs(first), abs(last))
-    if not all(map(math.isfinite, (first, last, found))) or learned <= LEARNED * scale:
-        if not seen.compared:
-            checked.warning(
-                f"Whether a rollback brings the weights back cannot be told: {objective.metric} was {first:.4g} at "
-                f"first and {last:.4g} before it.",
-                "Let it train longer: give --seconds more, or evaluate less often.",
-            )
-        return
-    place = (found - first) / (last - first)  # 0: as at first; 1: as before the rollback, or a little further
-    if place >= 0.75 and abs(found - last) <= 0.5 * scale and not seen.compared:
-        checked.error(
-            f"A rollback to the initial weights changed nothing: {objective.metric} was {first:.4g} at the first "
-            f"evaluation, {last:.4g} before the rollback and {found:.4g} after it.",
-            "Restore the weights, and the optimizer's state, where `do(to)` of the command gets its checkpoint.",
-        )
-    elif abs(place) <= 0.5:
-        checked.passed.append(
-            f"rollback: {objective.metric} is {found:.4g} after it, {first:.4g} at first, {last:.4g} before it"
-        )
-
-
 def _shown(value: Value | None) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _nearer(value: float, one: float, other: float) -> bool:
-    """Whether a value is clearly more like ``one``, or beyond it, than like ``other``."""
-    apart = one - other
-    return abs(apart) > HARDLY * max(abs(one), abs(other)) and (value - other) / apart > 0.6
 
 
 def _stopped(checked: Checked, seen: Seen) -> None:

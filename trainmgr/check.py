@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 
 from trainmgr import breaches, manifest, protocol
 from trainmgr.action_space import Parameter
-from trainmgr.breaches import Checked
+from trainmgr.checked import Checked
+from trainmgr.interventions import Drift
 from trainmgr.paths import CHECK_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
+from trainmgr.policy import Process
 from trainmgr.process import Child, Exit, clean_environment, last_lines
 from trainmgr.protocol import Command, Control, Issued
 from trainmgr.run_state import RunState
@@ -21,7 +24,10 @@ from trainmgr.telemetry import Feed, Item
 from trainmgr.wire import Value, to_json
 
 LOOK = 0.01  # seconds between two looks at the telemetry
-GRACE = 10.0  # seconds to end after the stop
+GRACE = Process().grace  # seconds to end after the stop: as patient as a supervisor is
+ENDS = 10.0  # seconds to end after a signal
+AHEAD = 0.2  # seconds that a change for a certain step is sent before that
+LATE = 0.75  # of the time: then there is no more waiting for what is only good to know
 FEW = 3  # evaluations before the first rollback: so much must have been learned that can be lost
 QUIET = 0.25  # of the time, at most, until the first evaluation: so long nothing is changed, for the seeds
 AGAIN = 5.0  # seconds that another seed may take longer than the first one did, or as much as that again
@@ -41,6 +47,8 @@ class Attempt:
     """Those after the first step."""
     answers: dict[int, protocol.Applied | protocol.Refused] = field(default_factory=dict)
     sent: dict[int, Sent] = field(default_factory=dict)
+    drifts: dict[tuple[str, bool], Drift] = field(default_factory=dict)
+    """The first of each kind; the state forgets old ones."""
     exit: Exit | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -51,20 +59,22 @@ class Attempt:
         for item in self._feed.records():
             self.items.append(item)
             self.state.fold(item)
+            for drift in self.state.drifts if isinstance(item, protocol.Eval | protocol.Overwritten) else ():
+                self.drifts.setdefault((drift.name, drift.set_at is None), drift)
             if isinstance(item, protocol.Applied | protocol.Refused):
                 self.answers[item.revision] = item
             elif isinstance(item, protocol.Eval) and item.step > 0:
                 self.evals.append(item)
 
-    def send(self, params: dict[str, Value], command: Command | None = None) -> int:
+    def send(self, params: dict[str, Value], command: Command | None = None, at_step: int | None = None) -> int:
         """Issue a revision; returns its number."""
         revision = len(self.sent) + 1
-        self.sent[revision] = Sent(params, command, time.time(), len(self.items))
+        self.sent[revision] = Sent(params, command, time.time(), len(self.items), at_step)
         refused = {number for number, item in self.answers.items() if isinstance(item, protocol.Refused)}
         every = {n: v for number, sent in self.sent.items() if number not in refused for n, v in sent.params.items()}
         content = Control(
             run=self.paths.id, revision=revision, issued=Issued(t=0.0, step=self.state.step), params=every,
-            based_on_step=self.state.step, command=command, decision=f"check{revision}",
+            based_on_step=self.state.step, command=command, at_step=at_step, decision=f"check{revision}",
         )  # fmt: skip
         new = self.paths.root / "control.new"
         new.write_bytes(to_json(content))
@@ -83,6 +93,8 @@ class Probe:
         self._command = manifest.command_of(script, arguments)
         self._seconds = seconds
         self._quiet = True
+        self._late = False
+        self._patience = -math.inf  # until when the end of the script is waited for, whatever time that takes
         self._rollbacks: list[Rollback] = []
         self._kept: int | None = None
 
@@ -99,6 +111,7 @@ class Probe:
                 evals=first.evals,
                 answers=first.answers,
                 sent=first.sent,
+                drifts=list(first.drifts.values()),
                 rollbacks=self._rollbacks,
                 kept=self._kept,
                 checkpoints=[str(path.relative_to(first.paths.root)) for path in first.paths.checkpoints.rglob("*")],
@@ -145,9 +158,9 @@ class Probe:
             over = attempt.over()
         finally:
             child.signal(15)
-            child.join(GRACE)
+            child.join(ENDS)
             child.signal(9)  # and what it started
-            child.join(GRACE)
+            child.join(ENDS)
         attempt.read()
         return over
 
@@ -158,13 +171,13 @@ class Probe:
         while until is not None and not attempt.ended.wait(LOOK):
             attempt.read()
             spent = time.monotonic() - begin
-            self._quiet = spent < QUIET * seconds
+            self._quiet, self._late = spent < QUIET * seconds, spent > LATE * seconds
             while until is not None and not attempt.over() and until():
                 until = next(course, None)
             if attempt.state.end is not None:
                 attempt.ended.wait(GRACE)
                 return
-            if spent > seconds:
+            if spent > seconds and time.monotonic() > self._patience:
                 return
 
     # -- what is done to it ------------------------------------------------------------------------------------------
@@ -183,8 +196,8 @@ class Probe:
         if "stop" in start.commands:
             last = run.send({}, Command(id="check", name="stop", to=None))
             yield lambda: last in run.answers
-            begin = time.monotonic()
-            yield lambda: time.monotonic() - begin > GRACE  # or its end, of course
+            self._patience = time.monotonic() + GRACE
+            yield lambda: time.monotonic() > self._patience  # or its end, of course
 
     def _parameters(self, run: Attempt, start: protocol.Start) -> Iterator[Until]:
         """Change each once, those first that need not wait; then let an evaluation tell what is still in effect."""
@@ -217,11 +230,18 @@ class Probe:
             yield from self._back(run, "best")
 
     def _back(self, run: Attempt, to: str) -> Iterator[Until]:
-        revision = run.send({}, Command(id=f"rollback {to}", name="rollback", to=to))
+        """Roll back, right before an evaluation if it is known when that comes: nothing is learned again until then."""
+        for at_step in (before_evaluation(run), None):
+            revision = run.send({}, Command(id=f"rollback {to}", name="rollback", to=to), at_step)
+            yield _answered(run, revision)
+            answer = run.answers[revision]
+            if not (isinstance(answer, protocol.Refused) and answer.reason.startswith("too late")):
+                break
         self._rollbacks.append(Rollback(revision, to))
-        yield _answered(run, revision)
-        if isinstance(run.answers[revision], protocol.Applied):
+        if isinstance(answer, protocol.Applied):
             yield _evaluated(run, 1)
+            again = _evaluated(run, 1)
+            yield lambda: again() or self._late or to != "initial"  # whether it still learns
 
 
 def _answered(run: Attempt, revision: int) -> Until:
@@ -231,6 +251,23 @@ def _answered(run: Attempt, revision: int) -> Until:
 def _evaluated(run: Attempt, more: int) -> Until:
     wanted = len(run.evals) + more
     return lambda: len(run.evals) >= wanted
+
+
+def before_evaluation(run: Attempt) -> int | None:
+    """The last step before an evaluation that is not too near; None where evaluations come at uneven steps, or the
+    steps before them are not reported."""
+    *_, first, second, third = (None, None, None, *run.evals)
+    if first is None or second is None or third is None:
+        return None
+    gap = third.step - second.step
+    reported = {item.step for item in run.items if isinstance(item, protocol.Step)}
+    if second.step - first.step != gap or gap < 2 or not {second.step - 1, third.step - 1} <= reported:
+        return None
+    pace = 2 * gap / max(third.t - first.t, 1e-3)  # steps a second
+    ahead = run.state.step + 1 + AHEAD * pace - third.step
+    step = third.step + gap * max(1, math.ceil((ahead + 1) / gap)) - 1
+    total = run.state.total_steps
+    return step if total is None or step < total else None
 
 
 def other(parameter: Parameter) -> Value:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from trainmgr import protocol
+from trainmgr.interventions import Drift
 from trainmgr.process import Exit
 from trainmgr.protocol import Command
 from trainmgr.run_state import RunState
@@ -30,6 +31,8 @@ class Sent:
     """Seconds since 1970."""
     after: int
     """Records of telemetry before it."""
+    at_step: int | None = None
+    """The step that it was for; None: as soon as possible."""
 
     @property
     def words(self) -> str:
@@ -56,6 +59,8 @@ class Seen:
     """Those after the first step."""
     answers: dict[int, protocol.Applied | protocol.Refused]
     sent: dict[int, Sent]
+    drifts: list[Drift]
+    """What moved by itself or was overwritten, the first time of each parameter."""
     rollbacks: list[Rollback]
     kept: int | None
     """The revision that asked for a checkpoint named KEPT."""

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainmgr import audit, display, events, proof, replay
-from trainmgr.breaches import Checked
+from trainmgr.checked import Checked
 from trainmgr.ledger import Ledger
 from trainmgr.opinions import Opinion, Reworded
 from trainmgr.paths import RunPaths

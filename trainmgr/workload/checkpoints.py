@@ -292,7 +292,7 @@ class Checkpoints:
             self._note.unlink(missing_ok=True)
             for path in (self.initial, self.best, self.last):
                 if path.exists():
-                    path.replace(path.with_stem(BEFORE.format(path.stem)))
+                    _replace(path, path.with_stem(BEFORE.format(path.stem)))
 
     def _noted(self, bests: list[tuple[int, float]]) -> Callable[[Path], object]:
         """What writes them down."""
@@ -319,25 +319,39 @@ class Checkpoints:
         if kept:
             self.best_step, self.best_value = kept[-1]
         if kept != bests and self._w.primary and self.best.exists():
-        new = path.with_stem(f"{path.stem}.new")  # some functions look at the suffix, and some add their own
-        _remove(new)  # of a save that was cut off
-        try:
-            self._make(new, write or self._save)
-            _replace(new, path)
-        except BaseException:
-            with contextlib.suppress(OSError):  # half a file is of no use, and the disk may be full
-                _remove(new)
-            raise
+            _replace(self.best, self.best.with_stem(BEYOND))
+        self._write(self._note, self._noted(kept))
 
-    def _make(self, new: Path, write: Callable[[Path], object]) -> None:
-        write(new)
-        if not new.exists():
-            found = [other.name for other in new.parent.glob(f"{new.name}*")]
-            raise FileNotFoundError(
-                f"save() left {', '.join(found) or 'nothing'} where {new} was asked for: "
-                "let it write to the path that it gets, or give Checkpoints(..., suffix=...) the ending that it adds"
-            )
-        for part in (*new.rglob("*"), new):
-            if part.is_file():
-                with part.open("rb") as file:
-                    os.fsync(file.fileno())
+
+def _remove(path: Path) -> None:
+    """A file, or a folder with all that is in it; what is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        import shutil  # seldom needed, and slow to import
+
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Put a file or a folder in the place of another. A folder cannot be replaced in one move: the old one stands
+    beside for a moment, and `_recover` brings it back if that was the last one."""
+    if not (new.is_dir() or path.is_dir()):
+        new.replace(path)
+        return
+    old = _aside(path)
+    if path.exists():
+        _remove(old)
+        path.replace(old)
+    new.replace(path)
+    _remove(old)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}.old")
+
+
+def _recover(path: Path) -> None:
+    """Bring back a folder that was put aside for one that never came."""
+    if not path.exists() and _aside(path).exists():
+        _aside(path).replace(path)
