@@ -349,7 +349,23 @@ def test_a_schedule_that_goes_on_after_a_rollback_passes(tmp_path: Path) -> None
 def test_a_load_that_begins_the_schedule_again_is_a_breach(tmp_path: Path) -> None:
     body = SCHEDULED.replace("(initial[1])", "(initial[1])\n    scheduler.load_state_dict(initial[2])")
     (what,) = errors(checked(tmp_path, body))
-    assert "After the rollback to initial the schedule of lr began again" in what
+    assert "After a rollback the schedule of lr began again: it is 0.00" in what
+
+
+def test_a_slow_schedule_that_a_load_sets_back_is_a_breach(tmp_path: Path) -> None:
+    body = SCHEDULED.replace("LambdaLR(optimizer, lambda t: 1 / (1 + t / 100))", "CosineAnnealingLR(optimizer, 10**6)")
+    (what,) = errors(
+        checked(tmp_path, body.replace("(initial[1])", "(initial[1])\n    scheduler.load_state_dict(initial[2])"))
+    )
+    assert "After a rollback the schedule of lr began again: it is 0.00" in what
+    found = checked(tmp_path, body)
+    assert (errors(found), warnings(found)) == ([], [])
+
+
+def test_a_schedule_that_begins_again_by_itself_passes(tmp_path: Path) -> None:
+    kind = "CosineAnnealingWarmRestarts(optimizer, 50)"
+    found = checked(tmp_path, SCHEDULED.replace("LambdaLR(optimizer, lambda t: 1 / (1 + t / 100))", kind))
+    assert errors(found) == []
 
 
 def test_a_schedule_whose_end_nobody_knows_is_a_warning(tmp_path: Path) -> None:

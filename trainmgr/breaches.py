@@ -165,10 +165,12 @@ def _persistence(checked: Checked, seen: Seen) -> None:
     first, last = (seen.evals[0], seen.evals[-1]) if seen.evals else (None, None)
     for name, moving in last.moving.items() if first and last else ():
         then = first.moving.get(name) if first else None
-        if moving.end is None and then is not None and then.value != moving.value:
+        known = any(e.moving[name].end is not None for e in seen.evals if name in e.moving)
+        if not known and then is not None and then.value != moving.value:
             checked.warning(
                 f"{name} follows a schedule, and nobody knows what that ends on.",
-                "Pass scheduler=... to w.optimizer: then managers know, and do not lower what falls by itself.",
+                "Pass scheduler=... to w.optimizer: then managers know, and do not lower what falls by itself. Where "
+                "that was done, the end depends on what is measured (ReduceLROnPlateau), and all is well.",
             )
 
 

@@ -128,10 +128,13 @@ class Probe:
         other = Attempt(RunPaths(root))
         alone = first.items[: min((sent.after for sent in first.sent.values()), default=len(first.items))]
         wanted = sum(isinstance(item, protocol.Eval) and item.step > 0 for item in alone)
-        steps = max((item.step for item in alone if isinstance(item, protocol.Step)), default=0)
+        steps = [item.step for item in alone if isinstance(item, protocol.Step)]
+        begun = [answer.seq for r in self._rollbacks[-1:] if (answer := first.answers.get(r.revision))]
+        after = [item.step for item in first.evals if begun and item.seq > begun[0] and item.moving]
+        steps += after[:1]  # until there it shows where the schedules would be without a rollback
 
         def course() -> Iterator[Until]:
-            yield lambda: len(other.evals) >= wanted and other.state.step >= steps
+            yield lambda: len(other.evals) >= wanted and other.state.step >= max(steps, default=0)
 
         self._supervised(other, breaches.SEEDS[1], max(2 * took, took + AGAIN), course())
         return other.items

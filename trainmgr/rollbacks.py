@@ -13,6 +13,8 @@ HARDLY = 0.01  # of a rate: a smaller difference says nothing
 LEARNED = 0.2  # of the objective: with less progress than that a rollback cannot be seen by it
 AT_ONCE = 0.25  # of the steps to the first evaluation: in so few nothing much is learned again
 STEADY = 2.0  # times the way from the first to the last figure: a series that goes further is noise
+CLOSE = 1e-9  # relative
+SCHEDULE = "load() must leave the scheduler alone: its plan is for the whole run. Only a resume restores it."
 EVALUATED = (
     "save() and load() must know all that is evaluated: averaged weights (EMA) too. load() must fill what is there: it "
     "has loaded nothing if names differ (`module.`, strict=False)."
@@ -23,6 +25,7 @@ def judge(checked: Checked, seen: Seen) -> None:
     """All of them."""
     for rollback in seen.rollbacks:
         _rolled(checked, seen, rollback)
+    _scheduled(checked, seen)
     _trains(checked, seen)
 
 
@@ -52,19 +55,59 @@ def _rolled(checked: Checked, seen: Seen, rollback: Rollback) -> None:
         return
     if not before or not after:
         return
-    for name, moving in after[0].moving.items():
-        then = before[0].moving.get(name) if where == "initial" else None
-        last = before[-1].moving.get(name)
-        if then and last and _nearer(moving.value, then.value, last.value):
-            checked.error(
-                f"After the rollback to {where} the schedule of {name} began again: {last.value:.4g} before it, "
-                f"{moving.value:.4g} after it, {then.value:.4g} at the first evaluation.",
-                "load() must leave the scheduler alone: its plan is for the whole run. Only a resume restores it.",
-            )
     if where == "initial":
         _brought_back(checked, seen, before, answer.step, after[0])
     else:
         checked.passed.append(f"rollback to {where}: done")
+
+
+def _scheduled(checked: Checked, seen: Seen) -> None:
+    """Whether schedules are where they would be without the rollbacks: there is a run without one, of another seed.
+
+    One that both runs followed to the last digit must be the same to the last digit. Any other (it may wait for what is
+    measured) must not be more like its beginning after a rollback to that, unless it is so in the other run, too: warm
+    restarts begin again by themselves.
+    """
+    alone = {item.step: item.moving for item in seen.other or () if isinstance(item, protocol.Eval)}
+    begun = seen.done()
+    plain = [item for item in seen.evals if begun and item.seq < begun[0].seq]
+    for name in plain[0].moving if plain else ():
+        before = plain
+        after = [item for item in seen.evals if item.seq > begun[0].seq and name in item.moving]
+        known = _follows(name, before, alone)
+        if not known:
+            back = [answer for answer in begun if answer.command and answer.command.to == "initial"]
+            before = [item for item in seen.evals if back and item.seq < back[0].seq] or plain
+            after = [item for item in after if back and item.seq > back[0].seq][:1]
+        first, last = before[0].moving.get(name), before[-1].moving.get(name)
+        if not first or not last or not after:
+            continue
+        if not known and not _nearer(after[0].moving[name].value, first.value, last.value):
+            continue
+        near = CLOSE * abs(last.value) if known else 0.1 * abs(first.value - last.value)
+        planned = [(item, alone[item.step][name]) for item in after if name in alone.get(item.step, {})]
+        off = [(item, there) for item, there in planned if abs(item.moving[name].value - there.value) > near]
+        if off:
+            item, there = off[-1]
+            checked.error(
+                f"After a rollback the schedule of {name} began again: it is {item.moving[name].value:.9g} at step "
+                f"{item.step}, and {there.value:.9g} there in a run without a rollback.",
+                SCHEDULE,
+            )
+        elif not planned:
+            checked.warning(
+                f"After a rollback the schedule of {name} may have begun again: {last.value:.4g} before it, "
+                f"{after[0].moving[name].value:.4g} after it, {first.value:.4g} at the first evaluation.",
+                SCHEDULE,
+            )
+
+
+def _follows(name: str, before: list[protocol.Eval], alone: dict[int, dict[str, protocol.Moving]]) -> bool:
+    """Whether a schedule is a plan that both runs followed, and that has moved at each evaluation."""
+    values = [(item.moving[name].value, alone.get(item.step, {}).get(name)) for item in before if name in item.moving]
+    same = [there is not None and abs(value - there.value) <= CLOSE * abs(value) for value, there in values]
+    moves = len(values) > 1 and all(a != b for (a, _), (b, _) in itertools.pairwise(values))
+    return moves and all(same) and any(item.moving[name].end is not None for item in before if name in item.moving)
 
 
 def _brought_back(checked: Checked, seen: Seen, before: list[protocol.Eval], step: int, after: protocol.Eval) -> None:
@@ -122,8 +165,7 @@ def _trains(checked: Checked, seen: Seen) -> None:
 
     Told of the first one only.
     """
-    answers = [seen.answers.get(rollback.revision) for rollback in seen.rollbacks]
-    done = [answer.seq for answer in answers if isinstance(answer, protocol.Applied)]
+    done = [answer.seq for answer in seen.done()]
     before = [item for item in seen.evals if done and item.seq < done[0]]
     moved = [a.metrics != b.metrics for a, b in itertools.pairwise(before)]
     if not moved or not all(moved):

@@ -73,6 +73,11 @@ class Seen:
     other: list[Item] | None = None
     """What it reported with the other seed; None where it was not tried."""
 
+    def done(self) -> list[protocol.Applied]:
+        """The rollbacks that were carried out."""
+        answers = [self.answers.get(rollback.revision) for rollback in self.rollbacks]
+        return [answer for answer in answers if isinstance(answer, protocol.Applied)]
+
     @property
     def compared(self) -> bool:
         """Whether the library has seen, by what is saved before and after a load, that it did something."""
