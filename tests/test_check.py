@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from trainmgr import breaches, check, protocol, tables
+from trainmgr import breaches, check, process, protocol, tables
 from trainmgr.checked import Checked
 from trainmgr.paths import RunPaths
-from trainmgr.testing import LINE, write_child, write_shell
+from trainmgr.testing import LINE, wait_for, write_child, write_shell
 from trainmgr.workload import rehearsal
 
 WORKLOADS = Path(__file__).resolve().parents[1] / "workloads"
@@ -339,6 +343,23 @@ def test_checkpoints_of_ours_pass(tmp_path: Path) -> None:
     assert "rollback to checkpoints/check.json: done" in found.passed
     assert "stop: it ends" in found.passed
     assert "another seed gives other figures" in found.passed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_check_that_is_ended_ends_the_script(tmp_path: Path, number: int) -> None:
+    body = "(RUN.parent.parent / 'pid').write_text(str(os.getpid()))\ntime.sleep(1000)\n"
+    script = write_child(tmp_path, body)
+    command = [sys.executable, "-m", "trainmgr", "check", str(script)]
+    place = tmp_path / "place"
+    place.mkdir()
+    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(place)}, stderr=subprocess.PIPE) as check:
+        wait_for(lambda: (place / "pid").exists() and (place / "pid").read_text() != "")
+        pid = int((place / "pid").read_text())
+        check.send_signal(number)
+        check.wait(60)
+    assert check.returncode == 130
+    assert not process.alive(pid)
+    assert [path.name for path in place.iterdir()] == ["pid"]
 
 
 def test_a_schedule_that_goes_on_after_a_rollback_passes(tmp_path: Path) -> None:

@@ -160,10 +160,12 @@ class Probe:
             self._drive(attempt, course, seconds)
             over = attempt.over()
         finally:
-            child.signal(15)
-            child.join(ENDS)
-            child.signal(9)  # and what it started
-            child.join(ENDS)
+            try:
+                child.signal(15)
+                child.join(ENDS)
+            finally:  # who asks twice to be ended does not want to wait
+                child.signal(9)  # and what it started
+                child.join(ENDS)
         attempt.read()
         return over
 

@@ -309,6 +309,7 @@ def check_script(
 
     Example: `trainmgr check workloads/minimal.py`
     """
+    launch.end_as_at_the_keyboard()
     checked = checking.Probe(script, arguments or [], seconds).run()
     if json:
         print(pretty(breaches.as_json(checked)))
