@@ -164,7 +164,7 @@ class Checkpoints:
 
         with tempfile.TemporaryDirectory(prefix="rollback-", dir=self.best.parent) as beside:
             present = Path(beside) / self.last.name
-            self._keep(present)
+            self._keep(present)  # without it, on a full disk say, to go back is worth more than to be sure
             try:
                 if os.environ.get(CHECK_VARIABLE) and self._w.primary:
                     self._rehearse(path, present)
@@ -178,12 +178,12 @@ class Checkpoints:
             self._unreported.pop()
 
     def _keep(self, path: Path) -> None:
-        """Save what training has at this moment, for a load that fails; each rank its own."""
+        """Save what training has at this moment, for a load that fails; each rank its own, as far as it can."""
         try:
             self._save(path)
-        except Exception:  # the other ranks were never promised that their save() works
-            if self._w.primary:
-                raise
+        except Exception:
+            with contextlib.suppress(OSError):
+                _remove(path)
 
     def _return(self, path: Path, error: Exception) -> None:
         """Load the state from before a rollback that failed. Raises ValueError where that cannot be done either."""
