@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import Any
 
 from trainmgr.workload.checkpoints import CHECK_VARIABLE, Checkpoints
+from trainmgr.workload.lines import MAX_TEXT
 from trainmgr.workload.optimizers import Managed
 from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Lost, Persistence
 from trainmgr.workload.ranks import Group
-from trainmgr.workload.records import MAX_TEXT, PROTOCOL_VERSION, SEVERAL, Metric, Writer, goal
+from trainmgr.workload.records import PROTOCOL_VERSION, SEVERAL, Metric, Writer, goal
 from trainmgr.workload.values import label, named, same, text, whole
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]

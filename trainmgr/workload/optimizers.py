@@ -82,10 +82,11 @@ class Managed:
         return self._effective(self._bases())
 
     def own(self) -> float:
-        """What the script itself has there: the value without us. 0 where there is no such group any more."""
+        """What the script itself has there: the value without us. Raises ValueError where the groups are gone."""
         bases = self._bases()
-        at = self._refer(bases)
-        return bases[at] if bases else 0.0
+        if not bases:
+            raise ValueError("the optimizer has none of these groups any more")
+        return bases[self._refer(bases)]
 
     @property
     def pair(self) -> tuple[float, float] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainmgr.workload import ranks
+from trainmgr.workload.lines import MAX_LINE, MAX_TEXT, as_line, dump, encode, shortened
 from trainmgr.workload.values import (
     MAX_NAME,
     described,
@@ -24,16 +25,12 @@ from trainmgr.workload.values import (
     nearest,
     number,
     real,
-    scalar,
     text,
     whole,
 )
 
 PROTOCOL_VERSION = 1
-MAX_LINE = 64 * 1024  # bytes, line break included
 MAX_BACKLOG = 8 * 1024 * 1024  # bytes kept while the disk refuses them
-MAX_TEXT = 2_000  # characters of a log message or a reason
-SPARED = ("split", "moving", "info", "metrics", "action_space", "groups")  # of a record that is too long, in this order
 MAX_SAID = 16  # names of metrics that are no numbers, of which the log speaks
 BACK = (
     "the step went back from {} to {}: report steps of the whole run, not of each epoch, and let load() leave the "
@@ -44,8 +41,6 @@ ROLES = ("success", "unsafe", "policy step", "action noise", "loss gradient")
 _PLAIN = frozenset((float, int))
 _ENDED: set[str] = set()  # telemetry of trainings that ended in this process
 _OPEN: dict[str, Writer] = {}  # telemetry to the one of this process that has it
-
-_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=scalar).encode
 
 
 def goal(metric: str, mode: str, counterpart: str | None, scale: float | None) -> dict[str, Any]:
@@ -382,53 +377,24 @@ class Writer:
         names, values = tuple(metrics), tuple(metrics.values())
         if names != self._names:
             self._names = names
-            self._template = "{" + ",".join(f"{_encode(label(name)).replace('%', '%%')}:%r" for name in names) + "}"
+            self._template = "{" + ",".join(f"{encode(label(name)).replace('%', '%%')}:%r" for name in names) + "}"
         try:
             if _PLAIN.issuperset(map(type, values)) and math.isfinite(sum(values)):
                 return self._template % values
         except (ValueError, OverflowError):  # an int beyond every float
             pass
-        return _dump(self.numbers(step, metrics))
+        return dump(self.numbers(step, metrics))
 
     def _fit(self, line: str) -> bytes:
-        """A line as bytes: a record that is too long without what can be spared first."""
+        """A line as bytes; one that is too long without what can be spared, or a word about it in its place."""
         data = line.encode(errors="replace")  # lone surrogates
         if len(data) <= MAX_LINE:
             return data
-        record, left_out = json.loads(line), []
-        event, size = record["event"], len(data)
-        for part in SPARED:
-            if size > MAX_LINE and record.get(part):
-                left_out.append(self._spare(record, part, size - MAX_LINE))
-                size = len(_bytes(record))
-        at = f" at step {record['step']}" if "step" in record else ""
-        what = f"the record {event}{at} has {len(data):,} bytes, and {MAX_LINE:,} are allowed"
-        if size > MAX_LINE:
-            what = f"{what}; it is dropped"
-            record = self._common("log", record["seq"]) | {"level": "warning", "message": what}
-            return _bytes(record)
-        self.say(f"long {event}", f"{what}; left out: {', '.join(left_out)}")
-        return _bytes(record)
-
-    def _spare(self, record: dict[str, Any], part: str, excess: int) -> str:
-        """Leave out what comes last in a part of a record, as much as must be; of metrics never what is needed."""
-        held = record[part]
-        if part == "metrics" and record["event"] == "start":
-            for name, described in held.items():
-                held[name] = {**described, "description": ""}
-            return "descriptions of metrics"
-        if part == "action_space":
-            for parameter in held:
-                parameter["description"] = ""
-            return "descriptions of parameters"
-        spared, freed = 0, 0
-        for name in reversed(list(held)):
-            if freed >= excess:
-                break
-            if part != "metrics" or name not in self.needed.values():
-                freed += len(_bytes({name: held.pop(name)})) - 2  # braces and line break, but for the comma
-                spared += 1
-        return f"{spared:,} of {spared + len(held):,} entries of {part}"
+        short, what, event = shortened(data, self.needed.values())
+        if len(short) <= MAX_LINE:
+            self.say(f"long {event}", what)
+            return short
+        return as_line(self._common("log", json.loads(data)["seq"]) | {"level": "warning", "message": what})
 
     def _common(self, event: str, seq: int) -> dict[str, Any]:
         return {"v": PROTOCOL_VERSION, "seq": seq, "t": round(time.time(), 6), "event": event}
@@ -436,7 +402,7 @@ class Writer:
     def _emit(self, event: str, **fields: Any) -> None:
         record = self._common(event, self.seq) | fields
         self.seq += 1
-        self._lines.append(self._fit(_dump(record) + "\n"))
+        self._lines.append(self._fit(dump(record) + "\n"))
 
 
 def _identity(fd: int) -> tuple[int, int]:
@@ -446,36 +412,3 @@ def _identity(fd: int) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return status.st_dev, status.st_ino
-
-
-def _bytes(record: Any) -> bytes:
-    """A line of the file."""
-    return f"{_dump(record)}\n".encode(errors="replace")
-
-
-def _dump(value: Any) -> str:
-    """Compact JSON in which NaN and the infinities are the strings of the protocol."""
-    try:
-        return _encode(value)
-    except Exception:  # numbers of other libraries raise what they like (torch: RuntimeError)
-        return _encode(_wire(value))
-
-
-def _wire(value: Any) -> Any:
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < 1 << 1023 else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {label(key): _wire(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_wire(item) for item in value]
-    try:
-        found = scalar(value)
-    except Exception:
-        return str(value)[:MAX_TEXT]
-    if not isinstance(found, float):
-        return found if isinstance(found, (bool, int)) else str(found)[:MAX_TEXT]
-    if math.isfinite(found):
-        return found
-    return "NaN" if math.isnan(found) else "Infinity" if found > 0 else "-Infinity"
