@@ -24,6 +24,7 @@ that) and the control file looked at with one ``stat``.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import time
@@ -401,11 +402,13 @@ class Workload(Declarations):
             found = parameter.managed
             if found is None:
                 continue
-            if found.look():
-                parameter.spec["scheduled"] = True
-                self.log("info", f"the script moves {name} by itself: declare it with scheduler=... or scheduled=True")
-            if parameter.spec["scheduled"]:
-                moving[name] = {"value": found.own(), "end": found.planned(step, self.total_steps)}
+            with contextlib.suppress(ValueError):  # its groups are gone
+                if found.look():
+                    parameter.spec["scheduled"] = True
+                    what = f"the script moves {name} by itself"
+                    self.log("info", f"{what}: declare it with scheduler=... or scheduled=True")
+                if parameter.spec["scheduled"]:
+                    moving[name] = {"value": found.own(), "end": found.planned(step, self.total_steps)}
         return moving
 
     def _look(self, step: Whole) -> None:

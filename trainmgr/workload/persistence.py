@@ -61,7 +61,10 @@ class Persistence:
         """At an evaluation: the changes whose optimizer has not made a step since. ``get`` gives the optimizer's steps,
         and the value that the script itself has there."""
         for name, (change, steps, evaluations) in list(self._used.items()):
-            now, own = get(name)
+            try:
+                now, own = get(name)
+            except ValueError:  # its groups are gone
+                continue
             if now > steps:
                 del self._used[name]
             elif step > change.step:
