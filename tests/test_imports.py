@@ -138,6 +138,7 @@ THIRD_PARTY = {  # package to the modules that may import it
 }  # torch: nowhere
 LONGEST = 450
 LONG = {
+    "run_state": "the whole fold over telemetry, in one place",
     "protocol": "every record of the contract between the two processes",
     "workload.__init__": "everything that a training script calls, in one place",
     "policy": "every key that an operator can set, with its explanation",
