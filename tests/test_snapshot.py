@@ -172,7 +172,8 @@ def test_noise_of_alternating_values_is_their_deviation() -> None:
 
 @pytest.mark.parametrize(("values", "train", "diverging"), [
     ([2.0, math.nan], [], True), ([2.0, math.inf], [2.0, 1.0], True), ([2.0, 3.0], [2.0, 1.9], False),
-    ([2.0, 3.0], [2.0, 2.1], True), ([2.0, 1.0], [2.0, math.nan], False), ([2.0, 9.0], [], False),
+    ([2.0, 3.0], [2.0, 2.1], True), ([2.0, 1.0], [2.0, 2.1], False), ([2.0, 1.0], [2.0, math.nan], False),
+    ([2.0, 9.0], [], False),
     ([2.0, 1.0, 0.9], [2.0, math.nan, math.nan], False), ([math.nan, math.inf], [], False), ([], [], False),
     ([2.0], [2.0], False), ([math.nan, 2.0, math.nan], [], True),
     ([math.nan, 2.0, 1.0], [math.nan, math.inf, 1.0], False),

@@ -53,7 +53,8 @@ class Signals(Wire):
     non_finite: int
     """Values in a row that are not finite, of the metrics that were finite and are not any more (`lost`)."""
     diverging: bool
-    """Something is lost, or training itself got worse than it was at the first evaluation."""
+    """Something is lost, or training itself got worse than it was at the first evaluation and the objective is not at
+    its best."""
     lost: Annotated[list[str], Field(exclude_if=operator.not_)] = []
     """Metrics that were finite and are not any more: the objective at once, losses and gradient norms after several
     reports in a row."""
@@ -113,8 +114,8 @@ def measure(state: RunState) -> Signals:
 
 
 def _lower(state: RunState, train: list[float], turn: float) -> bool:
-    """Whether training itself got worse than it was at the first evaluation."""
-    if not train or state.first_counterpart is None or state.evals < 2:
+    """Whether training itself got worse than it was at the first evaluation, and the objective is not at its best."""
+    if not train or state.first_counterpart is None or state.evals < 2 or (state.best and not state.evals_since_best):
         return False
     return turn * train[-1] > turn * state.first_counterpart  # NaN is not worse: see `lost`
 
