@@ -405,6 +405,38 @@ def test_a_loop_that_looks_at_the_end_of_an_epoch_only_is_a_warning(tmp_path: Pa
     assert any("trained on for" in what and "before it ended" in what for what in warnings(found))
 
 
+SPARSE = BASE.replace('{"loss": loss()})\n        if', '{"epsilon": 1 - step / 1e4, "lr": recipe["lr"]})\n        if')
+
+
+@pytest.mark.parametrize("value", ["0.0", "0.1"])
+def test_what_never_changes_and_what_is_planned_tell_nothing_of_the_seed(tmp_path: Path, value: str) -> None:
+    """As a success that is 0 before anything is learned, beside an exploration that follows the count of steps."""
+    found = checked(
+        tmp_path, SPARSE + f"loss = lambda: {value} if learned < 100 else w.seed / 1e5 + 1 / learned\ntrain()"
+    )
+    assert errors(found) == []
+    assert any(what.startswith("Whether the seed matters cannot be told") for what in warnings(found))
+
+
+def test_a_script_that_says_that_nothing_is_random(tmp_path: Path) -> None:
+    script = write_child(tmp_path, BASE.replace(" + w.seed / 1e9", "") + "train()")
+    found = check.Probe(script, [], 60.0, deterministic=True).run()
+    assert (errors(found), warnings(found)) == ([], [])
+    assert "nothing is random: another seed gives the same figures" in found.passed
+    assert any(
+        "say so: `trainmgr check --deterministic`" in b.fix for b in check.Probe(script, [], 60.0).run().breaches
+    )
+    random = check.Probe(write_child(tmp_path, BASE + "train()"), [], 60.0, deterministic=True).run()
+    assert errors(random) == ["The seeds 12345 and 54321 gave other figures: something in the script is random."]
+
+
+def test_a_script_that_seeds_nothing_is_warned_of(tmp_path: Path) -> None:
+    found = checked(tmp_path, BASE.replace("w.seed / 1e9", "chance") + "chance = time.time_ns() % 10**6 / 1e6\ntrain()")
+    (what,) = [what for what in warnings(found) if "gave other figures the second time" in what]
+    assert what.startswith("The same seed, 12345, gave other figures the second time: loss at step 1 was ")
+    assert "another seed gives other figures" not in found.passed
+
+
 def test_what_a_load_brings_back_is_seen_tensor_by_tensor(tmp_path: Path) -> None:
     """Wherever a tensor stands in the file, and whatever else has changed in it."""
     import torch

@@ -8,7 +8,7 @@ from trainmgr import protocol, rollbacks
 from trainmgr.action_space import Boundary
 from trainmgr.checked import Checked
 from trainmgr.notices import LACKING
-from trainmgr.seen import COMPARED, KEPT, Seen, Sent, alike, kept_path
+from trainmgr.seen import COMPARED, KEPT, Seen, Sent, alike, kept_path, unlike
 from trainmgr.telemetry import Item
 from trainmgr.wire import Value, nearest, parts, short
 
@@ -286,17 +286,31 @@ def _stopped(checked: Checked, seen: Seen) -> None:
 def _seeds(checked: Checked, seen: Seen, start: protocol.Start) -> None:
     if seen.other is None:
         return
-    alone = seen.items[: min((sent.after for sent in seen.sent.values()), default=len(seen.items))]
-    found = alike(alone, seen.other, start.objective.metric)
-    if found is None:
+    found = alike(seen.alone, seen.other, start.objective.metric, [p.name for p in start.action_space])
+    if found == "" and seen.deterministic:
+        checked.error(
+            f"The seeds {SEEDS[0]} and {SEEDS[1]} gave other figures: something in the script is random.",
+            "Leave --deterministic out, and seed what is random from trainmgr.workload.default_seed().",
+        )
+    elif seen.deterministic:
+        checked.passed.append("nothing is random: another seed gives the same figures")
+    elif found is None:
         checked.warning(
-            "Whether the seed matters cannot be told: there was too little to compare.", "Give --seconds more."
+            "Whether the seed matters cannot be told: what was measured before the first change hardly varies.",
+            "Give --seconds more, or report a training loss at each step. If nothing is random: --deterministic.",
         )
     elif found:
         checked.error(
             f"The seeds {SEEDS[0]} and {SEEDS[1]} gave the same figures ({found}): the script does not use the seed.",
             "Take it from trainmgr.workload.default_seed() and seed everything with it (random, numpy, torch). Else "
-            "`compare` measures one run several times. If nothing in the script is random, do not compare its seeds.",
+            "`compare` measures one run several times. If nothing in the script is random, say so: `trainmgr check "
+            "--deterministic`, and do not compare its seeds.",
+        )
+    elif seen.again is not None and (differs := unlike(seen.alone, seen.again)):
+        checked.warning(
+            f"The same seed, {SEEDS[0]}, gave other figures the second time: {differs}.",
+            "Seed everything that is random from trainmgr.workload.default_seed(), before models and data are made "
+            "(random, numpy, torch). Else no run can be repeated, and what `compare` pairs has nothing in common.",
         )
     else:
         checked.passed.append("another seed gives other figures")

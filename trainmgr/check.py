@@ -19,7 +19,7 @@ from trainmgr.policy import Process
 from trainmgr.process import Child, Exit, clean_environment, last_lines
 from trainmgr.protocol import Command, Control, Issued
 from trainmgr.run_state import RunState
-from trainmgr.seen import KEPT, Rollback, Seen, Sent, kept_path
+from trainmgr.seen import KEPT, Rollback, Seen, Sent, alike, kept_path
 from trainmgr.telemetry import Feed, Item
 from trainmgr.wire import Value, to_json
 
@@ -86,12 +86,13 @@ class Attempt:
 
 
 class Probe:
-    """Two brief runs: in one, everything that is offered is done once; the other only has another seed."""
+    """Brief runs: in one, everything that is offered is done once; the others only have another seed, and the same."""
 
-    def __init__(self, script: Path, arguments: list[str], seconds: float) -> None:
+    def __init__(self, script: Path, arguments: list[str], seconds: float, *, deterministic: bool = False) -> None:
         self._script = script
         self._command = manifest.command_of(script, arguments)
         self._seconds = seconds
+        self._deterministic = deterministic
         self._quiet = True
         self._late = False
         self._patience = -math.inf  # until when the end of the script is waited for, whatever time that takes
@@ -118,9 +119,14 @@ class Probe:
                 over=over,
                 exit=first.exit,
                 output=last_lines(first.paths.stderr),
+                deterministic=self._deterministic,
             )
             if first.state.step or first.evals:
-                seen.other = self._other(Path(folder) / "other", first, time.monotonic() - begin)
+                took = time.monotonic() - begin
+                seen.other = self._other(Path(folder) / "other", first, took)
+                spent = time.monotonic() - begin
+                if alike(seen.alone, seen.other, "") == "" and 2 * spent - took < self._seconds:
+                    seen.again = self._again(Path(folder) / "again", spent - took)
             return breaches.judge(seen)
 
     def _other(self, root: Path, first: Attempt, took: float) -> list[Item]:
@@ -138,6 +144,16 @@ class Probe:
 
         self._supervised(other, breaches.SEEDS[1], max(2 * took, took + AGAIN), course())
         return other.items
+
+    def _again(self, root: Path, took: float) -> list[Item]:
+        """The first figures of another run with the first seed."""
+        again = Attempt(RunPaths(root))
+
+        def course() -> Iterator[Until]:
+            yield lambda: bool(again.evals) or any(isinstance(i, protocol.Step) and i.metrics for i in again.items)
+
+        self._supervised(again, breaches.SEEDS[0], took + AGAIN, course())
+        return again.items
 
     def _supervised(self, attempt: Attempt, seed: int, seconds: float, course: Iterator[Until]) -> bool:
         """Run the script along a course; whether it was over by itself before that."""

@@ -300,6 +300,9 @@ def check_script(
     script: ScriptArgument,
     arguments: RestArgument = None,
     seconds: Annotated[float, typer.Option(help="How long it may take.", min=1)] = 60.0,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Nothing in the script is random: another seed must change nothing.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Run a workload briefly and do to it once whatever a manager may do; name every breach with its fix. Exits 1 then.
@@ -310,7 +313,7 @@ def check_script(
     Example: `trainmgr check workloads/minimal.py`
     """
     launch.end_as_at_the_keyboard()
-    checked = checking.Probe(script, arguments or [], seconds).run()
+    checked = checking.Probe(script, arguments or [], seconds, deterministic=deterministic).run()
     if json:
         print(pretty(breaches.as_json(checked)))
     else:
