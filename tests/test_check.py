@@ -16,6 +16,7 @@ from rich.console import Console
 from trainmgr import breaches, check, process, protocol, tables
 from trainmgr.checked import Checked
 from trainmgr.paths import RunPaths
+from trainmgr.policy import Process
 from trainmgr.testing import LINE, wait_for, write_child, write_shell
 from trainmgr.workload import rehearsal
 
@@ -498,3 +499,7 @@ def test_a_goal_against_the_name_of_the_objective_is_asked_about(metric: str, mo
     breaches._goal(found, protocol.Objective(metric=metric, mode=mode))
     assert bool(found.breaches) is asks
     assert found.ok
+
+
+def test_a_check_is_as_patient_with_a_stop_as_a_supervisor_is() -> None:
+    assert Process().grace == check.GRACE
