@@ -197,7 +197,9 @@ def _answers(checked: Checked, seen: Seen, start: protocol.Start) -> None:
             else:
                 untried.append(sent.words)
         elif isinstance(answer, protocol.Refused) and sent.params:
-            checked.error(f"A change of {sent.words} within its bounds was refused: {answer.reason}", "Accept it.")
+            unheard = answer.reason.startswith("set(")
+            fix = "Let `set` write where training, and `get`, take the value from." if unheard else "Accept it."
+            checked.error(f"A change of {sent.words} within its bounds was refused: {answer.reason}", fix)
         elif isinstance(answer, protocol.Applied):
             _applied(checked, answer, sent.params)
     if untried and (seen.over or len(seen.answers) == len(seen.sent)):
