@@ -418,6 +418,8 @@ class Workload(Declarations):
 
     def _unused(self, step: Whole) -> None:
         """Report what was changed in an optimizer that does not train any more."""
+        if self._group.world > 1:  # one rank alone must not drop what the others keep
+            return
         managed = {name: p.managed for name, p in self._parameters.items() if p.managed}
         for lost in self._persistence.unused(step, lambda name: (managed[name].steps, managed[name].own())):
             self._lost(lost)
