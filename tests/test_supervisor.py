@@ -583,8 +583,9 @@ if sys.argv[2] == "nohup":
 script = write_shell(Path(sys.argv[1]), "grep SigIgn /proc/self/status")
 paths, _, _ = supervise(Path(sys.argv[1]), script)
 ignored = int(paths.stdout.read_text().split()[1], 16)
-print(*(number for number in range(1, 65) if ignored >> number - 1 & 1))
+print(*(number for number in range(1, 32) if ignored >> number - 1 & 1))
 """
+"""Those from 32 to SIGRTMIN are the C library's own; a parent that was started by make ignores one of them."""
 
 
 @pytest.mark.parametrize(("how", "ignored"), [("", ""), ("nohup", str(int(signal.SIGHUP)))])
