@@ -345,6 +345,37 @@ def test_an_optimizer_without_hooks_is_written_into_and_watched(run: Path) -> No
     assert lost["found"] == pytest.approx(1e-3 * 0.9**4)
 
 
+class Slotted:
+    """An optimizer that has no place for attributes of others."""
+
+    __slots__ = ("param_groups",)
+
+    def __init__(self) -> None:
+        self.param_groups = [{"lr": 1e-3}]
+
+
+def test_an_optimizer_with_slots_is_managed_by_one_training_after_another(run: Path) -> None:  # noqa: F811
+    optimizer = Slotted()
+    for revision in (1, 2):
+        w = Workload("test", objective="loss")
+        w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1e-1)
+        w.step(1, {"loss": 1.0})
+        control(run, revision, {"lr": 0.01 * revision})
+        w.step(2, {"loss": 1.0})
+        w.end(2)
+        assert optimizer.param_groups[0]["lr"] == 0.01 * revision
+    assert [r["revision"] for r in records(run, "applied")] == [1, 2]
+
+
+def test_groups_that_go_between_declaration_and_start_do_not_stop_training(run: Path) -> None:  # noqa: F811
+    optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}])
+    w = Workload("test", objective="loss")
+    w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1e-1)
+    optimizer.param_groups = []
+    w.step(1, {"loss": 1.0})
+    assert [r["step"] for r in records(run, "step")] == [1]
+
+
 @pytest.mark.parametrize("computed", [True, False])
 @pytest.mark.parametrize("tensors", [True, False])
 def test_a_schedule_by_hand_that_nobody_told_of_is_found_at_its_first_step(

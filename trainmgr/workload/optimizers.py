@@ -12,6 +12,7 @@ reduced by hand is multiplied by one script and computed anew by another, and no
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -119,13 +120,14 @@ class Managed:
 
         Whoever managed the same value of the same groups before, for a training that is over, does so no more.
         """
-        for other in list(vars(self._optimizer).get(OWNERS, ())):
+        attributes = getattr(self._optimizer, "__dict__", {})  # a class with slots has none, and nobody to find there
+        for other in list(attributes.get(OWNERS, ())):
             if other.shares(self):
                 other.release()
-        if hasattr(self._optimizer, "__dict__"):
-            self._optimizer.__dict__.setdefault(OWNERS, []).append(self)
+        attributes.setdefault(OWNERS, []).append(self)
         self._hook()
-        self._last = self.own()
+        with contextlib.suppress(ValueError):  # its groups are gone since it was declared
+            self._last = self.own()
 
     def look(self) -> bool:
         """Whether the script is seen to move a learning rate by itself, which nothing had told of: once."""
@@ -191,7 +193,7 @@ class Managed:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self in (owners := vars(self._optimizer).get(OWNERS, [])):
+        if self in (owners := getattr(self._optimizer, "__dict__", {}).get(OWNERS, [])):
             owners.remove(self)
 
     def leave(self) -> None:
