@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from trainmgr import events
+from trainmgr import events, workload
 from trainmgr.policy import Policy
 
 Row = Callable[..., None]
@@ -20,6 +21,23 @@ def manifest() -> events.Manifest:
         directory=".", seed=1, git=None, python="3.11", packages={}, machine={}, manager="rules", mode="auto",
         policy=Policy(),
     )  # fmt: skip
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that names no run and no other process."""
+    for name in ("TRAINMGR_RUN_DIR", "TRAINMGR_SEED", "TRAINMGR_RESUME", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: None) -> Path:
+    """A run directory that the environment names; the control file is looked at after every step."""
+    root = tmp_path / "run"
+    root.mkdir()
+    monkeypatch.setenv("TRAINMGR_RUN_DIR", str(root))
+    monkeypatch.setattr(workload, "PERIOD", 0.0)
+    return root
 
 
 @pytest.fixture

@@ -14,12 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_workload import command, control, folded, records, run, unmanaged  # noqa: F401  (fixtures)
+from test_workload import command, control, folded, records
 from torch.optim import lr_scheduler as torch_schedulers
 from transformers import optimization as transformers_schedulers
 
 from trainmgr.workload import Workload
 from trainmgr.workload.optimizers import Managed, ended, innermost
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 STEPS = 120
 S, H = torch_schedulers, transformers_schedulers
@@ -100,7 +102,7 @@ def advance(scheduler: Any, name: str) -> None:
         scheduler.step(1.0) if name in MEASURED else scheduler.step()
 
 
-def train(name: str, run: Path | None, steps: int = STEPS) -> list[list[float]]:  # noqa: F811
+def train(name: str, run: Path | None, steps: int = STEPS) -> list[list[float]]:
     """The rates in effect in each update; with a run directory, managed: 0.3 times what is there from step 15 on."""
     optimizer = probe(1e-3, 1e-2)
     with warnings.catch_warnings():
@@ -131,7 +133,7 @@ def train(name: str, run: Path | None, steps: int = STEPS) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_change_is_in_effect_for_a_hundred_steps_of_every_scheduler(name: str, run: Path) -> None:  # noqa: F811
+def test_a_change_is_in_effect_for_a_hundred_steps_of_every_scheduler(name: str, run: Path) -> None:
     alone, managed = train(name, None), train(name, run)
     assert managed[:15] == alone[:15]
     for step in range(15, STEPS):  # 105 updates with the change; in the middle an optimizer of step 12 is restored
@@ -143,7 +145,7 @@ def test_a_change_is_in_effect_for_a_hundred_steps_of_every_scheduler(name: str,
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_where_a_schedule_ends_is_known_from_its_middle_on(name: str, run: Path) -> None:  # noqa: F811
+def test_where_a_schedule_ends_is_known_from_its_middle_on(name: str, run: Path) -> None:
     managed = train(name, run, 100)
     last = records(run, "eval")[-2:]  # at 80 and 100 of 100
     assert last[1]["moving"]["lr"]["value"] == pytest.approx(last[1]["params"]["lr"] / 0.3)
@@ -169,7 +171,7 @@ def test_a_schedule_that_ticks_each_epoch_is_known_too() -> None:
     assert ended(S.LinearLR(probe(1.0), 1.0, 0.0, 10), 10) == [0.0]
 
 
-def test_a_resumed_run_goes_on_with_its_share_of_the_schedule(run: Path) -> None:  # noqa: F811
+def test_a_resumed_run_goes_on_with_its_share_of_the_schedule(run: Path) -> None:
     """Not with the number that was asked for long ago: the schedule has moved on since."""
 
     def life(last: int, state: Any = None) -> tuple[Probe, Any]:
@@ -198,7 +200,7 @@ def test_a_resumed_run_goes_on_with_its_share_of_the_schedule(run: Path) -> None
     assert state[0]["param_groups"][0]["lr"] == pytest.approx(5e-4)  # a checkpoint has the script's own
 
 
-def test_a_group_that_is_added_later_is_managed_with_the_others(run: Path) -> None:  # noqa: F811
+def test_a_group_that_is_added_later_is_managed_with_the_others(run: Path) -> None:
     optimizer = probe(0.1)
     w = Workload("test", objective="loss")
     w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
@@ -212,7 +214,7 @@ def test_a_group_that_is_added_later_is_managed_with_the_others(run: Path) -> No
     assert records(run, "applied")[-1]["groups"]["lr"] == pytest.approx([0.025, 0.005])
 
 
-def test_a_first_group_of_zero_stays_there_and_the_next_one_is_shown(run: Path) -> None:  # noqa: F811
+def test_a_first_group_of_zero_stays_there_and_the_next_one_is_shown(run: Path) -> None:
     optimizer = probe(1.0, 1.0)
     for group, decay in zip(optimizer.param_groups, (0.0, 0.05), strict=True):
         group["weight_decay"] = decay
@@ -228,7 +230,7 @@ def test_a_first_group_of_zero_stays_there_and_the_next_one_is_shown(run: Path) 
     assert frozen.seen == [[0.0, 5e-4]]
 
 
-def test_where_all_groups_are_at_zero_all_get_the_value(run: Path) -> None:  # noqa: F811
+def test_where_all_groups_are_at_zero_all_get_the_value(run: Path) -> None:
     optimizer = probe(1.0, 1.0)
     w = Workload("test", objective="loss")
     w.optimizer("decay", optimizer, key="weight_decay", low=0.0, high=0.5, scale="linear")
@@ -238,7 +240,7 @@ def test_where_all_groups_are_at_zero_all_get_the_value(run: Path) -> None:  # n
     assert [r["groups"]["decay"] for r in records(run, "applied")] == [[0.1, 0.1], [0.0, 0.0], [0.2, 0.2]]
 
 
-def test_a_warm_up_from_zero_is_no_breach_and_a_change_waits_until_there_is_a_rate(run: Path) -> None:  # noqa: F811
+def test_a_warm_up_from_zero_is_no_breach_and_a_change_waits_until_there_is_a_rate(run: Path) -> None:
     optimizer = probe(1e-3)
     scheduler = S.LambdaLR(optimizer, lambda t: min(1.0, t / 10))
     w = Workload("test", objective="loss")
@@ -260,7 +262,7 @@ def test_a_warm_up_from_zero_is_no_breach_and_a_change_waits_until_there_is_a_ra
     assert folded(run).drifts == []
 
 
-def test_what_comes_of_a_change_stays_within_its_bounds_when_the_schedule_moves_on(run: Path) -> None:  # noqa: F811
+def test_what_comes_of_a_change_stays_within_its_bounds_when_the_schedule_moves_on(run: Path) -> None:
     optimizer = probe(1e-3, 1e-2)
     scheduler = S.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / 50))
     w = Workload("test", objective="loss")
@@ -278,7 +280,7 @@ def test_what_comes_of_a_change_stays_within_its_bounds_when_the_schedule_moves_
     assert optimizer.seen[-1] == pytest.approx([1e-4, 1e-3])
 
 
-def test_a_rate_that_is_a_tensor_is_filled_and_not_replaced(run: Path) -> None:  # noqa: F811
+def test_a_rate_that_is_a_tensor_is_filled_and_not_replaced(run: Path) -> None:
     """A step that was captured in a graph reads that tensor, and no other."""
     weight = torch.nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.AdamW([weight], lr=torch.tensor(1e-3), foreach=False)
@@ -308,7 +310,7 @@ def test_a_rate_that_is_a_tensor_is_filled_and_not_replaced(run: Path) -> None: 
 
 
 @pytest.mark.parametrize("scheduled", [True, False])
-def test_an_update_that_raises_leaves_the_script_its_own_rate(run: Path, scheduled: bool) -> None:  # noqa: F811
+def test_an_update_that_raises_leaves_the_script_its_own_rate(run: Path, scheduled: bool) -> None:
     class Broken(Probe):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
             super().step()
@@ -330,7 +332,7 @@ def test_an_update_that_raises_leaves_the_script_its_own_rate(run: Path, schedul
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
-def test_an_optimizer_without_hooks_is_written_into_and_watched(run: Path) -> None:  # noqa: F811
+def test_an_optimizer_without_hooks_is_written_into_and_watched(run: Path) -> None:
     optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 1e-4}])
     w = Workload("test", objective="loss")
     w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1e-1, scheduled=True)
@@ -354,7 +356,7 @@ class Slotted:
         self.param_groups = [{"lr": 1e-3}]
 
 
-def test_an_optimizer_with_slots_is_managed_by_one_training_after_another(run: Path) -> None:  # noqa: F811
+def test_an_optimizer_with_slots_is_managed_by_one_training_after_another(run: Path) -> None:
     optimizer = Slotted()
     for revision in (1, 2):
         w = Workload("test", objective="loss")
@@ -367,7 +369,7 @@ def test_an_optimizer_with_slots_is_managed_by_one_training_after_another(run: P
     assert [r["revision"] for r in records(run, "applied")] == [1, 2]
 
 
-def test_groups_that_go_between_declaration_and_start_do_not_stop_training(run: Path) -> None:  # noqa: F811
+def test_groups_that_go_between_declaration_and_start_do_not_stop_training(run: Path) -> None:
     optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}])
     w = Workload("test", objective="loss")
     w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1e-1)
@@ -379,7 +381,7 @@ def test_groups_that_go_between_declaration_and_start_do_not_stop_training(run: 
 @pytest.mark.parametrize("computed", [True, False])
 @pytest.mark.parametrize("tensors", [True, False])
 def test_a_schedule_by_hand_that_nobody_told_of_is_found_at_its_first_step(
-    run: Path,  # noqa: F811
+    run: Path,
     computed: bool,
     tensors: bool,
 ) -> None:
@@ -402,7 +404,7 @@ def test_a_schedule_by_hand_that_nobody_told_of_is_found_at_its_first_step(
     assert optimizer.seen[29] == pytest.approx([2e-3 * 0.97**20, 2e-2 * 0.97**20], rel=1e-5)
 
 
-def test_a_rollback_leaves_a_rate_that_is_shown_as_it_is(run: Path) -> None:  # noqa: F811
+def test_a_rollback_leaves_a_rate_that_is_shown_as_it_is(run: Path) -> None:
     optimizer = probe(1e-2, 1e-1)
     w = Workload("test", objective="loss")
     w.optimizer("lr", optimizer, key="lr", low=1e-6, high=1.0)
@@ -418,7 +420,7 @@ def test_a_rollback_leaves_a_rate_that_is_shown_as_it_is(run: Path) -> None:  # 
     ]  # fmt: skip
 
 
-def test_a_resumed_run_whose_rate_nobody_moves_has_what_was_asked_for(run: Path) -> None:  # noqa: F811
+def test_a_resumed_run_whose_rate_nobody_moves_has_what_was_asked_for(run: Path) -> None:
     for life in (1, 2, 3):
         optimizer = probe(1e-2, 1e-1)
         w = Workload("test", objective="loss", total_steps=100, resumed_step=5 * (life - 1),
@@ -478,7 +480,7 @@ def test_a_value_leaves_its_bounds_only_as_far_as_the_scripts_own_does(
 
 
 @pytest.mark.parametrize("how", ["recreated", "copied", "the same"])
-def test_an_optimizer_that_does_not_train_any_more_is_said(run: Path, how: str) -> None:  # noqa: F811
+def test_an_optimizer_that_does_not_train_any_more_is_said(run: Path, how: str) -> None:
     optimizer = training = probe(0.1)
     w = Workload("test", objective="loss")
     w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
@@ -504,7 +506,7 @@ def test_an_optimizer_that_does_not_train_any_more_is_said(run: Path, how: str) 
     ])  # fmt: skip
 
 
-def test_an_optimizer_that_has_not_begun_is_waited_for(run: Path) -> None:  # noqa: F811
+def test_an_optimizer_that_has_not_begun_is_waited_for(run: Path) -> None:
     """Reinforcement learning fills a buffer first."""
     optimizer = probe(0.1)
     w = Workload("test", objective="loss")
@@ -521,7 +523,7 @@ def test_an_optimizer_that_has_not_begun_is_waited_for(run: Path) -> None:  # no
     assert optimizer.seen[-1] == [0.01]
 
 
-def test_a_rate_that_the_script_sets_by_hand_is_known_to_move(run: Path) -> None:  # noqa: F811
+def test_a_rate_that_the_script_sets_by_hand_is_known_to_move(run: Path) -> None:
     """Nothing had told of it; nobody calls it a change without an override, or a change that did not last."""
     optimizer = probe(0.1)
     w = Workload("test", objective="loss")
@@ -546,7 +548,7 @@ def test_a_rate_that_the_script_sets_by_hand_is_known_to_move(run: Path) -> None
     ]
 
 
-def test_the_groups_of_a_training_that_is_over_hold_what_was_in_effect(run: Path) -> None:  # noqa: F811
+def test_the_groups_of_a_training_that_is_over_hold_what_was_in_effect(run: Path) -> None:
     optimizer = probe(0.1, 0.2)
     scheduler = S.LambdaLR(optimizer, lambda t: 1 - t / 20)
     w = Workload("test", objective="loss", total_steps=10)
@@ -571,7 +573,7 @@ def test_the_groups_of_a_training_that_is_over_hold_what_was_in_effect(run: Path
 def test_a_second_training_with_the_same_optimizer_is_not_scaled_by_the_first(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    run: Path,  # noqa: F811
+    run: Path,
 ) -> None:
     """Whether the first one was ended or not."""
     for over in (True, False):
@@ -611,7 +613,7 @@ class Wrapper(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("name", ["optimizer", "base_optimizer", "_base_optimizer"])
-def test_a_change_reaches_the_optimizer_inside_of_another_one(run: Path, name: str) -> None:  # noqa: F811
+def test_a_change_reaches_the_optimizer_inside_of_another_one(run: Path, name: str) -> None:
     inner = probe(0.1)
     outer = Wrapper(inner, name)
     scheduler = S.LambdaLR(outer, lambda t: 1 - t / 100)
@@ -632,7 +634,7 @@ def test_a_change_reaches_the_optimizer_inside_of_another_one(run: Path, name: s
     assert records(run, "overwritten") == []
 
 
-def test_a_hook_of_the_script_that_comes_after_ours_is_seen(run: Path) -> None:  # noqa: F811
+def test_a_hook_of_the_script_that_comes_after_ours_is_seen(run: Path) -> None:
     optimizer = probe(0.1)
     w = Workload("test", objective="loss")
     w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
@@ -649,7 +651,7 @@ def test_a_hook_of_the_script_that_comes_after_ours_is_seen(run: Path) -> None: 
     assert [r["name"] for r in records(run, "overwritten")] == ["lr"]
 
 
-def test_a_group_that_is_frozen_or_gone_leaves_the_others_managed(run: Path) -> None:  # noqa: F811
+def test_a_group_that_is_frozen_or_gone_leaves_the_others_managed(run: Path) -> None:
     optimizer = probe(0.2, 0.1, 0.3)
     w = Workload("test", objective="loss")
     w.optimizer("lr", optimizer, key="lr", low=1e-5, high=1.0)
@@ -669,7 +671,7 @@ def test_a_group_that_is_frozen_or_gone_leaves_the_others_managed(run: Path) -> 
     assert optimizer.seen[-1] == [0.0]
 
 
-def test_a_rollback_leaves_a_schedule_on_its_course_that_multiplies(run: Path) -> None:  # noqa: F811
+def test_a_rollback_leaves_a_schedule_on_its_course_that_multiplies(run: Path) -> None:
     """Where only the weight decay is declared: the learning rate of an old checkpoint is another course."""
     optimizer, alone = probe(0.1), probe(0.1)
     for group in optimizer.param_groups:
@@ -690,7 +692,7 @@ def test_a_rollback_leaves_a_schedule_on_its_course_that_multiplies(run: Path) -
     assert optimizer.seen == alone.seen
 
 
-def test_a_value_that_is_overwritten_after_the_last_evaluation_is_said_at_the_end(run: Path) -> None:  # noqa: F811
+def test_a_value_that_is_overwritten_after_the_last_evaluation_is_said_at_the_end(run: Path) -> None:
     recipe = {"lr": 0.1}
     w = Workload("test", objective="loss")
     w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.001, high=1.0)
@@ -704,7 +706,7 @@ def test_a_value_that_is_overwritten_after_the_last_evaluation_is_said_at_the_en
     assert [(r["step"], r["found"]) for r in records(run, "overwritten")] == [(10, 0.1)]
 
 
-def test_changes_in_an_optimizer_that_does_not_train_any_more_are_refused_until_it_does(run: Path) -> None:  # noqa: F811
+def test_changes_in_an_optimizer_that_does_not_train_any_more_are_refused_until_it_does(run: Path) -> None:
     """However often they come: one at each evaluation does not put the answer off."""
     optimizer = probe(0.1)
     w = Workload("test", objective="loss")

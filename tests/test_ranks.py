@@ -14,30 +14,17 @@ from typing import Any
 
 import pytest
 
-from trainmgr import protocol, workload
+from trainmgr import protocol
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Feed
 from trainmgr.testing import TIME_LIMIT
 from trainmgr.workload import Workload, ranks
 
-pytestmark = pytest.mark.usefixtures("alone")
 
-
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TRAINMGR_SEED", "TRAINMGR_RESUME", "RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = tmp_path / "run"
-    root.mkdir()
-    monkeypatch.setenv("TRAINMGR_RUN_DIR", str(root))
-    monkeypatch.setattr(workload, "PERIOD", 0.0)
-    return root
 
 
 def control(run: Path, revision: int, lr: float) -> None:

@@ -23,6 +23,8 @@ from trainmgr.run_state import RunState
 from trainmgr.telemetry import Feed
 from trainmgr.workload import Workload, values
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 WHOLE = [
     3,
     np.int64(3),
@@ -36,19 +38,6 @@ WHOLE = [
 ]
 NOT_WHOLE = [3.5, np.float64(0.5), torch.tensor(2.5), math.nan, math.inf, Decimal("1.5")]
 NO_NUMBER = [None, "3", True, np.bool_(True), [3], {"n": 3}, torch.ones(2), np.ones((2, 2)), 3j, object(), b"3"]
-
-
-@pytest.fixture(autouse=True)
-def unmanaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TRAINMGR_RUN_DIR", "TRAINMGR_SEED", "TRAINMGR_RESUME", "RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TRAINMGR_RUN_DIR", str(tmp_path))
-    monkeypatch.setattr(workload, "PERIOD", 0.0)
-    return tmp_path
 
 
 def records(run: Path, event: str) -> list[dict[str, Any]]:

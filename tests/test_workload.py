@@ -23,21 +23,7 @@ from trainmgr.workload import Metric, Workload, ranks
 from trainmgr.workload.lines import MAX_LINE, MAX_TEXT
 from trainmgr.workload.records import ROLES
 
-
-@pytest.fixture(autouse=True)
-def unmanaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TRAINMGR_RUN_DIR", "TRAINMGR_SEED", "TRAINMGR_RESUME", "RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run directory that the environment names; the control file is looked at after every step."""
-    root = tmp_path / "run"
-    root.mkdir()
-    monkeypatch.setenv("TRAINMGR_RUN_DIR", str(root))
-    monkeypatch.setattr(workload, "PERIOD", 0.0)
-    return root
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 class Script:
