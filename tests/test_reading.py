@@ -262,10 +262,10 @@ with open(log, "rb") as events:  # until the supervisor has read what is there
     while b'"snapshot"' not in events.read() and time.monotonic() < limit:
         time.sleep(0.002)
     %s
-    put("eval", step=20, metrics={"val_loss": 9.0})
-    put("end", status="completed", step=20)
     while b'"where":"telemetry"' not in events.read() and time.monotonic() < limit:
         time.sleep(0.002)
+    put("eval", step=20, metrics={"val_loss": 9.0})
+    put("end", status="completed", step=20)
 sys.exit(%d)
 """
 FILE = 'os.remove(os.path.join(os.environ["TRAINMGR_RUN_DIR"], "telemetry.jsonl"))'
