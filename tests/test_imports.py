@@ -39,7 +39,7 @@ ALLOWED: dict[str, str] = {
     "policy": "action_space errors protocol wire",
     "forecast": "wire",
     "budget": "policy",
-    "process": "errors paths",
+    "process": "errors paths wire",
     "telemetry": "files protocol",
     "lineage": "protocol",
     "evaluations": "",
