@@ -98,6 +98,7 @@ ALLOWED: dict[str, str] = {
     "breaches": "action_space checked notices protocol rollbacks seen telemetry wire",
     "check": "action_space breaches checked interventions manifest paths policy process protocol run_state seen "
     "telemetry wire",
+    "output": "errors",
     "display": "events interventions ledger lineage notices protocol run_state telemetry wire",
     "comparison.__init__": "",
     "comparison.statistics": "errors",
