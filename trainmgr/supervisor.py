@@ -173,8 +173,10 @@ class Supervisor:
             self._issue_schedule(self._schedule)
         try:
             self._start(None)
-        except WorkloadError:
+        except WorkloadError as error:
+            self._fail("start", str(error))
             self._close(Exit(127))  # as shells have it for what cannot be executed
+            self._log.close()
             raise
         return self._supervise()
 
