@@ -322,7 +322,10 @@ def living(variable: str, value: str) -> list[int]:
     None where the system does not tell (no /proc). A process that a person started with that variable is none of them
     (`trainmgr show` in a shell that exports it): its session has a leader that is not of the run.
     """
-    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    try:
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    except OSError:
+        return []
     found = {pid for pid in pids if belongs(pid, variable, value)}
     ours = os.getsid(0)
 
