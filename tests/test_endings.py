@@ -231,6 +231,25 @@ while True:
     assert "(hung)" in done.stdout
 
 
+def test_a_script_that_went_into_the_background_is_no_success_either(tmp_path: Path) -> None:
+    script = write_child(tmp_path, """
+with Workload("away", objective="loss", total_steps=200, metrics={"loss": "made up"}) as w:
+    w.log("info", "is written at once")
+    (RUN / "there").touch()
+    until((RUN / "go").exists)
+""")  # fmt: skip
+    wait = "until [ -e $TRAINMGR_RUN_DIR/there ]; do :; done"
+    wrapper = write_shell(tmp_path, f"{PYTHON} {script} > /dev/null 2>&1 &\n{wait}")
+    command = [PYTHON, "-m", "trainmgr", "run", wrapper, "-m", "none", "--runs-dir", tmp_path / "runs"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+        assert done.returncode == errors.EXIT_FAILED, done.stderr
+        assert "goes on unsupervised" in done.stderr
+    finally:
+        (paths,) = list_runs(tmp_path / "runs")
+        process.end_all(RUN_DIR_VARIABLE, str(paths.root))
+
+
 def test_a_script_goes_on_when_its_supervisor_is_killed_while_it_waits_for_a_decision(tmp_path: Path) -> None:
     script = write_child(tmp_path, """
 recipe = {"lr": 0.1}

@@ -514,14 +514,15 @@ def _closing_words(supervisor: Supervisor) -> None:
 
 def _exit_code(closing: events.Closing, supervisor: Supervisor) -> int:
     """The script's own, except where there is more to say than it knows; by what was read, whatever is left of it."""
-    failure = supervisor.ledger.failure
+    failure, end = supervisor.ledger.failure, supervisor.state.end
     if closing.status == "interrupted":
         return errors.EXIT_INTERRUPTED
     if closing.status == "failed" and failure is not None and failure.where == "policy":
         return errors.EXIT_USAGE
     if closing.exit_code == 0 and supervisor.state.start is None:
         return errors.EXIT_WORKLOAD
-    if closing.exit_code == 0 and closing.status == "hung":
+    own = end is not None and end.status == closing.status  # the script's word for how it ended
+    if closing.exit_code == 0 and closing.status in ("hung", "failed") and not own:
         return errors.EXIT_FAILED
     return closing.exit_code
 
