@@ -13,7 +13,7 @@ import pytest
 from trainmgr import audit, errors, events, launch, process, proof, protocol
 from trainmgr.errors import WorkloadError
 from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
-from trainmgr.policy import Process
+from trainmgr.policy import ParameterLimits, Process
 from trainmgr.testing import EXACT, PYTHON, TIME_LIMIT, Recorder, supervise, wait_for, write_child, write_shell
 
 LEAVING = """
@@ -45,13 +45,19 @@ def press(record: Any, _: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "status"), [("until(lambda: False)", "interrupted"), ("sys.exit(3)", "failed"), ("signal.pause()", "hung")]
+    ("end", "status", "settings"),
+    [
+        ("until(lambda: False)", "interrupted", {}),
+        ("sys.exit(3)", "failed", {}),
+        ("signal.pause()", "hung", {"process": Process(stall_timeout=3.0)}),
+        ("signal.pause()", "failed", {"parameters": {"momentum": ParameterLimits(frozen=True)}}),  # which it has not
+    ],
 )
-def test_what_has_left_the_group_is_ended_after_a_stop_a_crash_and_a_hang(
-    tmp_path: Path, end: str, status: str
+def test_what_has_left_the_group_is_ended_after_a_stop_a_crash_a_hang_and_with_a_policy_that_does_not_fit(
+    tmp_path: Path, end: str, status: str, settings: dict[str, Any]
 ) -> None:
     listener = Recorder(on_record=press) if status == "interrupted" else None
-    policy = EXACT.model_copy(update={"process": Process(stall_timeout=3.0)}) if status == "hung" else EXACT
+    policy = EXACT.model_copy(update=settings)
     script = write_child(tmp_path, f"import signal\n{LEAVING}\n{end}\n")
     paths, closing, _ = supervise(tmp_path, script, policy=policy, listener=listener)
     assert closing.status == status
@@ -142,7 +148,7 @@ def test_a_first_start_that_cannot_be_keeps_neither_the_lock_nor_a_descriptor(tm
 FEW = """
 import resource, sys
 from trainmgr.testing import EXACT, Recorder, launch
-from trainmgr.policy import Process
+from trainmgr.policy import ParameterLimits, Process
 from pathlib import Path
 here = Path.cwd()
 policy = EXACT.model_copy(update={"process": Process(restarts=1)})
@@ -286,3 +292,15 @@ def standing(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
     except OSError:
         return False
+
+
+def test_a_display_that_wants_to_leave_costs_the_display(tmp_path: Path) -> None:
+    """As rich does where its reader is gone."""
+
+    def leave(*_: Any) -> None:
+        raise SystemExit(1)
+
+    script = write_shell(tmp_path, "exit 4")
+    paths, closing, _ = supervise(tmp_path, script, listener=Recorder(on_event=leave))
+    assert (closing.status, closing.exit_code) == ("failed", 4)
+    assert failures(paths, "display") == ["SystemExit: nothing more is shown"]

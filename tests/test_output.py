@@ -81,6 +81,35 @@ def test_a_reader_that_does_not_read_holds_nothing_up_and_misses_nothing_when_it
         assert said.count(WORDS.strip()) == 1000
 
 
+ENDLESS = f"""
+w = Workload("endless", objective="loss", total_steps=10**8, metrics={{"loss": "made up"}})
+w.command("stop", lambda to: None)
+with w:
+    for step in w.steps():
+        w.step(step, {{"loss": 1.0}})
+        w.log("info", {WORDS!r})
+        time.sleep(0.0005)
+sys.exit(7)
+"""
+
+
+def test_sigterm_is_obeyed_while_nobody_reads(tmp_path: Path) -> None:
+    script = write_child(tmp_path, ENDLESS)
+    words = command("run", script, "-m", "none", "--runs-dir", tmp_path / "runs")
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+        telemetry = "runs/*/telemetry.jsonl"
+        wait_for(lambda: any(file.stat().st_size > 400_000 for file in tmp_path.glob(telemetry)), "many lines")
+        run.send_signal(signal.SIGTERM)
+        paths = ended(tmp_path)
+        assert run.stderr is not None
+        assert run.stderr.read()
+    assert run.returncode == errors.EXIT_INTERRUPTED
+    file = history.run_file(paths)
+    assert file is not None
+    assert file.closing is not None
+    assert (file.closing.status, file.closing.exit_code) == ("interrupted", 7)
+
+
 def test_no_signal_changes_the_exit_code_of_a_run_that_is_over(tmp_path: Path, talkative: list[str | Path]) -> None:
     """Not even while it waits for somebody to read its last lines: that wait is what the signal ends."""
     with subprocess.Popen(command(*talkative), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:

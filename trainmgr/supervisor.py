@@ -670,7 +670,7 @@ class Supervisor:
             return
         try:
             tell()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # which rich raises where the reader is gone
             self._blind = True
             self._fail("display", f"{type(error).__name__}: nothing more is shown")
 
