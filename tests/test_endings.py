@@ -180,6 +180,22 @@ def test_a_restart_without_a_descriptor_left_closes_the_run(tmp_path: Path) -> N
     assert ["Too many open files" in text for text in failures(paths, "restart")] == [True]
 
 
+@pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize("how", ["", "nohup"])
+def test_a_script_gets_the_signals_that_it_would_have_alone(tmp_path: Path, command: str, how: str) -> None:
+    """The supervisor handles SIGHUP and ignores SIGPIPE; only what the operator ignores reaches the script."""
+    script = write_shell(tmp_path, "grep -E '^Sig(Ign|Blk)' /proc/self/status")
+    nobody = ["-m", "none"] if command == "run" else ["--managers", "none", "--seeds", "1"]
+    words = ["env", "--default-signal=HUP", *[how] * bool(how), "env", "--default-signal=INT,QUIT", PYTHON, "-m"]
+    subprocess.run([*words, "trainmgr", command, script, *nobody, "--runs-dir", tmp_path / "runs"], cwd=tmp_path,
+                   capture_output=True, timeout=TIME_LIMIT, check=False)  # fmt: skip
+    (paths,) = list_runs(tmp_path / "runs")
+    found = dict(line.split(":\t") for line in paths.stdout.read_text().splitlines())
+    ignored = {number for number in range(1, 32) if int(found["SigIgn"], 16) >> number - 1 & 1}
+    assert ignored == ({signal.SIGHUP} if how else set())
+    assert int(found["SigBlk"], 16) == 0
+
+
 # ---- ids and ends that are not what they seem --------------------------------------------------------------------
 
 PLANTED = """

@@ -65,12 +65,11 @@ class _Descriptor(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        if not self._failed:
+        while not self._failed:
             try:
                 return os.write(self._fd, view)
             except BlockingIOError:  # whoever shares it wants it so
                 select.select([], [self._fd], [])
-                return self.write(data)
             except BrokenPipeError:
                 self._failed = True
             except OSError as error:
