@@ -200,10 +200,19 @@ def test_a_script_gets_the_signals_that_it_would_have_alone(tmp_path: Path, comm
 
 PLANTED = """
 pid = {"own": os.getppid(), "init": 1, "huge": 2**53 - 1}[sys.argv[1]]
-true, os.getpid = os.getpid, lambda: pid
+
+
+
+class Lying:
+    def __getattr__(self, name):
+        return (lambda: pid) if name == "getpid" else getattr(os, name)
+
+
+trainmgr.workload.os = Lying()
 w = Workload("planted", objective="loss", total_steps=200, metrics={"loss": "made up"})
-os.getpid = true
 w.step(1, {"loss": 1.0})
+w.eval(1, {"loss": 1.0})
+assert json.loads((RUN / "telemetry.jsonl").read_bytes().splitlines()[0])["pid"] == pid
 until(lambda: any(e["kind"] == "signal" for e in log()))
 w.end(1)
 """

@@ -65,9 +65,9 @@ def ended(folder: Path) -> RunPaths:
 def test_a_reader_that_does_not_read_holds_nothing_up_and_misses_nothing_when_it_reads_at_last(
     tmp_path: Path, talkative: list[str | Path], stream: str
 ) -> None:
-    """A paused pager, a terminal after Ctrl-S. Events are as many as lines here: each is one about a new reason."""
+    """A paused pager, a terminal after Ctrl-S."""
     both: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: subprocess.PIPE}
-    more = ["--json"] * (stream == "stdout")
+    more = ["--json", "--manager", "schedule:cosine"] if stream == "stdout" else []
     with subprocess.Popen(command(*talkative, *more), cwd=tmp_path, **both) as process:
         reader = getattr(process, stream)
         if stream == "stdout":
