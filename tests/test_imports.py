@@ -63,6 +63,7 @@ ALLOWED: dict[str, str] = {
     "decision": "control events guard ledger lineage policy probation protocol run_state signals snapshot wire",
     "audit": "errors events files protocol wire",
     "manifest": "errors events",
+    "journal": "audit events ledger",
     "history": "audit errors events ledger paths protocol run_state telemetry",
     "managers.__init__": "",
     "managers.base": "budget events snapshot",
@@ -88,9 +89,9 @@ ALLOWED: dict[str, str] = {
     "run_state snapshot telemetry",
     "proof": "audit decision errors events files history interventions ledger notices paths protocol replay run_state "
     "telemetry wire",
-    "supervisor": "audit control decision errors events files history ledger managers.base paths process "
+    "supervisor": "audit control decision errors events files history journal ledger managers.base paths process "
     "protocol run_state snapshot telemetry wire",
-    "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
+    "launch": "__init__ audit errors events files history managers.base managers.catalog manifest paths policy process "
     "protocol supervisor",
     "seen": "interventions process protocol run_state telemetry wire",
     "checked": "",

@@ -168,13 +168,14 @@ def attach(
     quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Take over a run whose supervisor died; its training goes on meanwhile.
+    """Take over a run whose supervisor died; its training goes on meanwhile. Close it if its training is over.
 
     Example: `trainmgr attach latest`
     """
     paths = find_run(runs_dir, run)
     known: list[Supervisor] = []
-    closing = _watched(lambda listener: launch.attach(paths, runs_dir, listener, known.append), quiet, json)
+    say = (lambda _: None) if quiet else _aside
+    closing = _watched(lambda listener: launch.attach(paths, runs_dir, listener, known.append, say=say), quiet, json)
     if not json:
         _closing_words(paths, known)
     raise typer.Exit(_exit_code(paths, closing, known))
