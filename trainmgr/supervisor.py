@@ -201,7 +201,9 @@ class Supervisor:
         cut = log.go_on(seq, head, end)
         self._journal = self._on(log)
         known = self.ledger.acknowledged
-        self._own()  # what the supervisor that died had on record only
+        if self.ledger.outstanding is not None:  # it may have died between the log and the file
+            self._put(self.ledger.outstanding)
+        self._own()  # what it had on record as due only
         for record in self._feed.records():
             self.state.fold(record)
             if isinstance(record, protocol.Applied | protocol.Refused) and record.revision > known:
@@ -227,8 +229,6 @@ class Supervisor:
         if self.state.start is not None and (misfit := self._misfit()) is not None:
             self._manager = None  # a training of days is not ended for that
             self._fail("supervisor", f"nothing is changed any more: {misfit}")
-        if self.ledger.outstanding is not None:  # it may have died between the log and the file
-            self._put(self.ledger.outstanding)
         return self._supervise()
 
     def close(self) -> events.Closing:
