@@ -62,7 +62,7 @@ ALLOWED: dict[str, str] = {
     "probation": "events forecast ledger lineage policy protocol run_state wire",
     "decision": "control events guard ledger lineage policy probation protocol run_state signals snapshot wire",
     "audit": "errors events files protocol wire",
-    "manifest": "errors events",
+    "manifest": "errors events process",
     "history": "audit errors events ledger paths protocol run_state telemetry",
     "managers.__init__": "",
     "managers.base": "budget events snapshot",

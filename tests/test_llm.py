@@ -71,7 +71,7 @@ def prompt_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses between attempts, and nothing of this machine's own endpoints."""
     monkeypatch.setattr(llm, "BACKOFF", 0.01)
     monkeypatch.setattr("trainmgr.manifest.packages", dict)  # takes longer than the run
-    monkeypatch.setattr("trainmgr.manifest.git_of", lambda _: None)
+    monkeypatch.setattr("trainmgr.manifest.git_of", lambda *_: None)
     monkeypatch.setattr("ssl.SSLContext.load_verify_locations", lambda *_, **__: None)  # so does this; no TLS here
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
