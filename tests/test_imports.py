@@ -57,6 +57,7 @@ ALLOWED: dict[str, str] = {
     "answer": "proposal protocol snapshot wire",
     "completion": "wire",
     "endpoint": "completion errors policy process wire",
+    "key": "endpoint errors paths policy process",
     "guard": "action_space events ledger policy proposal protocol run_state signals snapshot wire",
     "control": "files ledger paths protocol wire",
     "probation": "events forecast ledger lineage policy protocol run_state wire",
@@ -78,8 +79,8 @@ ALLOWED: dict[str, str] = {
     "managers.adversaries": "budget errors managers.base managers.reading policy proposal snapshot wire",
     "managers.local": "errors process",
     "managers.replay": "audit errors events paths proposal snapshot wire",
-    "managers.llm": "answer budget completion endpoint errors events managers.base managers.rules policy prompt "
-    "proposal snapshot wire",
+    "managers.llm": "answer budget completion endpoint errors events key managers.base managers.rules paths policy "
+    "prompt proposal snapshot wire",
     "managers.catalog": "errors managers.adversaries managers.base managers.llm managers.local managers.none "
     "managers.replay managers.rules managers.schedules paths policy",
     "replay": "answer audit decision errors events history ledger lineage managers.base paths prompt protocol snapshot "

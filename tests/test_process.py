@@ -14,7 +14,7 @@ import pytest
 
 from trainmgr import process
 from trainmgr.errors import WorkloadError
-from trainmgr.paths import RunPaths
+from trainmgr.paths import SECRET_VARIABLES, RunPaths
 from trainmgr.process import Adopted, Child, Exit
 from trainmgr.testing import TIME_LIMIT, ScriptedManager, answer, supervise, wait_for, write_child, write_shell
 
@@ -161,12 +161,27 @@ def test_a_process_belongs_to_a_run_only_with_its_variable(tmp_path: Path) -> No
 
 
 def test_the_environment_loses_secrets_and_what_another_supervisor_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "MY_KEY", "TRAINMGR_RESUME", "TRAINMGR_SEED", "HARMLESS"):
+    hidden = {*SECRET_VARIABLES, "MY_KEY", "HF_TOKEN"}
+    for name in (*hidden, "TRAINMGR_RESUME", "TRAINMGR_SEED", "HARMLESS", "WANDB_API_KEY"):
         monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("TRAINMGR_API_KEY_ENV", "HF_TOKEN")
     found = process.clean_environment({"TRAINMGR_RUN_DIR": "/r"}, secrets=["MY_KEY"])
     assert found["HARMLESS"] == "x"
     assert found["TRAINMGR_RUN_DIR"] == "/r"
-    assert not {"OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "MY_KEY", "TRAINMGR_RESUME", "TRAINMGR_SEED"} & set(found)
+    assert found["WANDB_API_KEY"] == "x"  # the script's own
+    assert not {*hidden, "TRAINMGR_RESUME", "TRAINMGR_SEED"} & set(found)
+
+
+def test_the_key_is_kept_from_a_child_under_every_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    monkeypatch.setenv("SUDO_COMMAND", f"/usr/bin/env OPENAI_API_KEY={CANARY} trainmgr run train.py")
+    monkeypatch.setenv("BASH_FUNC_key%%", f"() {{ echo {CANARY}\n}}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Key: another-canary-1")
+    monkeypatch.setenv("COPY", "X-Key: another-canary-1")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    found = process.clean_environment({})
+    assert not {"OPENAI_API_KEY", "SUDO_COMMAND", "BASH_FUNC_key%%", "OPENAI_CUSTOM_HEADERS", "COPY"} & set(found)
+    assert {"OPENAI_ORG_ID", "PATH"} <= set(found)  # no secrets
 
 
 @pytest.mark.parametrize(("set_by_user", "kept"), [(None, "1"), ("", ""), ("x", "x")])

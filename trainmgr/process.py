@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmgr.errors import WorkloadError
-from trainmgr.paths import CHECK_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SECRET_VARIABLES, SEED_VARIABLE
+from trainmgr.paths import (
+    CHECK_VARIABLE,
+    KEY_NAME_VARIABLE,
+    RESUME_VARIABLE,
+    RUN_DIR_VARIABLE,
+    SECRET_VARIABLES,
+    SEED_VARIABLE,
+)
 
 UNBUFFERED_VARIABLE = "PYTHONUNBUFFERED"
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
@@ -64,8 +71,9 @@ def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> 
     Python does not keep back what a script prints, unless ours is told otherwise: a script that is killed has no chance
     to write it.
     """
-    hidden = {*SECRET_VARIABLES, *secrets, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
-    keys = {key for name in (*SECRET_VARIABLES, *secrets) if len(key := os.environ.get(name, "").strip()) >= LEAST_KEY}
+    names = {*SECRET_VARIABLES, *secrets, os.environ.get(KEY_NAME_VARIABLE, "").strip()}
+    hidden = {*names, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
+    keys = {key for name in names if len(key := os.environ.get(name, "").strip()) >= LEAST_KEY}
     kept = {
         name: value
         for name, value in os.environ.items()
