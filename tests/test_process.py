@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import queue
+import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,6 +218,74 @@ sys.stderr.write(str(dict(os.environ)))
     assert len(files) >= 5
     assert [path.name for path in files if CANARY.encode() in path.read_bytes()] == []
     assert private(paths) == []
+
+
+BOUND = """
+import ctypes, os, sys
+if os.geteuid() == 0:  # as in a container: without CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_PERFMON
+    for capability in (19, 21, 38):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""  # a command as a user who is not allowed everything: root that is sees all
+
+LOOKS = """
+import glob
+def holds(path):
+    try:
+        with open(path, "rb") as file:
+            return b"KEY" in file.read()
+    except OSError as error:
+        return type(error).__name__
+pids = [path.split("/")[2] for path in glob.glob("/proc/[0-9]*/environ")]
+print("environ", [pid for pid in pids if holds(f"/proc/{pid}/environ") is True])
+print("cmdline", [pid for pid in pids if holds(f"/proc/{pid}/cmdline") is True])
+try:
+    open(f"/proc/{os.getppid()}/mem", "rb").close()
+    print("memory is open")
+except PermissionError:
+    print("memory is closed")
+print("parent", holds(f"/proc/{os.getppid()}/environ"))
+with Workload("spy", objective="loss") as w:
+    w.eval(1, {"loss": 1.0})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another system has no /proc, and no such protection")
+@pytest.mark.parametrize(
+    ("variable", "words", "parent"),
+    [
+        ("OPENAI_API_KEY", [], "PermissionError"),
+        ("HOUSE_API_KEY", ["--policy", "policy.toml"], "PermissionError"),
+        ("HF_TOKEN", ["--api-key-env", "HF_TOKEN"], "PermissionError"),
+        ("OTHER", [], "True"),  # no key: nothing is closed
+    ],
+)
+def test_a_script_cannot_read_the_key_in_its_supervisor(
+    tmp_path: Path, variable: str, words: list[str], parent: str
+) -> None:
+    canary = f"sk-{secrets.token_hex(16)}"  # of no other test on this machine
+    script = write_child(tmp_path, LOOKS.replace("KEY", canary))
+    (tmp_path / "policy.toml").write_text('[llm]\napi_key_env = "HOUSE_API_KEY"\n')
+    bound = [sys.executable, "-c", BOUND]
+    start = [sys.executable, "-m", "trainmgr", "run", str(script), "-m", "rules", "--runs-dir", "runs", *words]
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("TRAINMGR", "OPENAI"))}
+    with subprocess.Popen([*bound, "/bin/sleep", "300"], env={"OPENAI_API_KEY": canary}) as open_one:
+        try:
+            wait_for(lambda: Path(f"/proc/{open_one.pid}/comm").read_text() == "sleep\n", "a process with a key")
+            done = subprocess.run(
+                [*bound, *start], cwd=tmp_path, env={**base, variable: canary}, capture_output=True, text=True,
+                timeout=TIME_LIMIT, check=False, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        finally:
+            open_one.kill()
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    said = RunPaths(run).stdout.read_text().splitlines()
+    if variable != "OTHER":
+        assert said[0] == f"environ ['{open_one.pid}']"  # where it can be found, it is
+        assert said[2] == "memory is closed"
+    assert said[1] == "cmdline []"
+    assert said[3] == f"parent {parent}"
 
 
 def private(paths: RunPaths) -> list[str]:

@@ -26,6 +26,7 @@ from trainmgr import (
     key,
     launch,
     opinions,
+    process,
     prompt,
     proof,
     replay,
@@ -489,6 +490,7 @@ def _key(name: str | None, places: list[str] | None) -> None:
         key.variable(policies.Llm(), os.environ)  # it is one
     if places:
         os.environ[SEND_KEY_VARIABLE] = " ".join(map(key.checked_place, places))
+    process.conceal()
 
 
 def _watched(call: Any, quiet: bool, json: bool) -> Any:
@@ -656,6 +658,7 @@ def _metrics(text: str) -> tuple[list[str], dict[str, Any]]:
 
 def main() -> None:
     """The entry point: a mistake ends with a message and an exit code, never with a traceback."""
+    process.conceal()  # before anything is started that could look
     try:
         app()
     except TrainmgrError as error:
