@@ -23,8 +23,10 @@ from trainmgr import (
     errors,
     events,
     history,
+    key,
     launch,
     opinions,
+    process,
     prompt,
     proof,
     replay,
@@ -52,7 +54,15 @@ from trainmgr.comparison import (
 )
 from trainmgr.errors import RecordError, TrainmgrError, UserError
 from trainmgr.managers import catalog
-from trainmgr.paths import POLICY_VARIABLE, RUNS_DIR_VARIABLE, RunPaths, find_run, list_runs
+from trainmgr.paths import (
+    KEY_NAME_VARIABLE,
+    POLICY_VARIABLE,
+    RUNS_DIR_VARIABLE,
+    SEND_KEY_VARIABLE,
+    RunPaths,
+    find_run,
+    list_runs,
+)
 from trainmgr.supervisor import Supervisor
 from trainmgr.wire import pretty
 
@@ -100,6 +110,21 @@ PolicyOption = Annotated[
     Path | None,
     typer.Option("--policy", envvar=POLICY_VARIABLE, help="Policy file (TOML); `trainmgr policy` prints the defaults."),
 ]
+KeyNameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key-env", envvar=KEY_NAME_VARIABLE, metavar="NAME",
+        help="The environment variable that holds the language model's key, instead of the policy's.",
+    ),
+]  # fmt: skip
+SendKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--send-key", envvar=SEND_KEY_VARIABLE, metavar="URL",
+        help="An endpoint that may have the key although only the policy names it, or it is plain http: then everyone "
+        "on the way can read it. May be repeated.",
+    ),
+]  # fmt: skip
 ManagerOption = Annotated[
     str, typer.Option("--manager", "-m", help=f"Who decides: {', '.join(catalog.NAMES)}.", metavar="NAME")
 ]
@@ -131,6 +156,8 @@ def run(
     blocking: Annotated[
         bool, typer.Option("--blocking", help="Stop training during decisions, to measure what that would cost.")
     ] = False,
+    api_key_env: KeyNameOption = None,
+    send_key: SendKeyOption = None,
     quiet: QuietOption = False,
     json: Annotated[bool, typer.Option("--json", help="Every event as a JSON line on stdout.")] = False,
 ) -> None:
@@ -140,6 +167,7 @@ def run(
 
     Ctrl-C or SIGTERM once asks the script to end, twice kills it. SIGUSR1, SIGUSR2 and the like are passed on to it.
     """
+    _key(api_key_env, send_key)
     request = launch.Request(
         script=script,
         arguments=arguments or [],
@@ -165,6 +193,8 @@ def run(
 def attach(
     run: RunArgument = "latest",
     runs_dir: RunsDirOption = Path("runs"),
+    api_key_env: KeyNameOption = None,
+    send_key: SendKeyOption = None,
     quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -172,6 +202,7 @@ def attach(
 
     Example: `trainmgr attach latest`
     """
+    _key(api_key_env, send_key)
     paths = find_run(runs_dir, run)
     known: list[Supervisor] = []
     say = (lambda _: None) if quiet else _aside
@@ -235,6 +266,8 @@ def replay_run(
     policy: Annotated[
         Path | None, typer.Option("--policy", help="With --manager: this policy file instead of the run's.")
     ] = None,
+    api_key_env: KeyNameOption = None,
+    send_key: SendKeyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Decide a recorded run again and compare byte for byte. Exits 1 where anything differs.
@@ -242,6 +275,7 @@ def replay_run(
     Examples: `trainmgr replay latest`, `trainmgr replay latest --train`, `trainmgr replay latest -m schedule:cosine`,
     `trainmgr replay latest -m llm:MODEL --paraphrase 3`
     """
+    _key(api_key_env, send_key)
     paths = find_run(runs_dir, run)
     if sum((manager is not None, train, watch)) > 1:
         raise UserError("--manager, --train and --watch are three different replays. Choose one.")
@@ -364,6 +398,8 @@ def compare(
         int, typer.Option(help="Runs at a time, each with OMP_NUM_THREADS threads, one if that is not set.", min=1)
     ] = 1,
     policy: PolicyOption = None,
+    api_key_env: KeyNameOption = None,
+    send_key: SendKeyOption = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
 ) -> None:
@@ -375,6 +411,7 @@ def compare(
     `trainmgr compare experiment.toml --reuse there/results.json` (trains only what is missing there)
     """
     statistics.require()
+    _key(api_key_env, send_key)
     chosen, goals = _metrics(metrics)
     if what.suffix == ".json":
         files = [what, *map(Path, arguments or [])]
@@ -445,6 +482,16 @@ def _policy(path: Path | None, restarts: int | None, stall_timeout: float | None
     if stall_timeout is not None:
         flags["stall_timeout"] = stall_timeout
     return policy.model_copy(update={"process": policy.process.model_copy(update=flags)}) if flags else policy
+
+
+def _key(name: str | None, places: list[str] | None) -> None:
+    """Keep what the operator says about the key where it is looked for, whoever needs it."""
+    if name:
+        os.environ[KEY_NAME_VARIABLE] = name
+        key.variable(policies.Llm(), os.environ)  # it is one
+    if places:
+        os.environ[SEND_KEY_VARIABLE] = " ".join(map(key.checked_place, places))
+    process.conceal()
 
 
 def _watched(call: Any, quiet: bool, json: bool) -> Any:
@@ -612,6 +659,7 @@ def _metrics(text: str) -> tuple[list[str], dict[str, Any]]:
 
 def main() -> None:
     """The entry point: a mistake ends with a message and an exit code, never with a traceback."""
+    process.conceal()  # before anything is started that could look
     try:
         app()
     except TrainmgrError as error:

@@ -125,7 +125,7 @@ def launch(
             arguments=request.arguments,
             directory=str(request.directory),
             seed=request.seed,
-            git=manifest.git_of(script),
+            git=manifest.git_of(script, (request.policy.llm.api_key_env,)),
             python=platform.python_version(),
             packages=manifest.packages(),
             machine=manifest.machine(),
