@@ -187,13 +187,13 @@ def test_a_failed_append_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest
     appender.append(b"first\n")
 
     def fail(fd: int, data: bytes = b"") -> int:
-        if how == "torn":
+        if how == "torn" and data == b"second\n":
             return write(fd, data[:3])
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fdatasync" if how == "not durable" else "write", fail)
-        with pytest.raises(OSError, match=r"bytes could be written|No space"):
+        with pytest.raises(OSError, match="No space"):
             appender.append(b"second\n")
         assert path.read_bytes() == b"first\n"
     appender.append(b"third\n")

@@ -57,12 +57,14 @@ ALLOWED: dict[str, str] = {
     "answer": "proposal protocol snapshot wire",
     "completion": "wire",
     "endpoint": "completion errors policy process wire",
+    "key": "endpoint errors paths policy process",
     "guard": "action_space events ledger policy proposal protocol run_state signals snapshot wire",
     "control": "files ledger paths protocol wire",
     "probation": "events forecast ledger lineage policy protocol run_state wire",
     "decision": "control events guard ledger lineage policy probation protocol run_state signals snapshot wire",
     "audit": "errors events files protocol wire",
-    "manifest": "errors events",
+    "manifest": "errors events process",
+    "journal": "audit events ledger",
     "history": "audit errors events ledger paths protocol run_state telemetry",
     "managers.__init__": "",
     "managers.base": "budget events snapshot",
@@ -78,8 +80,8 @@ ALLOWED: dict[str, str] = {
     "managers.adversaries": "budget errors managers.base managers.reading policy proposal snapshot wire",
     "managers.local": "errors process",
     "managers.replay": "audit errors events paths proposal snapshot wire",
-    "managers.llm": "answer budget completion endpoint errors events managers.base managers.rules policy prompt "
-    "proposal snapshot wire",
+    "managers.llm": "answer budget completion endpoint errors events key managers.base managers.rules paths policy "
+    "prompt proposal snapshot wire",
     "managers.catalog": "errors managers.adversaries managers.base managers.llm managers.local managers.none "
     "managers.replay managers.rules managers.schedules paths policy",
     "replay": "answer audit decision errors events history ledger lineage managers.base paths prompt protocol snapshot "
@@ -88,9 +90,9 @@ ALLOWED: dict[str, str] = {
     "run_state snapshot telemetry",
     "proof": "audit decision errors events files history interventions ledger notices paths protocol replay run_state "
     "telemetry wire",
-    "supervisor": "audit control decision errors events files history ledger managers.base paths process "
+    "supervisor": "audit control decision errors events files history journal ledger managers.base paths process "
     "protocol run_state snapshot telemetry wire",
-    "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
+    "launch": "__init__ audit errors events files history managers.base managers.catalog manifest paths policy process "
     "protocol supervisor",
     "seen": "interventions process protocol run_state telemetry wire",
     "checked": "",

@@ -71,7 +71,7 @@ def prompt_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses between attempts, and nothing of this machine's own endpoints."""
     monkeypatch.setattr(llm, "BACKOFF", 0.01)
     monkeypatch.setattr("trainmgr.manifest.packages", dict)  # takes longer than the run
-    monkeypatch.setattr("trainmgr.manifest.git_of", lambda _: None)
+    monkeypatch.setattr("trainmgr.manifest.git_of", lambda *_: None)
     monkeypatch.setattr("ssl.SSLContext.load_verify_locations", lambda *_, **__: None)  # so does this; no TLS here
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -507,11 +507,11 @@ def test_the_seconds_that_were_waited_are_counted_and_limited() -> None:
     assert [event.reason for event in desk.of(events.BudgetSpent)] == ["30 of 30 seconds were waited"]
 
 
-def test_a_price_that_is_not_known_is_not_counted_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainmgr.endpoint.LOOPBACK", ())
+def test_a_price_that_is_not_known_is_not_counted_and_said() -> None:
     rules = policy_of().model_copy(update={"budget": Budget(money=0.0, calls=2)})
     with ScriptedEndpoint([KEEP]) as endpoint:
         desk = Desk(endpoint, rules)
+        desk.manager._there().local = False
         assert "the price of scripted is not known, so money is not counted" in desk.manager.preflight()
         desk.decide()
         desk.manager.close()
@@ -624,16 +624,16 @@ def test_the_key_is_nowhere_whatever_the_endpoint_does_with_it(tmp_path: Path) -
 
 
 def test_a_key_of_another_name_is_hidden_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOUSE_KEY", f"{CANARY}\n")  # as files end
+    monkeypatch.setenv("HOUSE_API_KEY", f"{CANARY}\n")  # as files end
     monkeypatch.setenv("COPY", CANARY)
-    rules = policy_of(api_key_env="HOUSE_KEY")
+    rules = policy_of(api_key_env="HOUSE_API_KEY")
     with ScriptedEndpoint([Status(401, echo_key=True), KEEP], key=CANARY) as endpoint:
         monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
         paths, _, _ = supervise(tmp_path, write_child(tmp_path, SPY), LlmManager(rules, "scripted"), policy=rules)
         assert len(asked(endpoint)) == 12
     output = paths.stdout.read_text()
     assert "TRAINMGR_RUN_DIR" in output
-    assert "HOUSE_KEY" not in output
+    assert "HOUSE_API_KEY" not in output
     assert "COPY" not in output
     assert everywhere(tmp_path) == []
 
@@ -1123,8 +1123,8 @@ def test_a_certificate_that_is_not_trusted_is_told_with_what_helps(monkeypatch: 
         ({}, {"OPENAI_API_KEY": "x"}, ("llm", "OPENAI_API_KEY is set")),
         ({}, {"OPENAI_API_KEY": ""}, ("rules", "no language model is configured")),
         ({}, {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, ("llm", "OPENAI_BASE_URL is set")),
-        ({"api_key_env": "HOUSE_KEY"}, {"OPENAI_API_KEY": "x"}, ("rules", "no language model is configured")),
-        ({"api_key_env": "HOUSE_KEY"}, {"HOUSE_KEY": "x"}, ("llm", "HOUSE_KEY is set")),
+        ({"api_key_env": "HOUSE_API_KEY"}, {"OPENAI_API_KEY": "x"}, ("rules", "no language model is configured")),
+        ({"api_key_env": "HOUSE_API_KEY"}, {"HOUSE_API_KEY": "x"}, ("llm", "HOUSE_API_KEY is set")),
         ({"model": "m"}, {}, ("llm", "the policy names one")),
         ({"base_url": "http://127.0.0.1:1/v1"}, {}, ("llm", "the policy names one")),
     ],
@@ -1178,8 +1178,8 @@ def test_an_endpoint_that_does_not_list_its_models_is_told() -> None:
 def test_openai_needs_a_key() -> None:
     with pytest.raises(UserError, match=r"OPENAI_API_KEY is not set.*--manager rules needs neither"):
         LlmManager(Policy(), environment={})
-    with pytest.raises(UserError, match="HOUSE_KEY is not set"):
-        LlmManager(policy_of(api_key_env="HOUSE_KEY"), environment={"OPENAI_API_KEY": KEY})
+    with pytest.raises(UserError, match="HOUSE_API_KEY is not set"):
+        LlmManager(policy_of(api_key_env="HOUSE_API_KEY"), environment={"OPENAI_API_KEY": KEY})
     manager = LlmManager(Policy(), environment={"OPENAI_API_KEY": KEY})
     manager.open()
     assert manager.name == "llm:gpt-5-mini"
@@ -1205,8 +1205,8 @@ def test_what_is_no_address_is_refused_and_a_key_in_it_not_repeated(url: str) ->
 
 @pytest.mark.parametrize("key", ["sk-“curly”-quotes", "two\nlines-of-a-key", "nul\0-in-a-key"])
 def test_a_key_that_no_header_can_hold_is_an_error_without_the_key(key: str) -> None:
-    with pytest.raises(UserError, match="The key in HOUSE_KEY holds characters") as raised:
-        LlmManager(policy_of(api_key_env="HOUSE_KEY"), "m", environment={"HOUSE_KEY": key})
+    with pytest.raises(UserError, match="The key in HOUSE_API_KEY holds characters") as raised:
+        LlmManager(policy_of(api_key_env="HOUSE_API_KEY"), "m", environment={"HOUSE_API_KEY": key})
     assert not any(part in str(raised.value) for part in ("curly", "lines-of", "in-a-key"))
 
 

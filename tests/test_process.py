@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import queue
+import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from trainmgr import process
 from trainmgr.errors import WorkloadError
-from trainmgr.paths import RunPaths
+from trainmgr.paths import SECRET_VARIABLES, RunPaths
 from trainmgr.process import Adopted, Child, Exit
 from trainmgr.testing import PYTHON, TIME_LIMIT, ScriptedManager, answer, supervise, wait_for, write_child, write_shell
 
@@ -161,12 +163,27 @@ def test_a_process_belongs_to_a_run_only_with_its_variable(tmp_path: Path) -> No
 
 
 def test_the_environment_loses_secrets_and_what_another_supervisor_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "MY_KEY", "TRAINMGR_RESUME", "TRAINMGR_SEED", "HARMLESS"):
+    hidden = {*SECRET_VARIABLES, "MY_KEY", "HF_TOKEN"}
+    for name in (*hidden, "TRAINMGR_RESUME", "TRAINMGR_SEED", "HARMLESS", "WANDB_API_KEY"):
         monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("TRAINMGR_API_KEY_ENV", "HF_TOKEN")
     found = process.clean_environment({"TRAINMGR_RUN_DIR": "/r"}, secrets=["MY_KEY"])
     assert found["HARMLESS"] == "x"
     assert found["TRAINMGR_RUN_DIR"] == "/r"
-    assert not {"OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "MY_KEY", "TRAINMGR_RESUME", "TRAINMGR_SEED"} & set(found)
+    assert found["WANDB_API_KEY"] == "x"  # the script's own
+    assert not {*hidden, "TRAINMGR_RESUME", "TRAINMGR_SEED"} & set(found)
+
+
+def test_the_key_is_kept_from_a_child_under_every_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    monkeypatch.setenv("SUDO_COMMAND", f"/usr/bin/env OPENAI_API_KEY={CANARY} trainmgr run train.py")
+    monkeypatch.setenv("BASH_FUNC_key%%", f"() {{ echo {CANARY}\n}}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Key: another-canary-1")
+    monkeypatch.setenv("COPY", "X-Key: another-canary-1")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    found = process.clean_environment({})
+    assert not {"OPENAI_API_KEY", "SUDO_COMMAND", "BASH_FUNC_key%%", "OPENAI_CUSTOM_HEADERS", "COPY"} & set(found)
+    assert {"OPENAI_ORG_ID", "PATH"} <= set(found)  # no secrets
 
 
 @pytest.mark.parametrize(("set_by_user", "kept"), [(None, "1"), ("", ""), ("x", "x")])
@@ -201,6 +218,74 @@ sys.stderr.write(str(dict(os.environ)))
     assert len(files) >= 5
     assert [path.name for path in files if CANARY.encode() in path.read_bytes()] == []
     assert private(paths) == []
+
+
+BOUND = """
+import ctypes, os, sys
+if os.geteuid() == 0:  # as in a container: without CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_PERFMON
+    for capability in (19, 21, 38):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""  # a command as a user who is not allowed everything: root that is sees all
+
+LOOKS = """
+import glob
+def holds(path):
+    try:
+        with open(path, "rb") as file:
+            return b"KEY" in file.read()
+    except OSError as error:
+        return type(error).__name__
+pids = [path.split("/")[2] for path in glob.glob("/proc/[0-9]*/environ")]
+print("environ", [pid for pid in pids if holds(f"/proc/{pid}/environ") is True])
+print("cmdline", [pid for pid in pids if holds(f"/proc/{pid}/cmdline") is True])
+try:
+    open(f"/proc/{os.getppid()}/mem", "rb").close()
+    print("memory is open")
+except PermissionError:
+    print("memory is closed")
+print("parent", holds(f"/proc/{os.getppid()}/environ"))
+with Workload("spy", objective="loss") as w:
+    w.eval(1, {"loss": 1.0})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another system has no /proc, and no such protection")
+@pytest.mark.parametrize(
+    ("variable", "words", "parent"),
+    [
+        ("OPENAI_API_KEY", [], "PermissionError"),
+        ("HOUSE_API_KEY", ["--policy", "policy.toml"], "PermissionError"),
+        ("HF_TOKEN", ["--api-key-env", "HF_TOKEN"], "PermissionError"),
+        ("OTHER", [], "True"),  # no key: nothing is closed
+    ],
+)
+def test_a_script_cannot_read_the_key_in_its_supervisor(
+    tmp_path: Path, variable: str, words: list[str], parent: str
+) -> None:
+    canary = f"sk-{secrets.token_hex(16)}"  # of no other test on this machine
+    script = write_child(tmp_path, LOOKS.replace("KEY", canary))
+    (tmp_path / "policy.toml").write_text('[llm]\napi_key_env = "HOUSE_API_KEY"\n')
+    bound = [sys.executable, "-c", BOUND]
+    start = [sys.executable, "-m", "trainmgr", "run", str(script), "-m", "rules", "--runs-dir", "runs", *words]
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("TRAINMGR", "OPENAI"))}
+    with subprocess.Popen([*bound, "/bin/sleep", "300"], env={"OPENAI_API_KEY": canary}) as open_one:
+        try:
+            wait_for(lambda: Path(f"/proc/{open_one.pid}/comm").read_text() == "sleep\n", "a process with a key")
+            done = subprocess.run(
+                [*bound, *start], cwd=tmp_path, env={**base, variable: canary}, capture_output=True, text=True,
+                timeout=TIME_LIMIT, check=False, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        finally:
+            open_one.kill()
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    said = RunPaths(run).stdout.read_text().splitlines()
+    if variable != "OTHER":
+        assert said[0] == f"environ ['{open_one.pid}']"  # where it can be found, it is
+        assert said[2] == "memory is closed"
+    assert said[1] == "cmdline []"
+    assert said[3] == f"parent {parent}"
 
 
 def private(paths: RunPaths) -> list[str]:

@@ -450,7 +450,8 @@ def test_many_runs_are_found_by_reading_each_once(folder: Path, monkeypatch: pyt
     assert (len(done), orphans, len(read)) == (100, [], 101)
 
 
-def test_a_model_that_only_the_endpoint_named_is_found_again(folder: Path) -> None:
+def test_a_model_that_only_the_endpoint_named_is_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)  # which would not go to what only a policy names
     plan = experiment.Experiment(script="code/tiny.py", seeds=[1], managers=["none"])
     run(plan, folder)
     (paths,) = list_runs(folder / "runs")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -68,15 +68,15 @@ def seal(body: Body) -> bytes:
 class Log:
     """Appends events. ``head`` is the SHA-256 of the last line."""
 
-    def __init__(self, path: Path, seq: int = 0, head: str = GENESIS) -> None:
-        """Raises UserError while another process writes to the same log."""
+    def __init__(self, path: Path) -> None:
+        """Takes the lock. Raises UserError while another process writes to the same log."""
         self._appender = Appender(path)
         self._lock = os.open(path, os.O_RDONLY)
         if not self._locked():
             self.close()
             raise UserError(f"{path.parent.name} has a supervisor already; one run takes one.")
-        self._seq = seq
-        self.head = head
+        self._seq = 0
+        self.head = GENESIS
 
     def _locked(self) -> bool:
         """Take the lock, which is gone with the process, however that dies. ``is_held`` has it for a moment only."""
@@ -100,9 +100,22 @@ class Log:
         self._seq += 1
         return event
 
+    def go_on(self, seq: int, head: str, end: int) -> int:
+        """Go on behind the ``seq`` events that were read since the lock was taken, of ``end`` bytes, the last with the
+        digest ``head``. Returns the bytes of a torn line behind them, which are cut off.
+        """
+        self._seq, self.head = seq, head
+        return self._appender.cut(end)
+
     def close(self) -> None:
         self._appender.close()
         os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def is_held(path: Path) -> bool | None:
@@ -129,10 +142,6 @@ def read(path: Path) -> Iterator[Event]:
     for number, line in enumerate(tail.lines(), start=1):
         yield check_line(line, number, head)
         head = sha256(line)
-    if tail.offset != path.stat().st_size:
-        raise RecordError(
-            f"audit.jsonl line {number + 1}: {path.stat().st_size - tail.offset} bytes without a line break"
-        )
 
 
 def check_line(line: bytes, number: int, head: str) -> Event:

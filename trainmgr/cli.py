@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -25,9 +26,11 @@ from trainmgr import (
     errors,
     events,
     history,
+    key,
     launch,
     opinions,
     output,
+    process,
     prompt,
     proof,
     replay,
@@ -54,7 +57,15 @@ from trainmgr.comparison import (
 )
 from trainmgr.errors import RecordError, TrainmgrError, UserError
 from trainmgr.managers import catalog
-from trainmgr.paths import POLICY_VARIABLE, RUNS_DIR_VARIABLE, RunPaths, find_run, list_runs
+from trainmgr.paths import (
+    KEY_NAME_VARIABLE,
+    POLICY_VARIABLE,
+    RUNS_DIR_VARIABLE,
+    SEND_KEY_VARIABLE,
+    RunPaths,
+    find_run,
+    list_runs,
+)
 from trainmgr.supervisor import Supervisor
 from trainmgr.wire import pretty
 
@@ -104,6 +115,21 @@ PolicyOption = Annotated[
     Path | None,
     typer.Option("--policy", envvar=POLICY_VARIABLE, help="Policy file (TOML); `trainmgr policy` prints the defaults."),
 ]
+KeyNameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key-env", envvar=KEY_NAME_VARIABLE, metavar="NAME",
+        help="The environment variable that holds the language model's key, instead of the policy's.",
+    ),
+]  # fmt: skip
+SendKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--send-key", envvar=SEND_KEY_VARIABLE, metavar="URL",
+        help="An endpoint that may have the key although only the policy names it, or it is plain http: then everyone "
+        "on the way can read it. May be repeated.",
+    ),
+]  # fmt: skip
 ManagerOption = Annotated[
     str, typer.Option("--manager", "-m", help=f"Who decides: {', '.join(catalog.NAMES)}.", metavar="NAME")
 ]
@@ -135,6 +161,8 @@ def run(
     blocking: Annotated[
         bool, typer.Option("--blocking", help="Stop training during decisions, to measure what that would cost.")
     ] = False,
+    api_key_env: KeyNameOption = None,
+    send_key: SendKeyOption = None,
     quiet: QuietOption = False,
     json: Annotated[bool, typer.Option("--json", help="Every event as a JSON line on stdout.")] = False,
 ) -> None:
@@ -144,6 +172,7 @@ def run(
 
     Ctrl-C or SIGTERM once asks the script to end, twice kills it. SIGUSR1, SIGUSR2 and the like are passed on to it.
     """
+    _key(api_key_env, send_key)
     request = launch.Request(
         script=script,
         arguments=arguments or [],
@@ -165,15 +194,20 @@ def run(
 def attach(
     run: RunArgument = "latest",
     runs_dir: RunsDirOption = Path("runs"),
+    api_key_env: KeyNameOption = None,
+    send_key: SendKeyOption = None,
     quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Take over a run whose supervisor died; its training goes on meanwhile.
+    """Take over a run whose supervisor died; its training goes on meanwhile. Close it if its training is over.
 
     Example: `trainmgr attach latest`
     """
+    _key(api_key_env, send_key)
     paths = find_run(runs_dir, run)
-    raise typer.Exit(_supervised(lambda *how: launch.attach(paths, runs_dir, *how), quiet, json))
+    say = (lambda _: None) if quiet else _aside
+    call = partial(launch.attach, paths, runs_dir, say=say)
+    raise typer.Exit(_supervised(call, quiet, json))
 
 
 @app.command()
@@ -230,6 +264,8 @@ def replay_run(
     policy: Annotated[
         Path | None, typer.Option("--policy", help="With --manager: this policy file instead of the run's.")
     ] = None,
+    api_key_env: KeyNameOption = None,
+    send_key: SendKeyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Decide a recorded run again and compare byte for byte. Exits 1 where anything differs.
@@ -237,6 +273,7 @@ def replay_run(
     Examples: `trainmgr replay latest`, `trainmgr replay latest --train`, `trainmgr replay latest -m schedule:cosine`,
     `trainmgr replay latest -m llm:MODEL --paraphrase 3`
     """
+    _key(api_key_env, send_key)
     paths = find_run(runs_dir, run)
     if sum((manager is not None, train, watch)) > 1:
         raise UserError("--manager, --train and --watch are three different replays. Choose one.")
@@ -359,6 +396,8 @@ def compare(
         int, typer.Option(help="Runs at a time, each with OMP_NUM_THREADS threads, one if that is not set.", min=1)
     ] = 1,
     policy: PolicyOption = None,
+    api_key_env: KeyNameOption = None,
+    send_key: SendKeyOption = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
 ) -> None:
@@ -370,6 +409,7 @@ def compare(
     `trainmgr compare experiment.toml --reuse there/results.json` (trains only what is missing there)
     """
     statistics.require()
+    _key(api_key_env, send_key)
     chosen, goals = _metrics(metrics)
     if what.suffix == ".json":
         files = [what, *map(Path, arguments or [])]
@@ -483,6 +523,16 @@ def _supervised(call: Callable[..., events.Closing], quiet: bool, json: bool) ->
     return code
 
 
+def _key(name: str | None, places: list[str] | None) -> None:
+    """Keep what the operator says about the key where it is looked for, whoever needs it."""
+    if name:
+        os.environ[KEY_NAME_VARIABLE] = name
+        key.variable(policies.Llm(), os.environ)  # it is one
+    if places:
+        os.environ[SEND_KEY_VARIABLE] = " ".join(map(key.checked_place, places))
+    process.conceal()
+
+
 def _watched(call: Any, quiet: bool, json: bool) -> Any:
     """Make the call with the view that fits: JSON lines, the live view in a terminal, plain lines elsewhere."""
     if json:
@@ -519,7 +569,7 @@ def _exit_code(closing: events.Closing, supervisor: Supervisor) -> int:
         return errors.EXIT_INTERRUPTED
     if closing.status == "failed" and failure is not None and failure.where == "policy":
         return errors.EXIT_USAGE
-    if closing.exit_code == 0 and supervisor.state.start is None:
+    if closing.exit_code == 0 and closing.objective is None:  # there was no start that could be read
         return errors.EXIT_WORKLOAD
     own = end is not None and end.status == closing.status  # the script's word for how it ended
     if closing.exit_code == 0 and closing.status in ("hung", "failed") and not own:
@@ -648,6 +698,7 @@ def main() -> None:
     """The entry point: a mistake ends with a message and an exit code, never with a traceback."""
     output.prepare()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit code of a child is known
+    process.conceal()  # before anything is started that could look
     try:
         app()
     except TrainmgrError as error:

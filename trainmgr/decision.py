@@ -16,6 +16,8 @@ from trainmgr.policy import Policy, asks_model
 from trainmgr.run_state import RunState
 from trainmgr.wire import moved, plain, short, to_json
 
+OVERDUE = 2  # evaluations beyond its validity after which a revision counts as unanswered
+UNHEARD = 12  # the same after its issue, where it is valid for ever
 MAX_ANSWER = 1 << 20  # bytes of a manager's answer that are kept
 
 
@@ -190,6 +192,26 @@ def _keep(ledger: Ledger, policy: Policy, commands: Sequence[str]) -> str | None
 def watched(state: RunState, ledger: Ledger, policy: Policy, mark: Mark) -> events.Judgment | None:
     """What probation says of the last evaluation; to be asked again until it is None."""
     return probation.assess(state, ledger, policy, mark.offset, mark.sha256)
+
+
+def unanswered(state: RunState, ledger: Ledger, mark: Mark) -> events.Unanswered | None:
+    """The revision that the workload has not answered in the time in which it could; None where there is none.
+
+    What was issued to prevent harm, or to end the run, is wanted for as long as it takes.
+    """
+    control = ledger.outstanding
+    if control is None or isinstance(ledger.carrying, events.Reverted | events.Ending):
+        return None
+    if ledger.origins.get(control.revision) == "operator":
+        return None
+    last, patience = control.valid_until_step, OVERDUE
+    if last is None:
+        last, patience = control.issued.step, UNHEARD
+    if sum(evaluation.step > last for evaluation in state.evaluations) < patience:
+        return None
+    return events.Unanswered(
+        decision=control.decision, revision=control.revision, telemetry_offset=mark.offset, step=state.step
+    )
 
 
 def crashed(state: RunState, ledger: Ledger, mark: Mark) -> events.Reverted | None:

@@ -222,6 +222,8 @@ def event_in_words(event: events.Payload, state: RunState, ledger: Ledger | None
             return f"in effect at step {event.step}: {done or 'no change was needed'}"
         case events.Acknowledged():
             return f"refused by the workload at step {event.step}: {event.reason}"
+        case events.Unanswered():
+            return f"not answered by the workload until step {event.step}: revision {event.revision} counts as not made"
         case events.Reverted():
             return reversal_in_words(event)
         case events.Challenged():

@@ -28,17 +28,22 @@ from trainmgr.wire import short
 
 MAX_BODY = 1 << 19  # bytes; an answer needs a few thousand
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPENAI = "https://api.openai.com/v1"
+PROVIDER = "api.openai.com"
+OPENAI = f"https://{PROVIDER}/v1"
 MESSAGE = 300  # characters of an endpoint's error message that are kept
 TRANSIENT = (408, 409, 425, 429)  # and everything from 500 on
 PROXIES = ("http", "https", "socks5", "socks5h")  # kinds that the client knows
 FILES, FOLDERS = "SSL_CERT_FILE", "SSL_CERT_DIR"  # where OpenSSL looks for certificates
-HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")  # sent with every request, where they are set
+CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"  # sent with every request; they may be secrets
+HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", CUSTOM_HEADERS)
+ACCOUNT = ("OpenAI-Organization", "OpenAI-Project")  # headers with the ids of an account
 KEYS = "SSLKEYLOGFILE"  # where Python writes the keys of connections, for who wants to look into them
 UNREAD = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # where others do
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _SECRET = re.compile(r"\b(?:sk|pk|key|gsk|hf|xai|AIza)[-_][A-Za-z0-9_*.-]{6,}|Bearer\s+\S+", re.IGNORECASE)
+
+_CREDENTIAL = re.compile(r"auth|key|token|secret|credential|cookie", re.IGNORECASE)
 
 
 class EndpointError(Exception):
@@ -89,6 +94,8 @@ class Endpoint:
 
     def __init__(self, url: str, key: str | None) -> None:
         """Raises UserError for what is no address of an endpoint."""
+        self._key = key
+        self._secrets = [text for text in (key or "", *_credentials()) if len(text) >= LEAST_KEY]
         try:
             parts = urlsplit(url)
             known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -96,20 +103,22 @@ class Endpoint:
             known = False
         if not known:  # not repeated: whatever it is, it may hold a key
             raise UserError("The endpoint is no http or https address, like http://127.0.0.1:8000/v1.")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise UserError(
-                f"The endpoint's address holds more than a place ({_safe(parts)}). A key belongs into an environment "
-                "variable, which llm.api_key_env names."
-            )
         self.url = _safe(parts)
+        secret = parts.username or parts.password or parts.query or parts.fragment
+        if secret or self.hide(self.url) != self.url:
+            raise UserError(
+                f"The endpoint's address holds more than a place ({self.redact(self.url)}). A key belongs into an "
+                "environment variable, which llm.api_key_env names."
+            )
         self.local = parts.hostname in LOOPBACK
-        self._key = key
         self._client: Any = None
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()  # of the call under way
 
     @property
     def official(self) -> bool:
-        return urlsplit(self.url).hostname == "api.openai.com"
+        """Whether it is the provider's own, whose key OPENAI_API_KEY is."""
+        host = urlsplit(self.url).hostname or ""
+        return host == PROVIDER or host.endswith(f".{PROVIDER}")
 
     def connect(self) -> None:
         """Get the client ready, so that the first answer is not late for its sake. Sends nothing.
@@ -143,13 +152,15 @@ class Endpoint:
             self._client = None
 
     def hide(self, text: str) -> str:
-        """Text from outside without the key, and as UTF-8 can write it."""
+        """Text from outside without the key and what custom headers hold like it, and as UTF-8 can write it."""
         text = text.encode(errors="replace").decode()
-        if self._key is None or len(self._key) < LEAST_KEY:
+        if not self._secrets:
             return text
-        text = text.replace(self._key, "[key]")
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
         read = _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[2], text)
-        return text if self._key not in read else "[a text that spells out the key]"
+        spelled = any(secret in read for secret in self._secrets)
+        return text if not spelled else "[a text that spells out the key]"
 
     def redact(self, text: str) -> str:
         """An error's text without the key or anything that looks like one: endpoints repeat parts of what they got."""
@@ -204,9 +215,12 @@ class Endpoint:
                 )
             except Exception as error:
                 raise UserError(self.redact(_unmade(error))) from None
+            # Everything that it would take from the environment: what is the provider's is for nobody else.
+            others: Any = {} if self.official else {name: openai.Omit() for name in ACCOUNT}
             self._client = openai.OpenAI(
-                base_url=self.url, api_key=self._key or "none", max_retries=0, http_client=http
-            )
+                base_url=self.url, api_key=self._key or "none", admin_api_key="", webhook_secret="",
+                default_headers=others, max_retries=0, http_client=http,
+            )  # fmt: skip
         return self._client
 
     def _told(self, error: BaseException) -> EndpointError:
@@ -294,6 +308,12 @@ def _proxies() -> Iterator[tuple[str, str]]:
         if value := found.get(kind):
             names = [n for n in os.environ if n.lower() == f"{kind}_proxy" and os.environ[n] == value]
             yield min(names, default="the system's proxy settings"), value
+
+
+def _credentials() -> list[str]:
+    """What the custom headers hold by their names: the last word, without a scheme."""
+    rows = [line.partition(":") for line in os.environ.get(CUSTOM_HEADERS, "").splitlines()]
+    return [value.split()[-1] for name, _, value in rows if value.strip() and _CREDENTIAL.search(name)]
 
 
 def sendable(value: str) -> bool:

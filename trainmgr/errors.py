@@ -4,6 +4,7 @@
     ├── UserError        the person at the keyboard: a wrong name, flag or policy file
     │   └── PolicyError  the policy file, with the key that is wrong
     ├── WorkloadError    the author of the training script: the protocol was breached
+    ├── SupervisorError  ourselves: the supervision has ended before the run; the training goes on
     ├── RecordError      the files of a run: they do not hold what they should
     └── ManagerError     the manager or its endpoint: no answer, or none that can be used
 
@@ -47,6 +48,10 @@ class WorkloadError(TrainmgrError):
     """The training script could not be started or breached the protocol."""
 
     exit_code = EXIT_WORKLOAD
+
+
+class SupervisorError(TrainmgrError):
+    """The supervision of a run has ended before the run; the message says how it is taken up again."""
 
 
 class RecordError(TrainmgrError):

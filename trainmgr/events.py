@@ -257,6 +257,18 @@ class Acknowledged(Wire):
     """With a rollback on trial: the steps of training that it undid."""
 
 
+class Unanswered(Wire):
+    """A revision is past its validity, and the workload has neither applied nor refused it: it counts as not made."""
+
+    kind: Literal["unanswered"] = "unanswered"
+    decision: str
+    revision: int
+    telemetry_offset: int
+    """Seen on the fold of this many bytes of telemetry.jsonl."""
+    step: int
+    """Of the evaluation at which it was given up."""
+
+
 class Reverted(Wire):
     """All changes on trial are taken back. The override that does it comes next."""
 
@@ -444,6 +456,7 @@ Payload = (
     | Approval
     | OverrideIssued
     | Acknowledged
+    | Unanswered
     | Reverted
     | Kept
     | Challenged

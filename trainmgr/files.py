@@ -31,19 +31,36 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._torn: int | None = None  # where the file is to end, as long as it could not be cut there
 
     def append(self, line: bytes) -> None:
-        """Write ``line``, which ends with a line break, or raise OSError with nothing of it in the file."""
+        """Write ``line``, which ends with a line break, or raise OSError with nothing of it in the file.
+
+        What of it could not be taken out again is taken out before the next line is written.
+        """
+        if self._torn is not None:
+            os.ftruncate(self._fd, self._torn)
+            self._torn = None
         before = os.fstat(self._fd).st_size
         try:
-            written = os.write(self._fd, line)
-            if written != len(line):
-                raise OSError(f"only {written} of {len(line)} bytes could be written")
+            left = line
+            while left:  # a disk that takes a part says why it takes no more when it gets the rest
+                left = left[os.write(self._fd, left) :]
             os.fdatasync(self._fd)
         except OSError:
+            self._torn = before
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, before)
+                self._torn = None
             raise
+
+    def cut(self, end: int) -> int:
+        """Cut off what stands behind ``end`` bytes; how many bytes that were."""
+        behind = max(0, os.fstat(self._fd).st_size - end)
+        if behind:
+            os.ftruncate(self._fd, end)
+            os.fdatasync(self._fd)
+        return behind
 
     def close(self) -> None:
         os.close(self._fd)

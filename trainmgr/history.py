@@ -135,7 +135,7 @@ def offset_of(payload: events.Payload) -> int | None:
             return payload.telemetry_length
         case events.SnapshotTaken() | events.Verdict() | events.Acknowledged() | events.Outcome() | events.Attached():
             return payload.telemetry_offset
-        case events.Reverted() | events.Kept() | events.Challenged() | events.Ending():
+        case events.Unanswered() | events.Reverted() | events.Kept() | events.Challenged() | events.Ending():
             return payload.telemetry_offset
         case _:
             return None

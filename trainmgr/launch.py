@@ -13,14 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainmgr import __version__, events, manifest, protocol
-from trainmgr.errors import UserError
-from trainmgr.history import latest
+from trainmgr import __version__, audit, events, files, manifest, protocol
+from trainmgr.errors import RecordError, UserError
+from trainmgr.history import manifest_of
 from trainmgr.managers import catalog
 from trainmgr.managers.base import Consultant, Manager
-from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, new_run
+from trainmgr.paths import RunPaths, new_run
 from trainmgr.policy import Policy
-from trainmgr.process import HARMLESS, STAYING, belongs
+from trainmgr.process import HARMLESS, STAYING
 from trainmgr.supervisor import Listener, Supervisor
 
 
@@ -52,25 +52,49 @@ def attach(
     begun: Callable[[Supervisor], None] = lambda _: None,
     *,
     manager: Manager | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> events.Closing:
-    """Take over a run whose supervisor died while its workload goes on. ``manager`` stands for the one recorded;
-    ``begun`` gets the supervisor.
+    """Take over a run whose supervisor died: go on while its workload does, else close it. ``manager`` stands for the
+    one recorded; ``begun`` gets the supervisor, ``say`` what a person should know.
 
-    Raises UserError when there is nothing to take over; RecordError when its files do not hold together.
+    Raises UserError when there is nothing to take over; RecordError when its log does not hold together.
     """
-    record, state, ledger = latest(paths)
-    if ledger.ended is not None:
-        raise UserError(f"{paths.id} has ended ({ledger.ended.closing.status}); there is nothing to attach to.")
-    if state.start is None or not belongs(state.start.pid, RUN_DIR_VARIABLE, str(paths.root)):
-        raise UserError(
-            f"The workload of {paths.id} is not running any more. `trainmgr show {paths.id}` tells what is known."
-        )
-    manager = manager or catalog.make(record.manager, record.policy, runs_dir)
-    with ready(manager):
-        supervisor = Supervisor(paths, record, None if manager.name == "none" else manager, listener(paths, record))
+    record = manifest_of(paths)
+    with audit.Log(paths.audit) as log:  # what is read from here on is the last of it
+        supervisor = Supervisor(paths, record, None, listener(paths, record))
         begun(supervisor)
-        with _keyboard(supervisor):
-            return supervisor.attach(state.start.pid)
+        try:
+            pid = supervisor.take_up(log)
+        except UserError:
+            closing = _restored(paths)
+            if closing is None:
+                raise
+            say(f"{paths.id} has ended ({closing.status}); run.json did not say so, and was written again")
+            return closing
+        if pid is None:
+            say(f"the workload of {paths.id} is not running any more: the run is closed")
+            return supervisor.close()
+        manager = manager or catalog.make(record.manager, record.policy, runs_dir)
+        with ready(manager, say), _keyboard(supervisor):
+            return supervisor.attach(pid, None if manager.name == "none" else manager)
+
+
+def _restored(paths: RunPaths) -> events.Closing | None:
+    """How a run whose log has its end ended, where run.json did not have that and was written again; else None."""
+    first: audit.Event | None = None
+    last: audit.Event | None = None
+    for event in audit.read(paths.audit):
+        first, last = first or event, event
+    if first is None or last is None or not isinstance(last.data, events.RunEnded):
+        return None
+    content = events.render_run_file(first.values()["manifest"], last.values()["closing"])
+    try:
+        if paths.manifest.exists() and paths.manifest.read_bytes() == content:
+            return None
+        files.replace(paths.manifest, content)
+    except OSError as error:
+        raise RecordError(f"{paths.manifest} cannot be written: {error.strerror}.") from None
+    return last.data.closing
 
 
 def launch(
@@ -103,7 +127,7 @@ def launch(
             arguments=request.arguments,
             directory=str(request.directory),
             seed=request.seed,
-            git=manifest.git_of(script),
+            git=manifest.git_of(script, (request.policy.llm.api_key_env,)),
             python=platform.python_version(),
             packages=manifest.packages(),
             machine=manifest.machine(),

@@ -113,6 +113,8 @@ class Ledger:
     """The overrides that the workload was told and did not refuse."""
     outstanding: Control | None = None
     """The revision that waits for its acknowledgment."""
+    unheard: int = 0
+    """The last revision that got none in time."""
     held: dict[str, Value] = field(default_factory=dict)
     """What was in force before the outstanding revision."""
     applied: int = 0
@@ -241,6 +243,8 @@ class Ledger:
                 self._issued(payload)
             case events.Acknowledged():
                 self._acknowledged(payload)
+            case events.Unanswered():
+                self._unanswered(payload)
             case events.Outcome():
                 self.outcomes = max(self.outcomes, payload.revision)
             case events.Reverted():
@@ -318,11 +322,19 @@ class Ledger:
         settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
         if payload.forecast is not None:
             self._on_trial(payload, payload.forecast, settled)
+        if settled is None and payload.result == "applied" and payload.revision == self.unheard:  # later than it may
+            late = {name: new for name, (_, new) in payload.changes.items()}
+            self.held, self.in_force = {**self.held, **late}, {**late, **self.in_force}
         if settled is not None:
             if payload.result == "refused":
                 self.in_force = dict(self.held)
             self.outstanding = None
             self._carried(payload)
+
+    def _unanswered(self, payload: events.Unanswered) -> None:
+        self.in_force, self.outstanding, self.unheard = dict(self.held), None, payload.revision
+        self.carrying = None  # the recipe of the start, which nobody tried
+        self._rejection(f"not answered by the workload until step {payload.step}")
 
     def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:
         command = control.command if control else None

@@ -19,7 +19,17 @@ RUNS_DIR_VARIABLE = "TRAINMGR_RUNS_DIR"  # where runs are kept, when --runs-dir 
 POLICY_VARIABLE = "TRAINMGR_POLICY"  # the policy file, when --policy is not given
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_URL_VARIABLE = "OPENAI_BASE_URL"
-SECRET_VARIABLES = (API_KEY_VARIABLE, "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY")  # never given to the child
+KEY_NAME_VARIABLE = "TRAINMGR_API_KEY_ENV"  # the name of the variable that holds the key: --api-key-env
+SEND_KEY_VARIABLE = "TRAINMGR_SEND_KEY"  # endpoints that may have the key, beside those of key.py: --send-key
+SECRET_VARIABLES = (  # never given to the child
+    API_KEY_VARIABLE,
+    "OPENAI_ADMIN_KEY",
+    "OPENAI_CUSTOM_HEADERS",
+    "OPENAI_WEBHOOK_SECRET",
+    "AZURE_OPENAI_API_KEY",
+    "AZURE_OPENAI_AD_TOKEN",
+)
+API_KEY_NAME = re.compile(r"([A-Z][A-Z0-9_]*_)?API_KEY(_[A-Z0-9_]+)?")  # a variable that is a key by its name
 
 INLINE = 3  # names in a sentence; more get a line each
 ALIKE = 0.8  # of two names: the share that is the same, from which one may be meant by the other

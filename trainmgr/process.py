@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmgr.errors import WorkloadError
-from trainmgr.paths import CHECK_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SECRET_VARIABLES, SEED_VARIABLE
+from trainmgr.paths import (
+    API_KEY_NAME,
+    CHECK_VARIABLE,
+    KEY_NAME_VARIABLE,
+    RESUME_VARIABLE,
+    RUN_DIR_VARIABLE,
+    SECRET_VARIABLES,
+    SEED_VARIABLE,
+)
 from trainmgr.wire import short
 
 UNBUFFERED_VARIABLE = "PYTHONUNBUFFERED"
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
+PR_SET_DUMPABLE = 4  # of prctl(2)
 STEP = 0.05  # seconds between two looks at a process that is not our child
 EXITING = 1.0  # seconds that a process may take to end after what it belongs to, or at SIGTERM
 ROUNDS = 10  # times that what a run has left behind is killed: what forks meanwhile is found by the next look
@@ -69,14 +79,32 @@ def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> 
     Python does not keep back what a script prints, unless ours is told otherwise: a script that is killed has no chance
     to write it.
     """
-    hidden = {*SECRET_VARIABLES, *secrets, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
-    keys = {key for name in (*SECRET_VARIABLES, *secrets) if len(key := os.environ.get(name, "").strip()) >= LEAST_KEY}
+    names = {*SECRET_VARIABLES, *secrets, os.environ.get(KEY_NAME_VARIABLE, "").strip()}
+    hidden = {*names, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
+    keys = {key for name in names if len(key := os.environ.get(name, "").strip()) >= LEAST_KEY}
     kept = {
         name: value
         for name, value in os.environ.items()
         if name not in hidden and not any(key in value for key in keys)  # the same key under another name
     }
     return {UNBUFFERED_VARIABLE: "1", **kept, **extra}
+
+
+def conceal() -> None:
+    """Where our environment holds a key, let no other process of this user look into it, nor into our memory.
+
+    Linux only. Who has CAP_SYS_PTRACE (on newer kernels CAP_SYS_ADMIN or CAP_PERFMON, too) looks all the same, and so
+    does root, mostly; nor does this change what those show that we were started by. We dump no core any more, and no
+    debugger gets in. Our files in /proc/self belong to root from then on, and we need none of them; processes that we
+    start are as open as ever.
+    """
+    own = {*SECRET_VARIABLES, os.environ.get(KEY_NAME_VARIABLE, "").strip()}
+    held = [name for name in os.environ if name in own or API_KEY_NAME.fullmatch(name)]
+    if sys.platform == "linux" and any(len(os.environ[name].strip()) >= LEAST_KEY for name in held):
+        with contextlib.suppress(ImportError, OSError, AttributeError):  # a Python or a C library without it
+            import ctypes  # only who has a key needs it
+
+            ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class Child:

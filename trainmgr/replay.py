@@ -60,7 +60,8 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
 def difference(data: events.Payload, expected: events.Payload | None) -> str | None:
     """How an event differs from what is ``derived`` of its moment; None where it does not, or nothing is."""
     if expected is None and (
-        isinstance(data, events.Judgment) or (isinstance(data, events.OverrideIssued) and data.origin == "probation")
+        isinstance(data, events.Judgment | events.Unanswered)
+        or (isinstance(data, events.OverrideIssued) and data.origin == "probation")
     ):
         return f"{data.kind}: decided again, nothing of the kind was due"
     if expected is None or (found := to_json(data)) == (wanted := to_json(expected)):
@@ -114,6 +115,8 @@ def derived(moment: Moment) -> events.Payload | None:
         case events.Acknowledged():
             record = moment.answer
             return decision.acknowledgment(record, state, ledger, moment.offset) if record is not None else None
+        case events.Unanswered():
+            return decision.unanswered(state, ledger, mark)
         case events.Reverted(why="crash"):
             return decision.crashed(state, ledger, mark)
         case events.Reverted() | events.Kept() | events.Challenged() | events.Ending():

@@ -7,18 +7,21 @@ change is written to the audit log first and to the control file second. Trainin
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from trainmgr import audit, control, decision, events, files, history, protocol, telemetry
-from trainmgr.errors import ManagerError, PolicyError, UserError, WorkloadError
+from trainmgr.errors import ManagerError, PolicyError, SupervisorError, UserError, WorkloadError
+from trainmgr.journal import Journal
 from trainmgr.ledger import OVER, Ledger
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
 from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
@@ -31,6 +34,7 @@ from trainmgr.process import (
     clean_environment,
     described,
     end_all,
+    living,
     signal_name,
     staying,
 )
@@ -40,6 +44,10 @@ from trainmgr.wire import nearest, plain, short
 
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
 LEFT = 4  # processes that a script has left behind, each named
+SLICE = 2000  # records that are read between two looks at the queue
+BEHIND = 32 << 20  # bytes of telemetry that wait to be read: from here on it is said
+TRIES, PAUSE = 20, 0.1  # how often the end of a run is read and written where a disk refuses it, and seconds between
+AGAIN = 60.0  # seconds in which a disk that fails again is not spoken of again
 
 
 class Listener(Protocol):
@@ -140,7 +148,7 @@ class Supervisor:
         self._clock = clock
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._feed = telemetry.Feed(paths.telemetry)
-        self._log: audit.Log | None = None
+        self._journal: Journal | None = None
         self._child: Child | Adopted | None = None
         self._pending: Pending | None = None
         self._ending: Ending | None = None
@@ -149,6 +157,13 @@ class Supervisor:
         self._heard = 0.0
         self._leave: float | None = None  # until when a workload that said that it stops may take further steps
         self._truncated = False
+        self._more = False  # whether telemetry was left unread, to look at the queue
+        self._unread = False  # whether the last look at telemetry failed
+        self._spoken: float | None = None  # when it was said that one did
+        self._behind = False
+        self._hurry = False  # whether the operator was told what is still to be read of a script that has ended
+        self._wanted: protocol.Control | None = None  # what control.json is to hold, as long as it does not
+        self._told = 0  # the last revision of which it was said that it cannot be written
         self._blind = False
         self._looked = False  # whether the first evaluation has the objective
         self._exact = self.policy.due(0) is not None  # answers take effect so many steps after what they are based on
@@ -158,54 +173,82 @@ class Supervisor:
     def run(self) -> events.Closing:
         """Start the workload and supervise it to its end.
 
-        Raises WorkloadError when it cannot be started, UserError when the run directory cannot be written.
+        Raises WorkloadError when it cannot be started, UserError when the run directory cannot be written,
+        SupervisorError where the run is left to itself.
         """
         try:
             files.replace(self.paths.manifest, events.render_run_file(plain(self.manifest), None))
-            self._log = audit.Log(self.paths.audit)
             self.paths.telemetry.touch(mode=0o600)
             self.paths.checkpoints.mkdir(exist_ok=True)
+            log = audit.Log(self.paths.audit)
         except OSError as error:
             raise UserError(f"The run directory {self.paths.root} cannot be written: {error.strerror}.") from None
-        if not self._append(events.RunStarted(manifest=self.manifest)):
-            raise UserError(f"{self.paths.audit} cannot be written; nothing was started.")
-        if self._schedule:
-            self._issue_schedule(self._schedule)
-        try:
-            self._start(None)
-        except WorkloadError as error:
-            self._fail("start", str(error))
-            self._close(Exit(127))  # as shells have it for what cannot be executed
-            self._log.close()
-            raise
-        return self._supervise()
+        with log:
+            self._journal = self._on(log)
+            if not self._journal.offer(events.RunStarted(manifest=self.manifest)):
+                raise UserError(f"{self.paths.audit} cannot be written; nothing was started.")
+            if self._schedule:
+                self._issue_schedule(self._schedule)
+            try:
+                self._start(None)
+            except WorkloadError as error:
+                self._fail("start", str(error))
+                self._close(Exit(127))  # as shells have it for what cannot be executed
+                raise
+            return self._supervise()
 
-    def attach(self, pid: int) -> events.Closing:
-        """Take over a run whose supervisor died: fold everything again, then go on."""
-        head, seq, seen = audit.GENESIS, 0, 0
+    def take_up(self, log: audit.Log) -> int | None:
+        """Fold everything that a supervisor that died has left, and go on in its log, whose lock we have.
+
+        Returns the process that trains; None where there is none any more: ``close`` is all that is left to do.
+
+        Raises UserError for a run that is closed, RecordError where its log does not hold together.
+        """
+        head, seq, end, seen = audit.GENESIS, 0, 0, 0
         for event in audit.read(self.paths.audit):
             self.ledger.fold(event.data)
-            head, seq, seen = event.line_hash, event.seq + 1, history.offset_of(event.data) or seen
-        self._log = audit.Log(self.paths.audit, seq, head)
+            head, seq, end = event.line_hash, event.seq + 1, end + len(event.line)
+            seen = history.offset_of(event.data) or seen
+        if self.ledger.ended is not None:
+            status = self.ledger.ended.closing.status
+            raise UserError(f"{self.paths.id} has ended ({status}); there is nothing to attach to.")
+        cut = log.go_on(seq, head, end)
+        self._journal = self._on(log)
         known = self.ledger.acknowledged
-        self._own()  # what the supervisor that died had on record only
+        if self.ledger.outstanding is not None:  # it may have died between the log and the file
+            self._put(self.ledger.outstanding)
+        self._own()  # what it had on record as due only
         for record in self._feed.records():
             self.state.fold(record)
             if isinstance(record, protocol.Applied | protocol.Refused) and record.revision > known:
                 self._acknowledge(record)
             elif isinstance(record, protocol.Eval) and self._feed.offset >= seen:
-                self._watch()
+                self._judge()
         self._looked = self.state.evals > 0
         self._append(events.Attached(telemetry_offset=self._feed.offset, telemetry_sha256=self._feed.digest()))
-        if self.state.start is not None:
-            self._check_policy()
-        if self.ledger.outstanding is not None:  # it may have died between the log and the file
-            self._put(self.ledger.outstanding)
+        if cut:
+            self._fail("audit", f"{cut} bytes of a line that was never finished were cut off the end of audit.jsonl")
+        if self._feed.offset < seen:
+            self._cut_short(f"has {self._feed.offset} bytes, where the log speaks of {seen}")
         if self.ledger.waiting is not None:
             self._fail("supervisor", "the decision died with the supervisor that asked for it", self.ledger.waiting)
+        started = living(RUN_DIR_VARIABLE, str(self.paths.root)) if self.state.start is None else []
+        return self._reporter() or next(iter(started), None)
+
+    def attach(self, pid: int, manager: Manager | None) -> events.Closing:
+        """Supervise the process that ``take_up`` has found to its end."""
+        self._manager = manager
         self._child = Adopted(pid, lambda end: self._queue.put(Ended(end)))
         self._pause(False)  # the supervisor that died may have stopped it
+        if self.state.start is not None and (misfit := self._misfit()) is not None:
+            self._manager = None  # a training of days is not ended for that
+            self._fail("supervisor", f"nothing is changed any more: {misfit}")
         return self._supervise()
+
+    def close(self) -> events.Closing:
+        """Close a run that ``take_up`` has found over: what its script reported is all that is known of its end."""
+        ended = min(self._clock(), max(self.manifest.created, self.state.last_time or 0.0))
+        return self._close(Exit(0 if self.state.end is not None else 1, known=False), ended)
 
     def interrupt(self, by: str) -> None:
         """The first asks the workload to end, the second kills it. ``by``: "Ctrl-C", say. Safe in a signal handler."""
@@ -231,19 +274,26 @@ class Supervisor:
                         self._handle(message)
                     self._clocks()
                     self._show(lambda: self._listener.tick(self.state, self.ledger))
-            except BaseException:
-                if isinstance(self._child, Child):
-                    self._child.signal(signal.SIGKILL)
-                    self._child.join(5)
+            except (WorkloadError, SupervisorError):
                 raise
-            finally:
-                if self._log is not None:
-                    self._log.close()
+            except Exception as error:
+                raise self._left_alone(error) from error
+
+    def _left_alone(self, error: Exception) -> SupervisorError:
+        """A fault of our own is no reason to end a training: it goes on, and another supervisor may take over."""
+        inner = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__} in {Path(inner.filename).stem}.{inner.name}, line {inner.lineno}"
+        with contextlib.suppress(Exception):
+            self._fail("supervisor", f"a fault of trainmgr itself: {what}; the script is left running")
+        return SupervisorError(
+            f"A fault of trainmgr itself has ended the supervision: {what} ({short(str(error), 200)}). "
+            f"The script goes on without it. To take over again: trainmgr attach {self.paths.id}"
+        )
 
     def _next(self) -> Message:
         """The next message that matters: many looks at the file are one."""
         try:
-            message = self._queue.get(timeout=POLL)
+            message = self._queue.get(timeout=0 if self._more else POLL)
             while isinstance(message, Look) and not self._queue.empty():
                 message = self._queue.get_nowait()
         except queue.Empty:
@@ -251,7 +301,7 @@ class Supervisor:
         return message
 
     def _handle(self, message: Message) -> None:
-        self._consume()
+        self._more = self._consume()
         match message:
             case Told():
                 self._append(message.exchange)
@@ -269,32 +319,80 @@ class Supervisor:
 
     # -- telemetry -----------------------------------------------------------------------------------------------
 
-    def _consume(self, *, asking: bool = True) -> None:
-        """Fold what is new; put acknowledgments and outcomes on record; with exact steps, ask at the very record."""
-        for record in self._feed.records():
-            self._heard = time.monotonic()
+    def _consume(self, *, asking: bool = True) -> bool:
+        """Fold what is new, a slice of it where there is much; whether there may be more.
+
+        Acknowledgments and outcomes are put on record at once; with exact steps, so is the question.
+        """
+        count = 0
+        for count, record in enumerate(self._records(), start=1):
             self.state.fold(record)
             self._show(partial(self._listener.record, record, self.state))
-            if isinstance(record, protocol.Applied | protocol.Refused):
-                self._acknowledge(record)
-            elif isinstance(record, protocol.Step | protocol.Eval) and self.state.trained_on > 1:
-                self._trains_on()  # one step may have been under way
-            elif isinstance(record, protocol.Start):
-                self._check_policy()
-                if record.resumed is None and self._resume is not None:
-                    self._fail("restart", f"the script did not go on from {self._resume}; it began at step 0")
+            if isinstance(record, protocol.Step):
+                if self.state.trained_on > 1:  # one step may have been under way
+                    self._trains_on()
+            else:
+                self._take_note(record)
             self._look(record)
-            for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
-                self._append(outcome)
-            if isinstance(record, protocol.Eval):
-                self._watch()
             if asking and self._exact:  # later, the step would depend on how many records were read at once
                 self._ask()
+            if count == SLICE:
+                break
+        if count:
+            self._heard = time.monotonic()
         if self._feed.tail.truncated and not self._truncated:
-            self._truncated = True
-            how = "became shorter or was replaced" if self.paths.telemetry.exists() else "was removed"
+            there = os.path.lexists(self.paths.telemetry)
+            self._cut_short("became shorter or was replaced" if there else "was removed")
+        if count == SLICE:
+            self._fall_behind()
+        return count == SLICE
+
+    def _take_note(self, record: telemetry.Item) -> None:
+        """What follows from a record that is no step."""
+        if isinstance(record, protocol.Applied | protocol.Refused):
+            self._acknowledge(record)
+        elif isinstance(record, protocol.Eval) and self.state.trained_on > 1:
+            self._trains_on()
+        elif isinstance(record, protocol.Start):
+            self._check_policy()
+            if record.resumed is None and self._resume is not None:
+                self._fail("restart", f"the script did not go on from {self._resume}; it began at step 0")
+        for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
+            self._append(outcome)
+        if isinstance(record, protocol.Eval):
+            self._judge()
+
+    def _records(self) -> Iterator[telemetry.Item]:
+        """What is new. A look that fails is no end of anything: the next one begins where this one stopped."""
+        try:
+            yield from self._feed.records()
+            self._unread = False
+        except OSError as error:
+            self._unread = True
+            now = time.monotonic()
+            if self._spoken is None or now - self._spoken > AGAIN:
+                self._fail("reading", f"telemetry.jsonl cannot be read: {error.strerror}; it is tried again and again")
+            self._spoken = now
+
+    def _cut_short(self, how: str) -> None:
+        self._truncated = True
+        self._fail("telemetry", f"telemetry.jsonl {how}; nothing more is read from it, after step {self.state.step}")
+
+    def _left_to_read(self) -> int:
+        """Bytes of telemetry that nobody has read yet."""
+        try:
+            return max(0, self.paths.telemetry.stat().st_size - self._feed.offset)
+        except OSError:
+            return 0
+
+    def _fall_behind(self) -> None:
+        left = self._left_to_read()
+        if left > BEHIND and not self._behind:
+            self._behind = True
             self._fail(
-                "telemetry", f"telemetry.jsonl {how}; nothing more is read from it, after step {self.state.step}"
+                "reading",
+                f"records come faster than they can be read: {left >> 20} MiB wait at step {self.state.step}; "
+                "decisions rest on what was read. Let the script report fewer steps.",
             )
 
     def _acknowledge(self, record: protocol.Applied | protocol.Refused) -> None:
@@ -313,12 +411,14 @@ class Supervisor:
             self._status = "stopped"
             self._finish_child(signal.SIGTERM)
 
-    def _watch(self) -> None:
-        """Probation: put on record what follows from an evaluation, and do it at once."""
+    def _judge(self) -> None:
+        """Put on record what follows from an evaluation, and do it: of changes on trial, and of what nobody answers."""
         while (event := decision.watched(self.state, self.ledger, self.policy, self._mark())) is not None:
-            if not self._append(event):
-                return
+            self._append(event)
             self._own()
+        lapsed = decision.unanswered(self.state, self.ledger, self._mark())
+        if lapsed is not None:
+            self._append(lapsed)
 
     def _own(self) -> None:
         """Issue what is on record as due."""
@@ -349,12 +449,17 @@ class Supervisor:
     def _objective(self) -> str:
         return self.state.start.objective.metric if self.state.start else "objective"
 
-    def _check_policy(self) -> None:
-        """The policy can only be compared with the action space once the workload has declared it."""
+    def _misfit(self) -> str | None:
+        """Why the policy does not fit the action space, which is known once the workload has declared it."""
         try:
             self.policy.narrow(self.state.space)
         except PolicyError as error:
-            self._fail("policy", str(error))
+            return str(error)
+        return None
+
+    def _check_policy(self) -> None:
+        if (misfit := self._misfit()) is not None:
+            self._fail("policy", misfit)
             self._finish_child(signal.SIGTERM)
             self._status = "failed"
 
@@ -371,9 +476,9 @@ class Supervisor:
         if why is None or self._status is not None:
             return
         view, event = decision.take_snapshot(self.state, self.ledger, self.policy, self._mark(), why)
-        if not self._append(event):
+        if not self._offer(event):
             return
-        self._pending = Pending(event.decision, self.state.step, self._clock())
+        self._pending = Pending(event.decision, self.state.step, time.monotonic())
         self._pause(True)
         if isinstance(self._manager, Consultant):
             self._manager.begin(event.decision, self.ledger.spent, lambda exchange: self._queue.put(Told(exchange)))
@@ -407,11 +512,14 @@ class Supervisor:
         self._append(response)
         ruling = decision.verdict(
             response.raw, self.state, self.ledger, self.policy, self._mark(),
-            decision=pending.id, based_on_step=pending.step, age_seconds=round(self._clock() - pending.asked, 3),
+            decision=pending.id, based_on_step=pending.step, age_seconds=round(time.monotonic() - pending.asked, 3),
         )  # fmt: skip
         logged = self._append(ruling)
         applies = ruling.result != "rejected" and (bool(ruling.changes) or ruling.command is not None)
-        if not logged or not applies or self.manifest.mode == "shadow":
+        if not applies or self.manifest.mode == "shadow":
+            self._decided()
+        elif not logged:
+            self._not_applied(pending.id)
             self._decided()
         elif self.manifest.mode == "approve":
             pending.ruling = ruling
@@ -437,11 +545,18 @@ class Supervisor:
         if pending is None or pending.id != message.decision or pending.ruling is None:
             return
         answer = {True: "yes", False: "no", None: "none"}[message.answer]
-        if self._append(events.Approval.model_validate({"decision": pending.id, "answer": answer})) and message.answer:
+        logged = self._append(events.Approval.model_validate({"decision": pending.id, "answer": answer}))
+        if message.answer and not logged:
+            self._not_applied(pending.id)
+        elif message.answer:
             if self.ledger.overtaken:
                 self._fail("probation", "probation changed the recipe since this was asked: not applied", pending.id)
             self._issue(pending.ruling, pending.step)
         self._decided()
+
+    def _not_applied(self, name: str) -> None:
+        """What could be put on record only later would be a change on what is past by then."""
+        self._fail("audit", "not applied, since audit.jsonl could not be written", name)
 
     def _issue(self, ruling: events.Verdict, based_on_step: int) -> None:
         if self._ending is not None:  # nothing but the stop is wanted of it any more
@@ -450,22 +565,38 @@ class Supervisor:
             ruling, self.ledger, self.policy, run=self.paths.id, issued=self._issued(), based_on_step=based_on_step,
             total_steps=self.state.total_steps, commands=self.state.space.commands,
         )  # fmt: skip
-        if event is not None:
-            self._write(event)
+        if event is None:
+            return
+        if self._offer(event):
+            self._put(event.control)
+        else:
+            self._not_applied(ruling.decision)
 
     def _issued(self) -> protocol.Issued:
         return protocol.Issued(t=round(self._clock(), 3), step=self.state.step)
 
     def _write(self, event: events.OverrideIssued) -> None:
         """Log first, control file second: no change may exist that the log cannot explain."""
+        self._wanted = event.control
         if self._append(event):
             self._put(event.control)
 
     def _put(self, content: protocol.Control) -> None:
+        """Write the control file; where the disk refuses it, it is tried again until another one is wanted."""
+        self._wanted = content
         try:
             control.write(self.paths, content)
+            self._wanted = None
         except OSError as error:
-            self._fail("control", f"control.json cannot be written: {error.strerror}", content.decision)
+            if self._told < content.revision:
+                self._told = content.revision
+                self._fail("control", f"control.json cannot be written: {error.strerror}", content.decision)
+
+    def _again(self) -> None:
+        """What the disk has refused is tried again: the log first."""
+        assert self._journal is not None
+        if self._journal.flush() and self._wanted is not None:
+            self._put(self._wanted)
 
     def _issue_schedule(self, schedule: list[protocol.Override]) -> None:
         last = schedule[-1]
@@ -545,6 +676,7 @@ class Supervisor:
 
     def _clocks(self) -> None:
         """What happens because time passed."""
+        self._again()
         now = time.monotonic()
         if self._ending is not None:
             if now >= self._ending.deadline and self._ending.signals and self._child is not None:
@@ -556,14 +688,15 @@ class Supervisor:
             self._approved(Approved(pending.id, None))
         limit = self.policy.process.stall_timeout
         paused = self.manifest.blocking and pending is not None
-        if limit is not None and not paused and not self._truncated and now - self._heard > limit:
+        deaf = self._truncated or self._unread
+        if limit is not None and not paused and not deaf and now - self._heard > limit:
             self._append(events.Stalled(seconds=round(now - self._heard, 1), step=self.state.step))
             self._status = "hung"
             self._finish_child(signal.SIGTERM)
 
     def _ended(self, end: Exit) -> events.Closing | None:
         """The child is gone: read the rest, then start it again or close the run."""
-        self._consume(asking=False)
+        self._read_to_the_end()
         interrupted = self._status in ("interrupted", "failed", "stopped")
         if not end.known and self.state.end is None:
             end = replace(end, code=1)
@@ -572,6 +705,7 @@ class Supervisor:
             self._child.signal(signal.SIGKILL)  # what it started and left behind
             if others := end_all(RUN_DIR_VARIABLE, str(self.paths.root)):  # and what has left its group
                 self._fail("processes", f"what the script had left running was ended: {_listed(others)}")
+                self._read_to_the_end()  # it may have reported meanwhile
         elif self._trains_alone():
             self._status = "failed"
             interrupted = True
@@ -595,13 +729,45 @@ class Supervisor:
                 return None
         return self._close(end)
 
+    def _read_to_the_end(self) -> None:
+        """All that the child has left; raises SupervisorError where the operator does not want to wait for it."""
+        tries = 0
+        while self._consume(asking=False) or (self._unread and tries < TRIES):
+            if self._unread:
+                tries += 1
+                time.sleep(PAUSE)
+            later = []
+            while not self._queue.empty():
+                message = self._queue.get_nowait()
+                if isinstance(message, Interrupt):
+                    self._hurried()
+                elif not isinstance(message, Look):
+                    later.append(message)
+            for message in later:
+                self._queue.put(message)
+            self._again()
+            self._show(lambda: self._listener.tick(self.state, self.ledger))
+        if self._unread:
+            self._fail("telemetry", "the end of telemetry.jsonl could not be read")
+
+    def _hurried(self) -> None:
+        left = f"{self._left_to_read() >> 20} MiB of what it reported are left to read"
+        if self._ending is None and not self._hurry:
+            self._hurry = True
+            self._fail("reading", f"the script has ended; {left}. Once more leaves them unread")
+            return
+        raise SupervisorError(
+            f"The script of {self.paths.id} has ended; {left}. `trainmgr attach {self.paths.id}` reads them and closes "
+            "the run."
+        )
+
     def _trains_alone(self) -> bool:
         """Whether what was started was a wrapper that has left the script running in the background; says so.
 
         Of a script that has ended, it says what that has left behind.
         """
         left = staying(RUN_DIR_VARIABLE, str(self.paths.root))
-        self._consume(asking=False)  # it may have ended meanwhile
+        self._read_to_the_end()  # it may have ended meanwhile
         reporter = self._reporter()
         if self.state.end is None and (reporter is not None or (left and self.state.start is None)):
             who = f"process {reporter or left[0]} that it has left in the background"
@@ -613,7 +779,8 @@ class Supervisor:
             self._fail("processes", f"the script has ended and left running: {names}; end what is of no use with kill")
         return False
 
-    def _close(self, end: Exit) -> events.Closing:
+    def _close(self, end: Exit, ended: float | None = None) -> events.Closing:
+        """``ended``: when, in seconds since 1970; now if that is not said."""
         while not self._queue.empty():
             message = self._queue.get_nowait()
             if isinstance(message, Told):
@@ -628,7 +795,7 @@ class Supervisor:
         for outcome in decision.outcomes(state, self.ledger, self._feed.offset):
             self._append(outcome)
         closing = events.Closing(
-            ended=round(self._clock(), 3),
+            ended=round(self._clock() if ended is None else ended, 3),
             status=status,
             exit_code=end.code,
             exit=end.words,
@@ -636,33 +803,57 @@ class Supervisor:
             **self.ledger.losses(),
         )
         content = events.render_run_file(plain(self.manifest), plain(closing))
-        with contextlib.suppress(OSError):
-            files.replace(self.paths.manifest, content)
         self._append(
             events.RunEnded(
                 closing=closing,
                 telemetry_length=self._feed.offset,
                 telemetry_sha256=self._feed.digest(),
-                torn=files.sha256(torn) if (torn := self._feed.tail.rest()) else "",
+                torn=self._torn(),
                 run_json_sha256=files.sha256(content),
             )
         )
+        self._last_words(content)
         return closing
+
+    def _torn(self) -> str:
+        try:
+            return files.sha256(torn) if (torn := self._feed.tail.rest()) else ""
+        except OSError:
+            return ""
+
+    def _last_words(self, content: bytes) -> None:
+        """What was kept of the log, and run.json. Where the disk does not take them, `attach` writes them later."""
+        assert self._journal is not None
+        for _ in range(TRIES):
+            try:
+                if self._journal.flush():
+                    files.replace(self.paths.manifest, content)
+                    return
+                why = "audit.jsonl"
+            except OSError:
+                why = "run.json"
+            time.sleep(PAUSE)
+        text = f"{why} could not be written to its end; later, `trainmgr attach {self.paths.id}` does it"
+        failure = events.Failure(where=why, message=text)
+        self._show(lambda: self._listener.event(failure, self.state, self.ledger))
 
     # -- the log -------------------------------------------------------------------------------------------------
 
+    def _on(self, log: audit.Log) -> Journal:
+        def tell(event: events.Payload) -> None:
+            self._show(lambda: self._listener.event(event, self.state, self.ledger))
+
+        return Journal(log, self.ledger, tell, self._clock)
+
     def _append(self, payload: events.Payload) -> bool:
-        """Put an event on record and take it in; False when the disk refuses it: then nothing may follow from it."""
-        assert self._log is not None
-        try:
-            self._log.append(payload, round(self._clock(), 3))
-        except OSError as error:
-            failure = events.Failure(where="audit", message=f"audit.jsonl cannot be written: {error.strerror}")
-            self._show(lambda: self._listener.event(failure, self.state, self.ledger))
-            return False
-        self.ledger.fold(payload)
-        self._show(lambda: self._listener.event(payload, self.state, self.ledger))
-        return True
+        """Put on record what happened. False while the disk refuses it: then nothing may be done on it."""
+        assert self._journal is not None
+        return self._journal.append(payload)
+
+    def _offer(self, payload: events.Payload) -> bool:
+        """Put on record what is to happen. False where the disk refuses it: then it does not happen."""
+        assert self._journal is not None
+        return self._journal.offer(payload)
 
     def _show(self, tell: Callable[[], None]) -> None:
         """Whoever shows the run may fail (a closed terminal, a broken pipe): training and the log go on without."""

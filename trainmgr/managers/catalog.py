@@ -57,7 +57,8 @@ def make(name: str, policy: Policy, runs_dir: Path) -> Manager:
             return llm.LlmManager(policy, rest or None)
         case "local", _ if rest:
             path = Path(rest).expanduser().resolve()
-            server = LocalServer(path, context=policy.llm.context, threads=policy.llm.threads)
+            secrets = (policy.llm.api_key_env,)
+            server = LocalServer(path, context=policy.llm.context, threads=policy.llm.threads, secrets=secrets)
             return llm.LlmManager(policy, server=server, name=f"local:{path}")
         case "none", "":
             return NoManager()

@@ -15,20 +15,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
-from trainmgr import answer, budget, events, prompt
+from trainmgr import answer, budget, events, key, prompt
 from trainmgr.budget import Spent
 from trainmgr.completion import Completion
-from trainmgr.endpoint import OPENAI, Call, Endpoint, EndpointError, sendable
+from trainmgr.endpoint import OPENAI, Call, Endpoint, EndpointError
 from trainmgr.errors import ManagerError, UserError
 from trainmgr.managers.base import Answer, Exchange, Manager
 from trainmgr.managers.rules import RulesManager
+from trainmgr.paths import BASE_URL_VARIABLE
 from trainmgr.policy import Level, Policy, Price
 from trainmgr.proposal import keep
 from trainmgr.snapshot import Snapshot
 from trainmgr.wire import plain, short
 
 Purpose = Literal["decide", "reason", "format", "repair"]
-URL_VARIABLE = "OPENAI_BASE_URL"
 DEFAULT_MODEL = "gpt-5-mini"  # where api.openai.com is asked and no model named: small, with strict schemas
 SCHEMA_TOKENS = 1200  # of a schema of ten parameters, which endpoints count with the prompt
 BACKOFF = 1.0  # seconds before the first repetition, doubled for each further one
@@ -406,25 +406,20 @@ def configured(policy: Policy, environment: Mapping[str, str] = os.environ) -> s
     """Why a language model may be asked: what names one; None where nothing does."""
     if policy.llm.base_url or policy.llm.model:
         return "the policy names one"
-    for variable in (URL_VARIABLE, policy.llm.api_key_env):
+    for variable in (BASE_URL_VARIABLE, key.variable(policy.llm, environment)):
         if environment.get(variable):
             return f"{variable} is set"
     return None
 
 
 def _endpoint(policy: Policy, environment: Mapping[str, str]) -> Endpoint:
-    """The endpoint that the policy or the environment names."""
-    url = policy.llm.base_url or environment.get(URL_VARIABLE) or OPENAI
-    key = environment.get(policy.llm.api_key_env, "").strip() or None
-    if key is not None and not sendable(key):
+    """The endpoint that the policy or the environment names, with the key that it may have."""
+    url = policy.llm.base_url or environment.get(BASE_URL_VARIABLE) or OPENAI
+    endpoint = Endpoint(url, held := key.value(policy.llm, environment))
+    if endpoint.official and held is None:
         raise UserError(
-            f"The key in {policy.llm.api_key_env} holds characters that no HTTP header can have (quotation marks from "
-            "a text, a line break, an umlaut). Set it again, as it was given to you."
+            f"There is no key for {OPENAI}: the environment variable {key.variable(policy.llm, environment)} is not "
+            f"set. Set it, or name another endpoint with {BASE_URL_VARIABLE}; --manager rules needs neither."
         )
-    endpoint = Endpoint(url, key)
-    if endpoint.official and key is None:
-        raise UserError(
-            f"There is no key for {OPENAI}: the environment variable {policy.llm.api_key_env} is not set. "
-            f"Set it, or name another endpoint with {URL_VARIABLE}; --manager rules needs neither."
-        )
+    key.permit(endpoint, policy.llm, environment)
     return endpoint

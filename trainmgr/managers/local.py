@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,13 +40,14 @@ class LocalServer:
     It ends with this process, too, however that ends.
     """
 
-    def __init__(self, model: Path, *, context: int, threads: int) -> None:
+    def __init__(self, model: Path, *, context: int, threads: int, secrets: Sequence[str] = ()) -> None:
+        """``secrets``: variables that its process does not get, beside those of ``clean_environment``."""
         self.url = ""
         """Where its OpenAI-compatible interface is, known once it is started: ``http://127.0.0.1:PORT/v1``."""
         self.key = ""
         """The token that every request needs; another one with each start."""
         self.name = model.stem
-        self._model, self._context, self._threads = model, context, threads
+        self._model, self._context, self._threads, self._secrets = model, context, threads, secrets
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
 
@@ -77,7 +79,7 @@ class LocalServer:
         command = [sys.executable, "-m", __name__, str(self._model.resolve()), str(self._context), str(self._threads)]
         self._process = process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._output, bufsize=0,
-            env=clean_environment(NO_GPU), cwd=Path(__file__).parents[2], start_new_session=True,
+            env=clean_environment(NO_GPU, self._secrets), cwd=Path(__file__).parents[2], start_new_session=True,
         )  # fmt: skip  # in the folder of this very package, so that -m finds it and nothing of the user's
         assert process.stdin is not None
         assert process.stdout is not None

@@ -112,7 +112,9 @@ def settled(count):
         count -= max(0, watch["first_evals"] - 1)  # at which nobody is asked
     if count <= 0:
         return True
-    done = [e for e in events if e["kind"] == "verdict" or (e["kind"] == "error" and e["decision"])]
+    ruled = [e["decision"] for e in events if e["kind"] == "verdict"]
+    done = [e for e in events if e["kind"] == "verdict"
+            or (e["kind"] == "error" and e["decision"] and e["decision"] not in ruled)]
     if len(done) < count:
         return False
     last = done[-1]
