@@ -39,7 +39,7 @@ ALLOWED: dict[str, str] = {
     "policy": "action_space errors protocol wire",
     "forecast": "wire",
     "budget": "policy",
-    "process": "errors paths",
+    "process": "errors paths wire",
     "telemetry": "files protocol",
     "lineage": "protocol",
     "evaluations": "",
@@ -100,6 +100,7 @@ ALLOWED: dict[str, str] = {
     "breaches": "action_space checked notices protocol rollbacks seen telemetry wire",
     "check": "action_space breaches checked interventions manifest paths policy process protocol run_state seen "
     "telemetry wire",
+    "output": "errors",
     "display": "events interventions ledger lineage notices protocol run_state telemetry wire",
     "comparison.__init__": "",
     "comparison.statistics": "errors",

@@ -18,7 +18,7 @@ from trainmgr import process
 from trainmgr.errors import WorkloadError
 from trainmgr.paths import SECRET_VARIABLES, RunPaths
 from trainmgr.process import Adopted, Child, Exit
-from trainmgr.testing import TIME_LIMIT, ScriptedManager, answer, supervise, wait_for, write_child, write_shell
+from trainmgr.testing import PYTHON, TIME_LIMIT, ScriptedManager, answer, supervise, wait_for, write_child, write_shell
 
 
 @contextmanager
@@ -316,12 +316,193 @@ def test_a_wrapper_without_a_handler_does_not_keep_a_signal_from_the_script(tmp_
     assert (tmp_path / "stdout.log").read_text() == "warned\nwrapper 7\n"
 
 
-def test_processes_are_found_by_what_they_were_started_with(tmp_path: Path) -> None:
+# ---- what a run leaves behind, and ids that are not its own ---------------------------------------------------
+
+ESCAPE = """
+import os, subprocess, sys, time
+if sys.argv[1] == "daemon" and (os.fork() or os.setsid() or os.fork()):  # twice: its parent and its leader are gone
+    os._exit(0)
+if sys.argv[1] == "session":
+    subprocess.run([sys.executable, __file__, "sleep"], start_new_session=True)
+open(f"{sys.argv[1]}.new", "w").write(f"{os.getpid()}\\n")
+os.rename(f"{sys.argv[1]}.new", sys.argv[1])
+time.sleep(300)
+"""
+
+
+def test_processes_are_found_by_what_they_were_started_with_and_those_of_a_person_are_not(tmp_path: Path) -> None:
+    """A shell that exports the variable, and what is typed into it, is in a session of the person's."""
     value = str(tmp_path)
-    other = subprocess.Popen(["sleep", "300"], env={"TRAINMGR_RUN_DIR": value, "PATH": os.environ["PATH"]})
+    environment = {"TRAINMGR_RUN_DIR": value, "PATH": os.environ["PATH"]}
+    (tmp_path / "escape.py").write_text(ESCAPE)
+    typed = subprocess.Popen(["sleep", "300"], env=environment)
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", f"TRAINMGR_RUN_DIR={value} sleep 300; true"], start_new_session=True
+    )  # fmt: skip
+    child = subprocess.Popen(
+        ["/bin/sh", "-c", f"{PYTHON} escape.py daemon; {PYTHON} escape.py session & wait"],
+        env=environment, cwd=tmp_path, start_new_session=True,
+    )  # fmt: skip
     try:
-        wait_for(lambda: process.living("TRAINMGR_RUN_DIR", value) == [other.pid], "the process")
+        daemon, grandchild = (number_in(tmp_path / name) for name in ("daemon", "sleep"))
+        assert len({os.getpgid(pid) for pid in (child.pid, daemon, grandchild)}) == 3
+        assert {child.pid, daemon, grandchild} <= set(found := process.living("TRAINMGR_RUN_DIR", value))
+        assert len(found) == 4  # and the one that waits for the grandchild
+        ended = process.end_all("TRAINMGR_RUN_DIR", value)
+        assert len(ended) == 4
+        assert any(text.startswith(f"process {daemon} (") and text.endswith("escape.py daemon)") for text in ended)
+        assert child.wait(TIME_LIMIT) == -signal.SIGTERM
+        assert process.living("TRAINMGR_RUN_DIR", value) == []
+        assert typed.poll() is None
+        assert shell.poll() is None
     finally:
-        other.kill()
-        other.wait()
-    assert process.living("TRAINMGR_RUN_DIR", value) == []
+        process.signal_group(shell.pid, signal.SIGKILL)
+        for other in (typed, shell, child):
+            other.kill()
+            other.wait()
+
+
+@pytest.mark.parametrize("pid", [2**53 - 1, 2**31, 2**31 - 1, 0, -1])
+def test_an_id_that_no_process_has_is_nobodys(pid: int) -> None:
+    assert not process.alive(pid)
+    assert not process.belongs(pid, "TRAINMGR_RUN_DIR", "/runs/a")
+    if pid > 0:
+        ends: queue.Queue[Exit] = queue.Queue()
+        adopted = Adopted(pid, ends.put)
+        assert ends.get(timeout=TIME_LIMIT).known is False
+        adopted.signal(signal.SIGKILL)
+        assert adopted.join(TIME_LIMIT)
+
+
+NESTED = """
+import os
+from trainmgr import process
+own = (os.getpid(), os.getppid())
+assert all(os.environ["TRAINMGR_RUN_DIR"] in open(f"/proc/{pid}/environ").read() for pid in own)
+print(*(process.belongs(pid, "TRAINMGR_RUN_DIR", "/runs/a") for pid in own))
+print(*process.living("TRAINMGR_RUN_DIR", "/runs/a"))
+"""
+
+
+def test_a_supervisor_and_what_it_was_started_by_are_never_the_scripts(tmp_path: Path) -> None:
+    (tmp_path / "nested.py").write_text(NESTED)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{PYTHON} nested.py; true"], env={**os.environ, "TRAINMGR_RUN_DIR": "/runs/a"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT, check=True, start_new_session=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_an_adopted_process_in_a_group_of_somebody_else_is_signalled_alone(tmp_path: Path) -> None:
+    script = "TRAINMGR_RUN_DIR=/runs/a sleep 300 & echo $! > pid.new; mv pid.new pid; wait; sleep 300"
+    person = subprocess.Popen(["/bin/sh", "-c", script], cwd=tmp_path, start_new_session=True)
+    try:
+        pid = number_in(tmp_path / "pid")
+        wait_for(lambda: process.belongs(pid, "TRAINMGR_RUN_DIR", "/runs/a"))
+        adopted = Adopted(pid, lambda _: None)
+        adopted.signal(signal.SIGKILL)
+        assert adopted.join(TIME_LIMIT)
+        assert person.poll() is None
+    finally:
+        process.signal_group(person.pid, signal.SIGKILL)
+        person.wait()
+
+
+# ---- starts and ends that go wrong ------------------------------------------------------------------------------
+
+
+def descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def test_a_start_that_fails_says_why_and_keeps_nothing_open(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.write_text("echo no interpreter is named\n")
+    bare.chmod(0o700)
+    gone = tmp_path / "gone"
+    before = descriptors()
+    for folder, command, message in (
+        (tmp_path, "no-such-program", "cannot be started: No such file"),
+        (tmp_path, str(bare), "Exec format error; a script begins with a line that names its interpreter"),
+        (tmp_path, "a\0b", "cannot be started: embedded null byte"),
+        (gone, "/bin/sh", "gone is gone"),
+    ):
+        with pytest.raises(WorkloadError, match=message):
+            Child(
+                [command], environment={}, directory=folder, stdout=tmp_path / "out", stderr=tmp_path / "err",
+                ended=lambda _: None,
+            )  # fmt: skip
+    with pytest.raises(WorkloadError, match="Is a directory"):
+        Child(["/bin/sh"], environment={}, directory=tmp_path, stdout=tmp_path / "out", stderr=tmp_path,
+              ended=lambda _: None)  # fmt: skip
+    assert descriptors() == before
+
+
+UNSEEN = """
+import queue, signal, sys
+from pathlib import Path
+from trainmgr.process import Child
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as some daemons leave it to what they start
+ends = queue.Queue()
+here = Path.cwd()
+Child(["/bin/sh", "-c", "exit 7"], environment={}, directory=here, stdout=here / "out", stderr=here / "err",
+      ended=ends.put)
+print(ends.get(timeout=60).words)
+"""
+
+
+def test_an_end_that_the_system_keeps_to_itself_is_no_good_end(tmp_path: Path) -> None:
+    done = subprocess.run([PYTHON, "-c", UNSEEN], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "ended, unseen by its supervisor\n"
+
+
+STOPPING = """
+import os, queue, signal, sys
+from pathlib import Path
+from trainmgr.process import Adopted, Child
+here, ends = Path.cwd(), queue.Queue()
+if sys.argv[1:]:
+    child = Adopted(int(sys.argv[1]), ends.put)
+else:
+    child = Child(["sleep", "300"], environment=os.environ, directory=here, stdout=here / "out", stderr=here / "err",
+                  ended=ends.put)
+for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGSTOP):
+    child.signal(number)
+print(child.pid, flush=True)
+signal.pause()
+"""
+
+
+def stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+def test_a_child_that_stands_still_goes_on_when_its_supervisor_is_killed(tmp_path: Path) -> None:
+    """Once a child of that process, once one that it has adopted."""
+    pid = 0
+    try:
+        for _ in range(2):
+            command = [PYTHON, "-c", STOPPING, *[str(pid)] * bool(pid)]
+            supervisor = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+            assert supervisor.stdout is not None
+            with supervisor.stdout as out:
+                pid = int(out.readline())
+            wait_for(lambda pid=pid: stopped(pid), "the stop")  # type: ignore[misc]
+            supervisor.kill()
+            supervisor.wait(TIME_LIMIT)
+            wait_for(lambda pid=pid: not stopped(pid), "the end of the stop")  # type: ignore[misc]
+    finally:
+        if pid:
+            process.signal_group(pid, signal.SIGKILL)
+
+
+def test_nothing_watches_over_a_child_that_is_over(tmp_path: Path) -> None:
+    before = descriptors()
+    with started(tmp_path, "sleep", "300") as (child, ends):
+        child.signal(signal.SIGSTOP)
+        wait_for(lambda: stopped(child.pid), "the stop")
+        child.signal(signal.SIGKILL)
+        assert ends.get(timeout=TIME_LIMIT).code == 137
+        child.signal(signal.SIGSTOP)
+    assert descriptors() == before
+    assert child._guardian._process is None

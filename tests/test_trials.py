@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from trainmgr.errors import TrainmgrError
 from trainmgr.managers import catalog
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.process import alive
+from trainmgr.supervisor import Supervisor
 from trainmgr.wire import to_json
 
 SCRIPT = """
@@ -506,3 +508,52 @@ def test_an_interrupted_comparison_ends_its_runs(gated: Path, number: signal.Sig
     assert not alive(pid)
     (gated / "code" / "open").touch()
     assert trainmgr(gated, "code/tiny.py", "--managers", "none", "--seeds", "1-3").stderr.count("reused") == 1
+
+
+def test_a_comparison_outlives_its_terminal_where_that_was_asked_for(gated: Path) -> None:
+    """With nohup, as a run does."""
+    words = ["nohup", *command("code/tiny.py", "--managers", "none", "--seeds", "2")]
+    process = subprocess.Popen(words, cwd=gated, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pid = int((gated / "code" / "gate").read_text())
+    process.send_signal(signal.SIGHUP)
+    os.kill(pid, signal.SIGHUP)
+    (gated / "code" / "never").write_text("")
+    assert process.wait(60) == 0
+
+
+def test_ctrl_c_twice_ends_every_run_of_a_comparison(gated: Path) -> None:
+    """The second one comes while the runs are being ended."""
+    process = subprocess.Popen(
+        command("code/tiny.py", "--managers", "none", "--seeds", "2"), cwd=gated, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    pid = int((gated / "code" / "gate").read_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    with process.stderr as said:
+        while "interrupted; finished runs are kept" not in said.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == errors.EXIT_INTERRUPTED
+    assert not alive(pid)
+    (paths,) = list_runs(gated / "runs")
+    file = history.run_file(paths)
+    assert file is not None
+    assert file.closing is not None
+    assert file.closing.status == "interrupted"
+
+
+def test_a_comparison_keeps_no_supervisor_of_a_run_that_is_over(folder: Path) -> None:
+    kept: list[int] = []
+
+    class Counting(Silent):
+        def ended(self, outcome: trials.Outcome) -> None:
+            gc.collect()
+            kept.append(sum(isinstance(thing, Supervisor) for thing in gc.get_objects()))
+
+    gc.collect()
+    before = sum(isinstance(thing, Supervisor) for thing in gc.get_objects())
+    plan = experiment.Experiment(script="code/tiny.py", seeds="1-4", managers=["none"])
+    trials.run(trials.balanced(trials.cells(plan, folder, folder / "runs")), folder / "runs", 1, Counting())
+    assert len(kept) == 4
+    assert max(kept) - before <= 2  # the one that trains, and the one that has just ended

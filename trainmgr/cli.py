@@ -5,11 +5,14 @@ Data goes to stdout, narration to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,11 +29,11 @@ from trainmgr import (
     key,
     launch,
     opinions,
+    output,
     process,
     prompt,
     proof,
     replay,
-    run_state,
     schemas,
     screen,
     tables,
@@ -38,7 +41,7 @@ from trainmgr import (
 from trainmgr import (
     check as checking,
 )
-from trainmgr import ledger as ledgers
+from trainmgr import manifest as manifests
 from trainmgr import policy as policies
 from trainmgr.comparison import (
     analysis,
@@ -78,7 +81,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 narration = Console(stderr=True)
-data = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: tables get room
+data = Console(width=None if os.isatty(1) else 160)  # a pipe has no width: tables get room
+JSON_LIMIT = 1 << 24  # characters of events that wait for their reader
+UNREAD = "({} lines were not shown: they were not taken in time)\n"
 
 
 class Mode(StrEnum):
@@ -182,11 +187,7 @@ def run(
     )
     if manager == "auto":
         request.say("manager: {} ({})".format(*catalog.choose(manager, request.policy)))
-    known: list[Supervisor] = []
-    paths, closing = _watched(lambda listener: launch.launch(request, listener, known.append), quiet, json)
-    if not json:
-        _closing_words(paths, known)
-    raise typer.Exit(_exit_code(paths, closing, known))
+    raise typer.Exit(_supervised(lambda *how: launch.launch(request, *how)[1], quiet, json))
 
 
 @app.command()
@@ -204,12 +205,9 @@ def attach(
     """
     _key(api_key_env, send_key)
     paths = find_run(runs_dir, run)
-    known: list[Supervisor] = []
     say = (lambda _: None) if quiet else _aside
-    closing = _watched(lambda listener: launch.attach(paths, runs_dir, listener, known.append, say=say), quiet, json)
-    if not json:
-        _closing_words(paths, known)
-    raise typer.Exit(_exit_code(paths, closing, known))
+    call = partial(launch.attach, paths, runs_dir, say=say)
+    raise typer.Exit(_supervised(call, quiet, json))
 
 
 @app.command()
@@ -431,7 +429,7 @@ def compare(
         cells = trials.cells(plan, folder, runs_dir)
         there = _reused(plan, cells, reuse) if reuse else None
         todo = trials.balanced(gathering.missing(cells, there) if there else cells)
-        with progress.Bar(narration) as bar:
+        with _unhindered(), progress.Bar(narration) as bar:
             outcomes = trials.run(todo, runs_dir, jobs, bar, chosen or plan.metrics)
         found = gathering.gather(plan, outcomes, there)
     found = found.model_copy(update={"goals": found.goals | goals, "metrics": chosen or found.metrics})
@@ -484,6 +482,47 @@ def _policy(path: Path | None, restarts: int | None, stall_timeout: float | None
     return policy.model_copy(update={"process": policy.process.model_copy(update=flags)}) if flags else policy
 
 
+@contextlib.contextmanager
+def _unhindered(json: bool = False) -> Iterator[list[output.Printer]]:
+    """While a run is supervised, nobody waits for the reader of stdout or stderr. Yields what prints there."""
+    limit, notice = (JSON_LIMIT, "") if json else (output.LIMIT, UNREAD)
+    with output.printing(sys.stderr, notice=UNREAD) as err, output.printing(sys.stdout, limit, notice) as out:
+        narration.file, data.file = err, out
+        try:
+            yield [stream for stream in (err, out) if isinstance(stream, output.Printer)]
+            if json and isinstance(out, output.Printer):
+                out.close()
+                if out.missing:
+                    _aside(f"{out.missing} events were not read from stdout in time; audit.jsonl has all of them")
+        finally:
+            narration.file, data.file = sys.stderr, sys.stdout
+
+
+def _supervised(call: Callable[..., events.Closing], quiet: bool, json: bool) -> int:
+    """Supervise to the end, say what there is to say, and the exit code: whatever becomes of the saying."""
+    known: list[Supervisor] = []
+
+    def begun(supervisor: Supervisor) -> None:
+        known.append(supervisor)
+        launch.hear(supervisor)
+
+    with _unhindered(json) as printers:
+        closing = _watched(lambda listener: call(listener, begun), quiet, json)
+        launch.settled([printer.give_up for printer in printers])
+        code = _exit_code(closing, known[0])
+        if not json:
+            for printer in printers:  # else the last lines could come before those that were said
+                printer.drain()
+            try:
+                _closing_words(known[0])
+            except Exception as error:
+                _aside(
+                    f"the last lines cannot be shown: {type(error).__name__}; try: trainmgr show {known[0].paths.id}"
+                )
+    launch.settled()
+    return code
+
+
 def _key(name: str | None, places: list[str] | None) -> None:
     """Keep what the operator says about the key where it is looked for, whoever needs it."""
     if name:
@@ -497,13 +536,13 @@ def _key(name: str | None, places: list[str] | None) -> None:
 def _watched(call: Any, quiet: bool, json: bool) -> Any:
     """Make the call with the view that fits: JSON lines, the live view in a terminal, plain lines elsewhere."""
     if json:
-        return call(lambda *_: display.JsonLines())
+        return call(lambda *_: display.JsonLines(data.file, narration.file))
     if quiet or not narration.is_terminal:
-        return call(lambda *_: display.Lines(quiet=quiet))
+        return call(lambda *_: display.Lines(narration.file, quiet=quiet))
     views: list[screen.LiveView] = []
 
-    def live(_: RunPaths, manifest: Any) -> screen.LiveView:
-        views.append(screen.LiveView(manifest, narration))
+    def live(_: RunPaths, record: Any) -> screen.LiveView:
+        views.append(screen.LiveView(record, narration))
         return views[0].__enter__()
 
     try:
@@ -513,33 +552,29 @@ def _watched(call: Any, quiet: bool, json: bool) -> Any:
             view.__exit__(None, None, None)
 
 
-def _closing_words(paths: RunPaths, known: Sequence[Supervisor] = ()) -> None:
-    manifest, state, ledger, lacking = _read_back(paths, known)
-    tables.print_closing(data, manifest, state, ledger, stderr=paths.stderr, lacking=lacking)
-
-
-def _read_back(
-    paths: RunPaths, known: Sequence[Supervisor]
-) -> tuple[events.Manifest, run_state.RunState, ledgers.Ledger, str]:
-    """What the files of a run say; where they are gone, what its supervisor knows, and what is wrong with them."""
+def _closing_words(supervisor: Supervisor) -> None:
+    """From the files of the run; where they are gone or damaged, from what its supervisor knows."""
+    lacking, known = "", (supervisor.manifest, supervisor.state, supervisor.ledger)
     try:
-        return *history.latest(paths), ""
+        known = history.latest(supervisor.paths)
     except (RecordError, OSError) as error:
-        if not known:
-            raise
-        return known[0].manifest, known[0].state, known[0].ledger, str(error)
+        lacking = str(error)
+    tables.print_closing(data, *known, stderr=supervisor.paths.stderr, lacking=lacking)
 
 
-def _exit_code(paths: RunPaths, closing: Any, known: Sequence[Supervisor]) -> int:
-    """The script's own, except where there is more to say than it knows."""
-    _, state, ledger, _ = _read_back(paths, known)
+def _exit_code(closing: events.Closing, supervisor: Supervisor) -> int:
+    """The script's own, except where there is more to say than it knows; by what was read, whatever is left of it."""
+    failure, end = supervisor.ledger.failure, supervisor.state.end
     if closing.status == "interrupted":
         return errors.EXIT_INTERRUPTED
-    if closing.status == "failed" and ledger.failure is not None and ledger.failure.where == "policy":
+    if closing.status == "failed" and failure is not None and failure.where == "policy":
         return errors.EXIT_USAGE
-    if closing.exit_code == 0 and state.start is None:
+    if closing.exit_code == 0 and closing.objective is None:  # there was no start that could be read
         return errors.EXIT_WORKLOAD
-    return int(closing.exit_code)
+    own = end is not None and end.status == closing.status  # the script's word for how it ended
+    if closing.exit_code == 0 and closing.status in ("hung", "failed") and not own:
+        return errors.EXIT_FAILED
+    return closing.exit_code
 
 
 def _reused(plan: experiment.Experiment, cells: list[list[trials.Cell]], file: Path) -> results.Results:
@@ -597,7 +632,8 @@ def _train(paths: RunPaths, runs_dir: Path, json: bool) -> NoReturn:
         directory=Path(manifest.directory), replay_of=paths.id, schedule=schedule or None,
     )  # fmt: skip
     narration.print(f"training {paths.id} again, with {len(schedule)} changes at their recorded steps", highlight=False)
-    again, _ = _watched(lambda listener: launch.launch(request, listener), False, False)
+    with _unhindered():
+        again, _ = _watched(lambda listener: launch.launch(request, listener), False, False)
     result = replay.compare_training(paths, again)
     if json:
         print(pretty({"run": paths.id, "again": again.id, **vars(result)}))
@@ -616,7 +652,7 @@ def _watch(paths: RunPaths, speed: float) -> None:
                 time.sleep(min(1.0, max(0.0, (t - before) / speed)))
             before = t
             view.tick(moment.state, moment.ledger)
-    _closing_words(paths)
+    tables.print_closing(data, *history.latest(paths))
 
 
 def _experiment(
@@ -628,6 +664,7 @@ def _experiment(
     policy: Path | None,
 ) -> experiment.Experiment:
     """An experiment file with what the flags say instead, or an experiment of flags alone."""
+    manifests.recordable(str(what), *arguments, managers or "", reference or "", str(policy or ""))
     flags: dict[str, Any] = {
         **({"managers": [name.strip() for name in managers.split(",")]} if managers is not None else {}),
         **({"seeds": experiment.seeds_of(seeds, "--seeds")} if seeds is not None else {}),
@@ -659,14 +696,27 @@ def _metrics(text: str) -> tuple[list[str], dict[str, Any]]:
 
 def main() -> None:
     """The entry point: a mistake ends with a message and an exit code, never with a traceback."""
+    output.prepare()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit code of a child is known
     process.conceal()  # before anything is started that could look
     try:
         app()
     except TrainmgrError as error:
-        print(f"trainmgr: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = _refused(error)
     except KeyboardInterrupt:
-        sys.exit(errors.EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(errors.EXIT_OK)
+        code = errors.EXIT_INTERRUPTED
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else errors.EXIT_FAILED
+    else:
+        code = errors.EXIT_OK
+    try:
+        sys.stdout.flush()
+    except TrainmgrError as error:
+        code = code or _refused(error)
+    sys.exit(code)
+
+
+def _refused(error: TrainmgrError) -> int:
+    with contextlib.suppress(TrainmgrError):
+        print(f"trainmgr: {error}", file=sys.stderr)
+    return error.exit_code

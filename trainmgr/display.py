@@ -336,8 +336,9 @@ class Drifts:
 class Lines:
     """A plain line for each event, for logs and pipes."""
 
-    def __init__(self, out: IO[str] = sys.stderr, quiet: bool = False) -> None:
-        self._out = out
+    def __init__(self, out: IO[str] | None = None, quiet: bool = False) -> None:
+        """``out`` None is stderr."""
+        self._out = out or sys.stderr
         self._quiet = quiet
         self._keyboard: Keyboard | None = None
         self._ledger = Ledger()
@@ -345,7 +346,11 @@ class Lines:
         self._told = Told(["warning"])  # which are lines of their own
 
     def _say(self, step: int, text: str) -> None:
-        print(f"step {step:>7}  {clean(text)}", file=self._out, flush=True)
+        self._line(f"step {step:>7}  {clean(text)}")
+
+    def _line(self, text: str) -> None:
+        self._out.write(f"{text}\n")  # at once: a line is shown whole, or not at all
+        self._out.flush()
 
     def record(self, record: Item, state: RunState) -> None:
         if self._quiet:
@@ -384,20 +389,22 @@ class Lines:
         pass
 
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
-        def out(text: str) -> None:
-            print(text, file=self._out, flush=True)
-
         self._keyboard = self._keyboard or Keyboard()
-        question = self._keyboard.ask(ruling, answer, out)
+        question = self._keyboard.ask(ruling, answer, self._line)
         if question:
-            out(question)
+            self._line(question)
 
 
 class JsonLines(Lines):
-    """Every audit event as a JSON line on stdout, for programs."""
+    """Every audit event as a JSON line, for programs; questions to a person go to ``out``."""
+
+    def __init__(self, data: IO[str], out: IO[str]) -> None:
+        super().__init__(out)
+        self._data = data
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
-        print(json.dumps(plain(event)), file=sys.stdout, flush=True)
+        self._data.write(f"{json.dumps(plain(event))}\n")
+        self._data.flush()
 
     def record(self, record: Item, state: RunState) -> None:
         pass

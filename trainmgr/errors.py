@@ -14,14 +14,14 @@ A message says what was found, what is allowed, and what to do next. It never ho
 from __future__ import annotations
 
 EXIT_OK = 0
-EXIT_FAILED = 1  # the check that was asked for failed (audit, replay, check), or a run did (compare)
+EXIT_FAILED = 1  # the check that was asked for failed (audit, replay, check), or a run did (compare), or it hung (run)
 EXIT_USAGE = 2
 EXIT_WORKLOAD = 3
 EXIT_INTERRUPTED = 130
 EXIT_CODES = {
     EXIT_OK: "all is well; `run`: the workload ended with 0",
-    EXIT_FAILED: "what was checked does not hold (`audit`, `replay`, `check`), a run of `compare` failed, or one could "
-    "not be supervised",
+    EXIT_FAILED: "what was checked does not hold (`audit`, `replay`, `check`), a run of `compare` failed, one could "
+    "not be supervised or hung and ended with 0, or what was asked for could not be printed",
     EXIT_USAGE: "the command line, a run's name or a policy file is wrong",
     EXIT_WORKLOAD: "the script could not be started, or wrote no telemetry",
     EXIT_INTERRUPTED: "interrupted: Ctrl-C or SIGTERM",

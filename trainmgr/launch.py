@@ -6,11 +6,12 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from trainmgr import __version__, audit, events, files, manifest, protocol
 from trainmgr.errors import RecordError, UserError
@@ -113,6 +114,7 @@ def launch(
     script = request.directory / request.script  # a replay may come from elsewhere
     command = manifest.command_of(script, request.arguments)
     manager = manager or catalog.make(request.manager, request.policy, request.runs_dir)
+    manifest.recordable(str(request.directory), manager.name)
     with ready(manager, say=request.say):
         now = time.time()
         paths = new_run(request.runs_dir, request.name or request.script.stem, datetime.fromtimestamp(now).astimezone())
@@ -176,17 +178,15 @@ def _unheard(numbers: Iterable[int]) -> set[int]:
     return {number for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
 
 
-@contextmanager
-def _keyboard(supervisor: Supervisor) -> Iterator[None]:
-    """Hand Ctrl-C, SIGTERM and what is meant for the script to the supervisor. Other threads than the first cannot.
+def hear(supervisor: Supervisor) -> dict[int, Any]:
+    """Hand Ctrl-C, SIGTERM and what is meant for the script to the supervisor; the handlers that were there before.
 
     A terminal that is closed (SIGHUP) is no reason to leave the run alone. Every one of them gets a handler, since what
     is ignored here would be ignored in the script, too. What was ignored before (``nohup``) stays so in both; what
-    another part of this process handles stays with it.
+    another part of this process handles stays with it. Other threads than the first cannot.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+        return {}
 
     def heard(number: int, _: object) -> None:
         if number == signal.SIGINT:
@@ -197,9 +197,44 @@ def _keyboard(supervisor: Supervisor) -> Iterator[None]:
             supervisor.signalled(number)
 
     numbers = {signal.SIGINT, signal.SIGTERM, *_unheard({signal.SIGHUP} | (signal.valid_signals() - STAYING))}
-    before = {number: signal.signal(number, heard) for number in numbers}
+    return {number: signal.signal(number, heard) for number in numbers}
+
+
+@contextmanager
+def _keyboard(supervisor: Supervisor) -> Iterator[None]:
+    """``hear`` while it is supervised."""
+    before = hear(supervisor)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def settled(do: Sequence[Callable[[], object]] = ()) -> None:
+    """The exit code is known: no signal changes it any more, each does only that. Without it, until the very end."""
+
+    def heard(*_: object) -> None:
+        for each in do:
+            each()
+
+    _instead(heard if do else signal.SIG_IGN)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whoever presses Ctrl-C twice, or a batch system that repeats itself, does not interrupt what ends the runs."""
+    before = _instead(lambda *_: None)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _instead(handler: Any) -> dict[int, Any]:
+    """Give to a handler what is handled by another; the handlers that were there before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} | (signal.valid_signals() - STAYING)
+    return {number: signal.signal(number, handler) for number in numbers if callable(signal.getsignal(number))}

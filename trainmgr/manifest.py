@@ -28,8 +28,9 @@ IDLE = {
 def command_of(script: Path, arguments: list[str]) -> list[str]:
     """How a script is started: Python files with this interpreter, anything executable by itself.
 
-    Raises WorkloadError for what is neither.
+    Raises WorkloadError for what is neither, or cannot be recorded.
     """
+    recordable(str(script), *arguments)
     if script.is_dir():
         raise WorkloadError(f"{script} is a folder. Name the training script in it.")
     if not script.is_file():
@@ -39,6 +40,13 @@ def command_of(script: Path, arguments: list[str]) -> list[str]:
     if os.access(script, os.X_OK):
         return [str(script.resolve()), *arguments]
     raise WorkloadError(f"{script} is neither a .py file nor executable. Make it executable with chmod +x.")
+
+
+def recordable(*names: str) -> None:
+    """Raises WorkloadError for a name that is not UTF-8: the files of a run are JSON, which has no others."""
+    for name in names:
+        if not name.isascii() and name.encode(errors="replace").decode() != name:
+            raise WorkloadError(f"{name!r} is not UTF-8, and could not be recorded. Give it another name, or a link.")
 
 
 def git_of(script: Path, secrets: Sequence[str] = ()) -> Git | None:

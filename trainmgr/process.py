@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -23,11 +24,15 @@ from trainmgr.paths import (
     SECRET_VARIABLES,
     SEED_VARIABLE,
 )
+from trainmgr.wire import short
 
 UNBUFFERED_VARIABLE = "PYTHONUNBUFFERED"
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
 PR_SET_DUMPABLE = 4  # of prctl(2)
 STEP = 0.05  # seconds between two looks at a process that is not our child
+EXITING = 1.0  # seconds that a process may take to end after what it belongs to, or at SIGTERM
+ROUNDS = 10  # times that what a run has left behind is killed: what forks meanwhile is found by the next look
+SHOWN = 120  # characters of a command line
 STAYING = frozenset(
     getattr(signal, f"SIG{name}")
     for name in (
@@ -125,20 +130,33 @@ class Child:
                     list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=dict(environment),
                     cwd=directory, start_new_session=True,
                 )  # fmt: skip
-        except OSError as error:
-            raise WorkloadError(f"{command[0]} cannot be started: {error.strerror}.") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+            raise WorkloadError(f"{command[0]} cannot be started: {_why(error, directory)}.") from None
         self.pid = self._process.pid
         self._ended = ended
+        self._guardian = Guardian(self.pid)
         self._waiter = threading.Thread(target=self._wait, name="child waiter", daemon=True)
-        self._waiter.start()
+        try:
+            self._waiter.start()
+        except RuntimeError as error:  # no thread can be had: nobody would see its end
+            signal_group(self.pid, signal.SIGKILL)
+            self._process.wait()
+            raise WorkloadError(f"{command[0]} cannot be watched: {error}.") from None
 
     def _wait(self) -> None:
+        known = True
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:  # SIGCHLD is ignored, or somebody else has waited for it
+            known = False
         code = self._process.wait()
-        self._ended(Exit(code if code >= 0 else 128 - code))
+        self._guardian.release()
+        self._ended(Exit(code if code >= 0 else 128 - code, known))
 
     def signal(self, number: int) -> None:
         """Signal the whole process group; a group that is gone is no error."""
-        signal_group(self.pid, number)
+        if number != signal.SIGSTOP or self._guardian.watches():
+            signal_group(self.pid, number)
 
     def pass_on(self, number: int, reporter: int | None = None) -> None:
         """Signal one process: its workers may have no handler, and die of it.
@@ -147,8 +165,7 @@ class Child:
         writes telemetry, if it has one.
         """
         if reporter is not None and catches(reporter, number) and not catches(self.pid, number):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(reporter, number)
+            signal_one(reporter, number)
             return
         with contextlib.suppress(PermissionError):
             self._process.send_signal(number)
@@ -162,64 +179,158 @@ class Child:
 class Adopted:
     """A child of a supervisor that died: watched by looking, since only a parent can wait. Its exit code is lost.
 
-    ``pid`` is the process that reports; the group to signal may have another leader (torchrun, a shell script).
+    ``pid`` is the process that reports; the group to signal may have another leader (torchrun, a shell script). Where
+    that is ours, or led by a process of somebody else, ``pid`` alone is signalled: the id is the script's word.
     """
 
     def __init__(self, pid: int, ended: Callable[[Exit], None]) -> None:
         self.pid = pid
-        try:
-            self._group = os.getpgid(pid)
-        except ProcessLookupError:
-            self._group = pid
+        self._born = _stat(pid, START_TIME)
+        self._leader = _leader(pid)
         self._ended = ended
+        self._guardian = Guardian(self._leader)
         self._waiter = threading.Thread(target=self._wait, name="child waiter", daemon=True)
         self._waiter.start()
 
     def _wait(self) -> None:
-        while alive(self.pid):
+        while alive(self.pid) and _stat(self.pid, START_TIME) == self._born:
             time.sleep(STEP)
+        self._guardian.release()
         self._ended(Exit(0, known=False))
 
     def signal(self, number: int) -> None:
-        signal_group(self._group, number)
+        if number == signal.SIGSTOP and not self._guardian.watches():
+            return
+        if self._leader is not None:
+            signal_group(self._leader, number)
+        elif self._waiter.is_alive():
+            signal_one(self.pid, number)
 
     def pass_on(self, number: int, reporter: int | None = None) -> None:  # noqa: ARG002
         """The same: signal the process that was started, or the one that reports."""
-        first = self._group
-        if not alive(first) or (catches(self.pid, number) and not catches(first, number)):
+        first = self._leader
+        if first is None or not alive(first) or (catches(self.pid, number) and not catches(first, number)):
             first = self.pid
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(first, number)
+        signal_one(first, number)
 
     def join(self, timeout: float) -> bool:
         self._waiter.join(timeout)
         return not self._waiter.is_alive()
 
 
+class Guardian:
+    """Lets a process group go on that was stopped (SIGSTOP) by a supervisor that died meanwhile.
+
+    A process of its own, since SIGKILL leaves a supervisor no time: it reads from a pipe, which ends with whoever holds
+    the other end. It is started before the first stop, and only then.
+    """
+
+    def __init__(self, group: int | None) -> None:
+        self._group = group
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()  # the waiter releases it while the loop may be about to stop the group
+        self._released = False
+
+    def watches(self) -> bool:
+        """Whether it is there; False where it cannot be, or the group is over."""
+        with self._lock:
+            if self._process is None and self._group is not None and not self._released:
+                command = ["/bin/sh", "-c", 'read -r _; kill -s CONT -- "-$0"', str(self._group)]
+                with contextlib.suppress(OSError):
+                    self._process = subprocess.Popen(
+                        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+                        env={}, start_new_session=True,
+                    )  # fmt: skip
+            return self._process is not None
+
+    def release(self) -> None:
+        """The group is over; its id may be another's soon."""
+        with self._lock:
+            self._released = True
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+                assert self._process.stdin is not None
+                self._process.stdin.close()
+                self._process = None
+
+
+STATE, PARENT, GROUP, SESSION, START_TIME = 0, 1, 2, 3, 19  # in /proc/PID/stat, behind the name
+
+
+def _stat(pid: int, field: int) -> str | None:
+    """A field of what the system says of a process; None where it does not say it (no such process, no /proc)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rsplit(")", 1)[1].split()[field]
+    except (OSError, IndexError):
+        return None
+
+
+def _why(error: OSError | ValueError, directory: Path) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno == errno.ENOEXEC:
+        return f"{error.strerror}; a script begins with a line that names its interpreter, #!/bin/sh for one"
+    if error.errno == errno.ENOENT and not directory.is_dir():
+        return f"its working directory {directory} is gone"
+    return error.strerror or str(error)
+
+
 def alive(pid: int) -> bool:
-    """Whether a process with this id is running (a zombie is not)."""
+    """Whether a process with this id is running (a zombie is not). Whatever the number: no process has 2^53."""
+    if pid <= 0:
+        return False
     try:
         os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except PermissionError:
-        return True
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except (OSError, IndexError):
-        return True
+    except OSError:
+        pass  # not ours to signal
+    return _stat(pid, STATE) != "Z"
 
 
 def belongs(pid: int, variable: str, value: str) -> bool:
     """Whether a process runs that was started with ``variable=value``: an id alone may be another's by now.
 
-    Where the system does not show the environment of a process (no /proc), being alive is enough.
+    Never this process, nor one that it descends from, whatever they were started with: a script may name them as its
+    own. Where the system does not show the environment of a process (no /proc), being alive is enough.
     """
     if pid <= 1 or not alive(pid):
         return False
+    found = _started_with(pid, variable) == value or not Path("/proc/self/environ").exists()
+    return found and pid not in _ancestors()
+
+
+def _ancestors() -> set[int]:
+    """This process, its parent, and so on."""
+    found = {os.getpid(), os.getppid()}
+    pid = os.getppid()
+    while (parent := _stat(pid, PARENT)) is not None and int(parent) not in found:
+        pid = int(parent)
+        found.add(pid)
+    return found
+
+
+def _leader(pid: int) -> int | None:
+    """The process group of a process that reports, by its leader; None where it is not the script's alone."""
     try:
-        return f"{variable}={value}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        group = os.getpgid(pid)
+    except (ProcessLookupError, OverflowError):
+        return None
+    if group <= 1 or group == os.getpgrp():
+        return None
+    run = _started_with(pid, RUN_DIR_VARIABLE)
+    theirs = run is None or group == pid or not alive(group) or belongs(group, RUN_DIR_VARIABLE, run)
+    return group if theirs else None
+
+
+def _started_with(pid: int, variable: str) -> str | None:
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
-        return not Path("/proc/self/environ").exists()
+        return None
+    mark = f"{variable}=".encode()
+    return next((os.fsdecode(entry[len(mark) :]) for entry in entries if entry.startswith(mark)), None)
 
 
 def catches(pid: int, number: int) -> bool:
@@ -234,9 +345,62 @@ def catches(pid: int, number: int) -> bool:
 
 
 def living(variable: str, value: str) -> list[int]:
-    """The processes that were started with ``variable=value``; none where the system does not tell (no /proc)."""
-    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    return sorted(pid for pid in pids if pid != os.getpid() and belongs(pid, variable, value))
+    """The processes that a run with ``variable=value`` started, whatever group they are in by now.
+
+    None where the system does not tell (no /proc). A process that a person started with that variable is none of them
+    (`trainmgr show` in a shell that exports it): its session has a leader that is not of the run.
+    """
+    try:
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    except OSError:
+        return []
+    found = {pid for pid in pids if belongs(pid, variable, value)}
+    ours = os.getsid(0)
+
+    def within(pid: int) -> bool:
+        session = _stat(pid, SESSION)
+        leader = int(session) if session is not None else 0
+        return leader != ours and (leader in found or not alive(leader))
+
+    return sorted(pid for pid in found if within(pid))
+
+
+def staying(variable: str, value: str, seconds: float = EXITING) -> list[int]:
+    """What ``living`` still finds after the time that a worker needs to see that its parent is gone."""
+    limit = time.monotonic() + seconds
+    while (found := living(variable, value)) and time.monotonic() < limit:
+        time.sleep(STEP)
+    return found
+
+
+def end_all(variable: str, value: str) -> list[str]:
+    """End what ``living`` finds, also what it starts meanwhile: SIGTERM, then SIGKILL; who that was, for a person."""
+    ended: dict[int, str] = {}
+    if staying(variable, value, STEP):  # what was killed a moment ago is no more than gone
+        for number in (signal.SIGTERM, *[signal.SIGKILL] * ROUNDS):
+            left = living(variable, value)
+            ended |= {pid: described(pid) for pid in left if pid not in ended}
+            for pid in left:
+                signal_one(pid, number)
+            if not left or not staying(variable, value):
+                break
+    return [*ended.values()]
+
+
+def described(pid: int) -> str:
+    """process 4711 (python train.py), for a person."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:
+        words = []
+    command = short(" ".join(word.decode(errors="replace") for word in words), SHOWN)
+    return f"process {pid} ({command})" if command else f"process {pid}"
+
+
+def signal_one(pid: int, number: int) -> None:
+    """Signal a process; one that is gone is no error."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def signal_group(pid: int, number: int) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -245,7 +246,8 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        with contextlib.suppress(Exception):  # the run has its end, and its exit code
+            self._live.stop()
 
     def record(self, record: Item, state: RunState) -> None:
         for text in (*self._drifts.new(state), *self._told.new(state)):
@@ -263,7 +265,7 @@ class LiveView:
 
     def tick(self, state: RunState, ledger: Ledger) -> None:
         now = time.monotonic()
-        if now - self._drawn < 1 / FRAMES:
+        if now - self._drawn < 1 / FRAMES or getattr(self._console.file, "behind", False):  # an output.Printer
             return
         self._drawn = now
         view: RenderableType = render(state, ledger, self._manifest, width=self._console.width)

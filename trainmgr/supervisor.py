@@ -25,12 +25,25 @@ from trainmgr.journal import Journal
 from trainmgr.ledger import OVER, Ledger
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
 from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
-from trainmgr.process import STAYING, Adopted, Child, Exit, belongs, clean_environment, living, signal_name
+from trainmgr.process import (
+    STAYING,
+    Adopted,
+    Child,
+    Exit,
+    belongs,
+    clean_environment,
+    described,
+    end_all,
+    living,
+    signal_name,
+    staying,
+)
 from trainmgr.run_state import RunState, figures
 from trainmgr.snapshot import Snapshot
 from trainmgr.wire import nearest, plain, short
 
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
+LEFT = 4  # processes that a script has left behind, each named
 SLICE = 2000  # records that are read between two looks at the queue
 BEHIND = 32 << 20  # bytes of telemetry that wait to be read: from here on it is said
 TRIES, PAUSE = 20, 0.1  # how often the end of a run is read and written where a disk refuses it, and seconds between
@@ -178,7 +191,8 @@ class Supervisor:
                 self._issue_schedule(self._schedule)
             try:
                 self._start(None)
-            except WorkloadError:
+            except WorkloadError as error:
+                self._fail("start", str(error))
                 self._close(Exit(127))  # as shells have it for what cannot be executed
                 raise
             return self._supervise()
@@ -689,7 +703,10 @@ class Supervisor:
         well = end.code == 0 and self._status != "hung"
         if self._child is not None and (not well or self._ending is not None):
             self._child.signal(signal.SIGKILL)  # what it started and left behind
-        elif self.state.end is None and self._trains_alone():
+            if others := end_all(RUN_DIR_VARIABLE, str(self.paths.root)):  # and what has left its group
+                self._fail("processes", f"what the script had left running was ended: {_listed(others)}")
+                self._read_to_the_end()  # it may have reported meanwhile
+        elif self._trains_alone():
             self._status = "failed"
             interrupted = True
         if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
@@ -703,8 +720,13 @@ class Supervisor:
             elif self.ledger.outstanding is not None:
                 self._instead("restart", None)
             self._resume = resume
-            self._start(resume)
-            return None
+            try:
+                self._start(resume)
+            except WorkloadError as error:
+                self._fail("restart", str(error))
+                self._status = "failed"
+            else:
+                return None
         return self._close(end)
 
     def _read_to_the_end(self) -> None:
@@ -740,14 +762,22 @@ class Supervisor:
         )
 
     def _trains_alone(self) -> bool:
-        """Whether what was started was a wrapper that has left the script running in the background; says so."""
-        root = str(self.paths.root)
-        left = [pid] if (pid := self._reporter()) else [] if self.state.start else living(RUN_DIR_VARIABLE, root)
-        if left:
-            who = f"process {left[0]} that it has left in the background"
+        """Whether what was started was a wrapper that has left the script running in the background; says so.
+
+        Of a script that has ended, it says what that has left behind.
+        """
+        left = staying(RUN_DIR_VARIABLE, str(self.paths.root))
+        self._read_to_the_end()  # it may have ended meanwhile
+        reporter = self._reporter()
+        if self.state.end is None and (reporter is not None or (left and self.state.start is None)):
+            who = f"process {reporter or left[0]} that it has left in the background"
             self._fail("workload", f"what was started has ended, and {who} goes on unsupervised: let it wait for the "
                                    "script, without nohup or &")  # fmt: skip
-        return bool(left)
+            return True
+        if left:
+            names = _listed([described(pid) for pid in left])
+            self._fail("processes", f"the script has ended and left running: {names}; end what is of no use with kill")
+        return False
 
     def _close(self, end: Exit, ended: float | None = None) -> events.Closing:
         """``ended``: when, in seconds since 1970; now if that is not said."""
@@ -831,10 +861,14 @@ class Supervisor:
             return
         try:
             tell()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # which rich raises where the reader is gone
             self._blind = True
             self._fail("display", f"{type(error).__name__}: nothing more is shown")
 
     def _fail(self, where: str, message: str, name: str | None = None) -> None:
         message = message.encode(errors="replace").decode()  # lone surrogates cannot be written
         self._append(events.Failure(where=where, message=message, decision=name))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:LEFT]) + f" and {len(names) - LEFT} more" * (len(names) > LEFT)

@@ -116,6 +116,8 @@ def print_closing(
             out(f"[red]{quoted(ledger.failure.where)}: {quoted(ledger.failure.message)}[/]")
         for line in last_lines(stderr) if stderr else []:
             out(f"  {quoted(line)}")
+    elif ledger.failure is not None and ledger.failure.where == "processes":
+        out(f"[yellow]{quoted(ledger.failure.message)}[/]")
     for text in state.notices.in_words():
         out(f"[yellow]{quoted(text[0].upper() + text[1:])}[/]")
     torn = ledger.ended is not None and bool(ledger.ended.torn)

@@ -6,11 +6,8 @@ comparison continues where it stopped.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,11 +19,11 @@ from trainmgr import audit, display, events, history, manifest, policy, protocol
 from trainmgr.comparison import measured
 from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
 from trainmgr.errors import TrainmgrError, UserError
-from trainmgr.launch import Request, launch
+from trainmgr.launch import Request, launch, undisturbed
 from trainmgr.managers import catalog
 from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
 from trainmgr.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
-from trainmgr.process import belongs
+from trainmgr.process import end_all
 from trainmgr.run_state import RunState
 from trainmgr.snapshot import SETTLED
 from trainmgr.supervisor import Supervisor
@@ -103,7 +100,7 @@ def cells(experiment: Experiment, folder: Path, runs_dir: Path) -> list[list[Cel
     Raises TrainmgrError, before anything is started, for what cannot be.
     """
     script = folder / experiment.script
-    manifest.command_of(script, [])
+    manifest.command_of(script, experiment.arguments)
     if taken := next((name for name in experiment.variants if catalog.known(name)), None):
         raise UserError(f"The variant {taken!r} has the name of a manager. Give it a name of its own.")
     return [_cells(plan, script, folder, runs_dir, [*experiment.variants]) for plan in plans(experiment)]
@@ -231,13 +228,7 @@ def _bury(paths: RunPaths) -> bool:
     It went on without decisions, so that it is no run of its manager any more, and it would take time from the others.
     It is found by its environment (on Linux), since it may not have told its process id yet.
     """
-    found = False
-    for entry in Path("/proc").glob("[0-9]*"):
-        if belongs(int(entry.name), RUN_DIR_VARIABLE, str(paths.root)):
-            found = True
-            with contextlib.suppress(OSError):
-                os.killpg(os.getpgid(int(entry.name)), signal.SIGKILL)
-    return found
+    return bool(end_all(RUN_DIR_VARIABLE, str(paths.root)))
 
 
 # -- what is missing ---------------------------------------------------------------------------------------------------
@@ -278,7 +269,7 @@ def run(
 
     pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="run")
     try:
-        for future in as_completed([pool.submit(_run, cell, begun, watcher) for cell in missing]):
+        for future in as_completed([pool.submit(_run, cell, begun, running.remove, watcher) for cell in missing]):
             outcome = future.result()
             done[outcome.cell.key] = outcome
             watcher.ended(outcome)
@@ -291,11 +282,12 @@ def run(
                     _compare_seeds(arm[0], arm[1], watcher)
     except KeyboardInterrupt:
         # Their workloads do not hear the keyboard; the next comparison trains these cells again.
-        stopped.set()
-        watcher.note("interrupted; finished runs are kept, and the same command continues from here")
-        pool.shutdown(wait=False, cancel_futures=True)
-        for supervisor in running:
-            _kill(supervisor)
+        with undisturbed():
+            stopped.set()
+            for supervisor in [*running]:
+                _kill(supervisor)
+            watcher.note("interrupted; finished runs are kept, and the same command continues from here")
+            pool.shutdown(cancel_futures=True)
         raise
     finally:
         pool.shutdown()
@@ -344,11 +336,24 @@ class _Share(display.Lines):
             self._watcher.share(self._cell, min(1.0, state.step / state.total_steps))
 
 
-def _run(cell: Cell, begun: Callable[[Supervisor], None], watcher: Watcher) -> Outcome:
+def _run(
+    cell: Cell, begun: Callable[[Supervisor], None], over: Callable[[Supervisor], None], watcher: Watcher
+) -> Outcome:  # fmt: skip
+    """``over`` gets what ``begun`` got: a supervisor is as large as its run is long."""
+    own: list[Supervisor] = []
+
+    def started(supervisor: Supervisor) -> None:
+        own.append(supervisor)
+        begun(supervisor)
+
     try:
-        paths, closing = launch(replace(cell.request, say=watcher.note), lambda *_: _Share(cell, watcher), begun)
-    except (TrainmgrError, OSError) as error:  # whatever it is, the other runs go on
-        return Outcome(cell, None, None, str(error))
+        paths, closing = launch(replace(cell.request, say=watcher.note), lambda *_: _Share(cell, watcher), started)
+    except Exception as error:  # whatever it is, the other runs go on
+        known = isinstance(error, TrainmgrError | OSError)
+        return Outcome(cell, None, None, str(error) if known else f"{type(error).__name__}: {error}")
+    finally:
+        for supervisor in own:
+            over(supervisor)
     failure = None if closing.status in GOOD and not closing.exit_code else f"{closing.status}: it {closing.exit}"
     file = history.run_file(paths)
     return Outcome(cell, paths, file, failure if failure or file else "its run directory was removed meanwhile")
