@@ -278,7 +278,9 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.rglob("*.new"))
 
 
-def test_a_save_that_raises_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_save_that_raises_is_said_until_one_succeeds_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script, broken = Script(tmp_path), {0, 2, 3, 5}
 
     def save(path: Path) -> None:
@@ -301,9 +303,14 @@ def test_a_save_that_raises_is_said_once_and_training_goes_on(tmp_path: Path) ->
     script.keep.end(5)
     assert saved(tmp_path) == [(1, "best.pt", True), (1, "last.pt", False), (4, "best.pt", True), (4, "last.pt", False)]
     assert [r["step"] for r in records(tmp_path, "eval")] == [1, 2, 3, 4]
-    assert [r["message"] for r in records(tmp_path, "log")] == [
-        "initial.pt could not be saved at step 0: RuntimeError: no space left; there is none"
+    failed = [
+        "initial.pt could not be saved at step 0: RuntimeError: no space left; there is none",
+        "best.pt could not be saved at step 2: RuntimeError: no space left; the one before it is kept",
+        "last.pt could not be saved at step 5: RuntimeError: no space left; the one before it is kept",
     ]
+    went = f"the rollback went to the best.pt from before: {failed[1].replace('2', '3').partition(';')[0]}"
+    assert [r["message"] for r in records(tmp_path, "log")] == [*failed[:2], went, failed[2]]
+    assert capsys.readouterr().err.splitlines() == [f"test: {text}" for text in failed]
 
 
 @pytest.mark.parametrize("metrics", [None, [], 3, [("loss", 1.0)], torch.ones(2)], ids=repr)

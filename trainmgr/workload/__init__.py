@@ -150,7 +150,8 @@ class Workload(Declarations):
 
     @property
     def checkpoints(self) -> Path:
-        """The folder for checkpoints; it exists. A temporary one where neither a run nor a directory was named."""
+        """The folder for checkpoints; it exists, unless the supervisor's run directory cannot be written. A temporary
+        one where neither a run nor a directory was named."""
         if self._checkpoints is None:
             if self.directory is None:
                 import tempfile
@@ -158,7 +159,12 @@ class Workload(Declarations):
                 self._checkpoints = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
             else:
                 self._checkpoints = self.directory / "checkpoints"
-                self._checkpoints.mkdir(parents=True, exist_ok=True)
+                try:
+                    self._checkpoints.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    if not self.supervised:
+                        raise
+                    self._warn(f"there is no folder for checkpoints: {error}")
         return self._checkpoints
 
     def __enter__(self) -> Workload:
@@ -184,8 +190,15 @@ class Workload(Declarations):
         self._started, self.primary = True, self._group.settle()
         if self.directory is None or not self.primary:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if not self._writer.open(self.directory / "telemetry.jsonl"):
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            alone = self._writer.open(self.directory / "telemetry.jsonl")
+        except OSError as error:
+            if not self.supervised:
+                raise
+            self._writer.complain(f"nothing is reported, and no changes come: {error}; training goes on")
+            return
+        if not alone:
             self.primary = self._group.leave()
             return
         self._handled = self._writer.handled
@@ -375,6 +388,14 @@ class Workload(Declarations):
     def log(self, level: str, message: str) -> None:
         """Say something to the people who read the log; level "info", "warning" or "error"."""
         self._report("log", level=str(level), message=str(message)[:MAX_TEXT])
+
+    def _warn(self, message: str) -> None:
+        """Say what went wrong on standard error, and in the log as soon as everything is declared."""
+        self._writer.complain(message)
+        if self._announced:
+            self.log("warning", message)
+        else:
+            self._writer.say(message, message)
 
     def flush(self) -> None:
         """Write what was gathered. A full disk costs records, never the training run."""

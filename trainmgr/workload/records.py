@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from trainmgr.workload import ranks
 from trainmgr.workload.lines import MAX_LINE, MAX_TEXT, as_line, dump, encode, shortened
@@ -31,7 +32,9 @@ from trainmgr.workload.values import (
 
 PROTOCOL_VERSION = 1
 MAX_BACKLOG = 8 * 1024 * 1024  # bytes kept while the disk refuses them
-MAX_SAID = 16  # names of metrics that are no numbers, of which the log speaks
+MAX_SAID = 16  # names of metrics that are no numbers, and outages of the disk, of which the log speaks
+PAUSES = (0.1, 0.5)  # seconds between tries of what a run begins with
+_CLOSED = (errno.EBADF, errno.ESTALE)  # of a descriptor: the file may be there all the same, and must be opened again
 BACK = (
     "the step went back from {} to {}: report steps of the whole run, not of each epoch, and let load() leave the "
     "counter alone; a script that is resumed passes resumed_step"
@@ -39,6 +42,8 @@ BACK = (
 SEVERAL = "this run has several trainings"  # begins what the log says of it, once in a run
 ROLES = ("success", "unsafe", "policy step", "action noise", "loss gradient")
 _PLAIN = frozenset((float, int))
+Found = TypeVar("Found")
+_HOW = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # the last for a pipe that nobody reads
 _ENDED: set[str] = set()  # telemetry of trainings that ended in this process
 _OPEN: dict[str, Writer] = {}  # telemetry to the one of this process that has it
 
@@ -106,8 +111,10 @@ class Writer:
         self._names: tuple[str, ...] = ()  # of the last step's metrics ...
         self._template = "{}"  # ... and their JSON, values left open
         self._lines: list[bytes] = []  # formatted, not yet written
-        self._backlog = b""  # what the disk refused; a torn line's rest comes first
-        self._complained = False
+        self._backlog = bytearray()  # not yet in the file; of what the disk refused, a torn line's rest comes first
+        self._refused = ""  # why the disk refuses what is written, and since when
+        self._outages = 0  # times that it began to
+        self._dropped = 0  # records of steps for which there was no room in the backlog since
         self._path = ""
         self._identity = (0, 0)  # of the file
         self._pid = 0  # of the process that may write
@@ -120,18 +127,28 @@ class Writer:
         self._to_say: list[tuple[str, str]] = []  # ... and what it is to speak of next
 
     def open(self, path: Path) -> bool:
-        """Go on after what is in the file. False where another process writes it: then nothing is ever written here."""
+        """Go on after what is in the file. False where another process writes it: then nothing is ever written here.
+
+        Raises OSError where that cannot be opened or read.
+        """
         self._path = os.path.realpath(path)
         elder = _OPEN.get(self._path)
-        if elder is not None and elder.fd is not None and elder._pid == os.getpid():
+        if elder is not None and (elder.fd is None or elder._pid != os.getpid()):
+            elder = None
+        if elder is not None:
             elder.flush()
-            self._elder = (elder, elder.seq)
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = patiently(lambda: os.open(path, _HOW | os.O_CREAT, 0o600))
         if not self._claims(fd, ranks.WRITER):
             return False
-        self.fd, self._pid, self._identity = fd, os.getpid(), _identity(fd)
-        self._take_up(fd)
-        self._first = self.seq
+        try:
+            patiently(lambda: self._take_up(fd))
+            self._identity = _identity(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        self.fd, self._pid, self._first = fd, os.getpid(), self.seq
+        if elder is not None:
+            self._elder = (elder, elder.seq)
         _OPEN.setdefault(self._path, self)
         return True
 
@@ -143,7 +160,7 @@ class Writer:
         (elder, seq), self._elder = self._elder, None
         if elder.fd is not None and (elder.seq != seq or elder._steps):
             self.fd = None  # not closed: that would end the claim of the other one
-            self._complain(
+            self.complain(
                 f"{elder._name} reports this run in the same process, so {self._name} reports nothing and gets no "
                 "changes; its training goes on. A run has one Workload at a time: declare everything in one, or end it "
                 "before the next one begins, by `with` or end()."
@@ -164,13 +181,14 @@ class Writer:
                 del _OPEN[self._path]
         for fd in (self.fd, self._rival):
             if fd is not None and _identity(fd) == self._identity:
-                os.close(fd)
+                with contextlib.suppress(OSError):  # some file systems say only here that they are full
+                    os.close(fd)
         self.fd = self._rival = None
 
     def late(self) -> None:
         """Something is reported that cannot be written any more."""
         if self._silent:
-            self._complain(f"a report is not written: {self._silent}; training goes on")
+            self.complain(f"a report is not written: {self._silent}; training goes on")
             self._silent = ""
 
     def _claims(self, fd: int, byte: int) -> bool:
@@ -178,14 +196,14 @@ class Writer:
             return True
         self.fd, self._rival, self._identity = None, fd, _identity(fd)
         ranks.rival(fd)
-        self._complain(
+        self.complain(
             f"another process writes the telemetry of this run, so process {os.getpid()} reports nothing and gets no "
             f"changes; its training goes on. {ranks.REMEDY}."
         )
         return False
 
     def _ours(self, fd: int) -> bool:
-        """Whether this process may write, and into this file.
+        """Whether this process may write, and into this file. Raises OSError where nobody can tell at the moment.
 
         Of the forks of the one that opened the file, the first to write may, unless that has written by itself. Then a
         fork of it is a helper, which has copies of what is not yet written, and comes to its end by the same code.
@@ -196,21 +214,27 @@ class Writer:
                 return self._claims(fd, ranks.FORK)
             self.fd, self._silent = None, f"process {self._pid} is a fork of the one that reports this run"
             return False
-        return _identity(fd) == self._identity or self._again()
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            if error.errno not in _CLOSED:
+                raise
+            return self._again()
+        return (status.st_dev, status.st_ino) == self._identity or self._again()
 
     def _again(self) -> bool:
         """Somebody has closed the file, as daemons do with all that they have open; its number may be another one's."""
-        self.fd = None
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        except OSError:
+            fd = os.open(self._path, _HOW)
+        except (FileNotFoundError, NotADirectoryError):
             fd = -1
-        if _identity(fd) == self._identity:
+        if fd >= 0 and _identity(fd) == self._identity:
             self.fd = fd
             return self._claims(fd, ranks.WRITER)
         if fd >= 0:
             os.close(fd)
-        self._complain("something has closed the file of telemetry, and it is not there any more; training goes on")
+        self.fd = None
+        self.complain("something has closed the file of telemetry, and it is not there any more; training goes on")
         return False
 
     def _take_up(self, fd: int) -> None:
@@ -239,7 +263,7 @@ class Writer:
         if not torn and b'"end"' in final:
             self.ended = self._end_of(final)
         if torn:  # a line that a crash cut short must not swallow the next one
-            os.write(fd, b"\n")
+            self._backlog[:] = b"\n"
 
     def _end_of(self, line: bytes) -> str:
         """How the training before this one ended, if this is its last record; "" where it may have been started again:
@@ -344,8 +368,14 @@ class Writer:
 
     def flush(self) -> None:
         """Write what was gathered. A full disk costs records, never the training run: the loss is reported later."""
-        if self.fd is None or not self._ours(self.fd):
+        if self.fd is None:
             return
+        trouble: OSError | None = None
+        try:
+            if not self._ours(self.fd):
+                return
+        except OSError as error:
+            trouble = error
         for step, t, metrics in self._steps:
             head = f'{{"v":{PROTOCOL_VERSION},"seq":{self.seq},"t":{t:.6f},"event":"step","step":{step},"metrics":'
             self.seq += 1
@@ -353,20 +383,53 @@ class Writer:
             if self._to_say:
                 self._speak()
         self._steps.clear()
-        data = self._backlog + b"".join(self._lines)
-        self._lines.clear()
-        self._backlog = b""
-        try:
-            while data:
-                data = data[os.write(self.fd, data) :]
-        except OSError as error:
-            # Past the limit only the rest of a torn line is kept: the gap in seq then shows how many were lost.
-            self._backlog = data if len(data) <= MAX_BACKLOG else data[: data.index(b"\n") + 1]
-            if not self._complained:
-                self._complained = True
-                self._complain(f"telemetry cannot be written ({error}); training goes on")
+        self._write(trouble)
+        if self._refused and not self._backlog:
+            self._recovered()
 
-    def _complain(self, message: str) -> None:
+    def _write(self, trouble: OSError | None = None) -> None:
+        """Write the lines, after what the disk refused before; ``trouble`` says that it need not be asked."""
+        assert self.fd is not None
+        self._backlog += b"".join(self._lines)
+        self._lines.clear()
+        try:
+            if trouble is not None:
+                raise trouble
+            while self._backlog:
+                if not (count := os.write(self.fd, self._backlog)):
+                    raise OSError(errno.EIO, "nothing was written")
+                del self._backlog[:count]
+        except OSError as error:
+            if len(self._backlog) > MAX_BACKLOG:
+                self._thin()
+            if not self._refused:
+                self._outages += 1
+                self._refused = f"{error.strerror or error} from step {self._last} on"
+                if self._outages <= MAX_SAID:
+                    self.complain(f"telemetry cannot be written ({error}); training goes on")
+
+    def _thin(self) -> None:
+        """Drop records of steps, of which there are most: the gap in seq shows how many. Answers to changes are kept.
+
+        The first line is too: it may be the rest of a torn one.
+        """
+        first, *lines = self._backlog.splitlines(keepends=True)
+        kept = [line for line in lines if b'"event":"step"' not in line]
+        if sum(map(len, kept)) > MAX_BACKLOG:
+            kept = []
+        self._dropped += len(lines) - len(kept)
+        self._backlog[:] = first + b"".join(kept)
+
+    def _recovered(self) -> None:
+        """Say what happened to the telemetry, now that it can be written again."""
+        lost = f"{self._dropped:,} records are lost" if self._dropped else "nothing is lost"
+        message = f"telemetry could not be written: {self._refused}; now it can, and {lost}"
+        self._refused, self._dropped = "", 0
+        if self._outages <= MAX_SAID:
+            self._emit("log", level="warning", message=message)
+            self._write()
+
+    def complain(self, message: str) -> None:
         """Say something where telemetry cannot. Standard error may be closed, gone, or on a full disk itself."""
         with contextlib.suppress(Exception):
             if sys.stderr is not None:
@@ -403,6 +466,19 @@ class Writer:
         record = self._common(event, self.seq) | fields
         self.seq += 1
         self._lines.append(self._fit(dump(record) + "\n"))
+
+
+def patiently(do: Callable[[], Found], pauses: Sequence[float] = PAUSES) -> Found:
+    """Do what a disk, or a network in between, may refuse for a moment only; ``pauses`` before it is tried again.
+
+    Raises the last OSError.
+    """
+    for pause in pauses:
+        try:
+            return do()
+        except OSError:
+            time.sleep(pause)
+    return do()
 
 
 def _identity(fd: int) -> tuple[int, int]:

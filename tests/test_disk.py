@@ -1,0 +1,272 @@
+"""Disks that fail under a training script: full for a while or for ever, unreadable, or without what was there.
+
+Each script is a process of its own; the disk is a small one where the system lets us have it, or its calls fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 128 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+HEAD = """
+import errno, json, os, sys
+from pathlib import Path
+from trainmgr import workload
+from trainmgr.workload import Checkpoints, Workload
+
+workload.PERIOD = 0.0  # look at the control file after every step
+run = Path(os.environ["TRAINMGR_RUN_DIR"])
+state = {"lr": 0.1, "loss": 1.0}
+
+def declare(w):
+    w.float("lr", get=lambda: state["lr"], set=lambda value: state.update(lr=value), low=0.01, high=1.0)
+
+def control(lr, revision=1):
+    new = run / "control.new"
+    new.write_text(json.dumps({"v": 1, "run": run.name, "revision": revision, "issued": {"t": 0.0, "step": 0},
+                               "params": {"lr": lr}, "based_on_step": 0, "decision": f"d{revision}"}))
+    new.replace(run / "control.json")
+"""
+FILL = """
+def fill():
+    with (run / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(512))
+        except OSError:
+            pass
+
+def save(path):
+    path.write_text(str(state["loss"]) * 2000)
+
+def load(path):
+    state["loss"] = float(path.read_text()[:3])
+"""
+
+
+def child(run: Path, code: str, *, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a supervisor does: its standard error is a file in the run directory."""
+    run.mkdir(exist_ok=True)
+    named = {"TRAINMGR_RUN_DIR": str(run), "PYTHONUNBUFFERED": "1", **environment}
+    with (run / "stderr.log").open("a") as error:
+        return subprocess.run(
+            [sys.executable, "-c", HEAD + code], env={**os.environ, **named}, stdout=subprocess.PIPE, stderr=error,
+            text=True, timeout=60, check=check,
+        )  # fmt: skip
+
+
+def records(run: Path, event: str | None = None) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "telemetry.jsonl").read_text().splitlines()]
+    return [line for line in lines if event in (None, line["event"])]
+
+
+def messages(run: Path) -> list[str]:
+    return [record["message"] for record in records(run, "log")]
+
+
+def saved(run: Path) -> list[tuple[int, str]]:
+    return [(record["step"], Path(record["path"]).stem) for record in records(run, "checkpoint")]
+
+
+def whole(run: Path) -> bool:
+    """Whether nothing is missing and nothing came twice."""
+    return [record["seq"] for record in records(run)] == list(range(len(records(run))))
+
+
+KEPT = ["best-value.json", "best.pt", "initial.pt", "last.pt"]
+
+# ---- full ------------------------------------------------------------------------------------------------
+
+FULL_FOR_A_WHILE = (
+    FILL
+    + """
+with Workload("test", objective="loss", total_steps=400) as w:
+    keep = Checkpoints(w, save, load)
+    keep.begin()
+    for step in w.steps():
+        if step == 100:
+            fill()
+        if step == 300:
+            (run / "filler").unlink()
+        state["loss"] = {200: 0.1, 300: 0.4}.get(step, 0.9 if step < 200 else 0.7)
+        w.step(step, {"loss": state["loss"]})
+        if step % 100 == 0:
+            keep.eval(step, {"loss": state["loss"]})
+            there = {path.stem: path.read_text()[:3] for path in keep.best.parent.glob("*.pt")}
+            print(step, *sorted(there.items()))
+"""
+)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_of_that_time_and_nothing_else(disk: Path) -> None:
+    run = disk / "run"
+    done = child(run, FULL_FOR_A_WHILE)
+    assert done.stdout.splitlines() == [
+        "100 ('initial', '1.0')",
+        "200 ('initial', '1.0')",
+        "300 ('best', '0.4') ('initial', '1.0') ('last', '0.4')",  # not the best measured, the best that there is
+        "400 ('best', '0.4') ('initial', '1.0') ('last', '0.7')",
+    ]
+    assert whole(run)
+    assert [r["step"] for r in records(run, "step")] == list(range(1, 401))
+    assert [(r["step"], r["metrics"]["loss"]) for r in records(run, "eval")] == [
+        (100, 0.9), (200, 0.1), (300, 0.4), (400, 0.7),
+    ]  # fmt: skip
+    assert saved(run) == [(0, "initial"), (300, "best"), (300, "last"), (400, "last")]
+    said = messages(run)
+    assert any("telemetry could not be written: No space left on device from step " in text for text in said)
+    assert any(text.endswith("now it can, and nothing is lost") for text in said)
+    assert any(text.startswith("best.pt could not be saved at step 100: OSError: [Errno 28] No space") for text in said)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == KEPT
+
+
+FULL_FOR_EVER = (
+    FILL
+    + """
+fill()
+with Workload("test", objective="loss", total_steps=300) as w:
+    keep = Checkpoints(w, save, load)
+    keep.begin()
+    for step in w.steps():
+        w.step(step, {"loss": 1.0})
+        keep.eval(step, {"loss": 1.0 / step})
+        w.log("info", "x")
+    try:
+        keep.rollback("best")
+    except ValueError as error:
+        print(error)
+    keep.end(step)
+print("trained to", step)
+"""
+)
+
+
+def test_a_disk_that_stays_full_costs_reports_and_never_the_training(disk: Path) -> None:
+    run = disk / "run"
+    refused, trained = child(run, FULL_FOR_EVER).stdout.splitlines()
+    why = "there is no checkpoint 'best' yet: best.pt could not be saved at step 300: OSError: [Errno 28] No space left"
+    assert refused.startswith(why)
+    assert trained == "trained to 300"
+    assert list((run / "checkpoints").iterdir()) == []
+
+
+CRASH = (
+    FILL
+    + """
+w = Workload("test", objective="loss", total_steps=20)
+keep = Checkpoints(w, save, load)
+w.start()
+keep.begin()
+w.step(1, {"loss": 1.0})
+keep.eval(1, {"loss": 1.0})
+fill()
+(run / "checkpoints/rollback-1234").mkdir()
+(run / "telemetry.jsonl").open("ab").write(b'{"v":1,"seq":')
+os._exit(1)
+"""
+)
+RESUME = (
+    FILL
+    + """
+w = Workload("test", objective="loss", total_steps=20, resumed_from=run / "checkpoints/last.pt", resumed_step=1)
+keep = Checkpoints(w, save, load)
+print(keep.best_value, keep.best_step)
+with w:
+    for step in w.steps():
+        w.step(step, {"loss": 1.0})
+        keep.eval(step, {"loss": 1.0})
+        if step == 10:
+            (run / "filler").unlink()
+print("trained to", step)
+"""
+)
+
+
+def test_a_script_is_started_again_on_a_disk_that_is_still_full(disk: Path) -> None:
+    run = disk / "run"
+    assert child(run, CRASH, check=False).returncode == 1
+    assert child(run, RESUME).stdout == "1.0 1\ntrained to 20\n"
+    lines = (run / "telemetry.jsonl").read_text().splitlines()
+    (torn,) = [number for number, line in enumerate(lines) if not line.endswith("}")]
+    rest = [json.loads(line) for number, line in enumerate(lines) if number != torn]
+    assert [record["seq"] for record in rest] == list(range(len(rest)))
+    assert [record["step"] for record in rest if record["event"] == "step"] == list(range(1, 21))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == KEPT
+
+
+NO_ROOM_FOR_STEPS = """
+from trainmgr.workload import records
+records.MAX_BACKLOG = 2000
+write = os.write
+
+def full(fd, data):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+with Workload("test", objective="loss", total_steps=100) as w:
+    declare(w)
+    for step in w.steps():
+        if step == 10:
+            os.write = full
+            control(0.2)
+        if step == 90:
+            os.write = write
+        w.step(step, {"loss": 1.0})
+"""
+
+
+def test_answers_to_changes_are_kept_when_there_is_no_room_for_steps(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    child(run, NO_ROOM_FOR_STEPS)
+    assert [(r["revision"], r["step"]) for r in records(run, "applied")] == [(1, 10)]
+    steps = [r["step"] for r in records(run, "step")]
+    assert (steps[:10], steps[-11:]) == (list(range(1, 11)), list(range(90, 101)))
+    missing = 100 - len(steps)
+    assert missing > 0
+    assert len(records(run)) + missing == records(run)[-1]["seq"] + 1
+    lost = f"from step 10 on; now it can, and {missing} records are lost"
+    assert messages(run) == [f"telemetry could not be written: No space left on device {lost}"]
+
+
+LIMITED = """
+import resource
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+with Workload("test", objective="loss", total_steps=100) as w:
+    for step in w.steps():
+        if step == 10:
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((run / "telemetry.jsonl").stat().st_size + 100, hard))
+        if step == 90:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        w.step(step, {"loss": 1.0})
+"""
+
+
+def test_a_file_at_its_limit_is_a_full_disk(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    child(run, LIMITED)
+    assert whole(run)
+    assert [r["step"] for r in records(run, "step")] == list(range(1, 101))
+    assert [text[:49] for text in messages(run)] == ["telemetry could not be written: File too large fr"]
