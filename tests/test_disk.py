@@ -270,3 +270,107 @@ def test_a_file_at_its_limit_is_a_full_disk(tmp_path: Path) -> None:
     assert whole(run)
     assert [r["step"] for r in records(run, "step")] == list(range(1, 101))
     assert [text[:49] for text in messages(run)] == ["telemetry could not be written: File too large fr"]
+
+
+# ---- the control file ------------------------------------------------------------------------------------
+
+MANAGED = """
+import builtins
+
+def refuse(number, *calls):
+    # the first use of these on the control file
+    for module, name in calls:
+        def refused(path, *given, _call=getattr(module, name), _times=[1], **more):
+            if str(path).endswith("control.json") and _times:
+                raise OSError(number, os.strerror(number * _times.pop()))
+            return _call(path, *given, **more)
+        setattr(module, name, refused)
+
+with Workload("test", objective="loss", total_steps=9) as w:
+    declare(w)
+    for step in w.steps():
+        place = run / "control.json"
+        if step == 3:
+            %s
+        if step == 6:
+            %s
+        w.step(step, {"loss": 1.0})
+        if step == 4:
+            print(state["lr"])
+print(state["lr"])
+"""
+OPENED = "(os, 'open'), (builtins, 'open')"
+TROUBLE = {
+    "stat": "refuse(errno.ESTALE, (os, 'stat'))",
+    "open": f"refuse(errno.EIO, {OPENED})",
+    "forbidden": f"refuse(errno.EACCES, {OPENED})",
+}
+
+
+@pytest.mark.parametrize("where", TROUBLE)
+def test_a_look_at_the_control_file_that_fails_is_made_again(tmp_path: Path, where: str) -> None:
+    run = tmp_path / "run"
+    done = child(run, MANAGED % (f"control(0.2); {TROUBLE[where]}", "pass"))
+    assert done.stdout == "0.2\n0.2\n"
+    assert [(r["revision"], r["step"]) for r in records(run, "applied")] == [(1, 4)]
+    (said,) = messages(run)
+    assert said.startswith("control.json cannot be read ([Errno ")
+    assert said.endswith("); it is looked at again")
+
+
+IN_THE_WAY = {
+    "a process without a free descriptor": (
+        ("import resource; limits = resource.getrlimit(resource.RLIMIT_NOFILE); control(0.2); "
+         "resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))"),
+        "resource.setrlimit(resource.RLIMIT_NOFILE, limits)",
+        "control.json cannot be read ([Errno 24] Too many open files",
+    ),
+    "an error of the disk": (
+        "place.symlink_to('/proc/self/mem')", "control(0.2)", "control.json cannot be read ([Errno 5]"
+    ),
+    "a pipe": ("os.mkfifo(place)", "control(0.2)", "control file ignored: it is no file"),
+    "a folder": ("place.mkdir()", "place.rmdir(); control(0.2)", "control file ignored: it is no file"),
+    "a device": ("place.symlink_to('/dev/zero')", "control(0.2)", "control file ignored: it is no file"),
+    "a terabyte": (
+        "place.touch(); os.truncate(place, 1 << 40)", "control(0.2)", "control file ignored: it is no file of at most"
+    ),
+    "another run's": (
+        "place.write_text(json.dumps({'v': 1, 'revision': 1, 'params': {}}))", "control(0.2)",
+        "control file ignored: it is for run None",
+    ),
+    "its size without its content": (
+        ("control(0.2); data, was = place.read_bytes(), place.stat(); place.write_bytes(bytes(len(data))); "
+         "os.utime(place, ns=(was.st_mtime_ns,) * 2)"),
+        "place.write_bytes(data); os.utime(place, ns=(was.st_mtime_ns,) * 2)",
+        "control file ignored: JSONDecodeError",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_what_stands_in_the_way_of_the_control_file_is_said_and_waited_for_by_nobody(tmp_path: Path, what: str) -> None:
+    run, (first, then, words) = tmp_path / "run", IN_THE_WAY[what]
+    done = child(run, MANAGED % (first, then))
+    assert done.stdout == "0.1\n0.2\n"
+    assert [(r["revision"], r["step"]) for r in records(run, "applied")] == [(1, 6)]
+    (said,) = messages(run)
+    assert said.startswith(words)
+    assert whole(run)
+
+
+KILLED = """
+w = Workload("test", objective="loss", total_steps=9)
+declare(w)
+control(0.2)
+w.step(1, {"loss": 1.0})
+w.flush()
+os._exit(1)
+"""
+
+
+def test_the_recipe_in_force_is_back_after_a_restart_though_the_first_look_fails(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    child(run, KILLED, check=False)
+    again = MANAGED.replace("with Workload(", f"refuse(errno.ESTALE, {OPENED})\nwith Workload(")
+    assert child(run, again % ("pass", "pass")).stdout == "0.2\n0.2\n"
+    assert len(records(run, "applied")) == 1

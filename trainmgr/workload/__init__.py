@@ -28,7 +28,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Lost, Persistence
 from trainmgr.workload.ranks import Group
-from trainmgr.workload.records import PROTOCOL_VERSION, SEVERAL, Metric, Writer, goal
+from trainmgr.workload.records import PAUSES, PROTOCOL_VERSION, SEVERAL, Metric, Writer, goal, patiently
 from trainmgr.workload.values import label, named, same, text, whole
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
@@ -263,7 +263,7 @@ class Workload(Declarations):
         After another training of this run: those that it was asked for come again with whatever is asked next, and are
         not asked of this one.
         """
-        control = self._read() if self._writer.resuming else None
+        control = self._read(PAUSES) if self._writer.resuming else None
         self._inbox.again()  # what is newer is fetched again, as a pending override
         answered = control is not None and control["revision"] <= self._handled
         params, shares = control["params"] if control and answered else {}, self._writer.shares
@@ -512,13 +512,17 @@ class Workload(Declarations):
         self._refuse(entry["revision"], self._step, f"it rests on step {based} of the training before this one")
         return True
 
-    def _read(self) -> dict[str, Any] | None:
-        """The control file, if it is new and holds what it should; complaints go to the log."""
+    def _read(self, pauses: Sequence[float] = ()) -> dict[str, Any] | None:
+        """The control file, if it is new and holds what it should; complaints go to the log. ``pauses``: see
+        ``patiently``."""
         try:
-            return self._inbox.read()
+            return patiently(self._inbox.read, pauses)
         except ValueError as error:
             self.log("warning", f"control file ignored: {error}")
-            return None
+        except OSError as error:
+            what = f"control.json cannot be read ({error}); it is looked at again"
+            self._writer.say(f"control {error.errno}", what)
+        return None
 
     def _apply(self, step: Whole, kind: str) -> None:
         """Apply every pending entry whose moment this is; answer each revision exactly once."""
