@@ -219,8 +219,8 @@ def test_a_script_is_started_again_on_a_disk_that_is_still_full(disk: Path) -> N
 
 
 NO_ROOM_FOR_STEPS = """
-from trainmgr.workload import records
-records.MAX_BACKLOG = 2000
+from trainmgr.workload import backlog
+backlog.MAX_BACKLOG = 2000
 write = os.write
 
 def full(fd, data):
@@ -270,6 +270,247 @@ def test_a_file_at_its_limit_is_a_full_disk(tmp_path: Path) -> None:
     assert whole(run)
     assert [r["step"] for r in records(run, "step")] == list(range(1, 101))
     assert [text[:49] for text in messages(run)] == ["telemetry could not be written: File too large fr"]
+
+
+# ---- not there, not ours ---------------------------------------------------------------------------------
+
+MISPLACED = """
+w = Workload("test", objective="loss", total_steps=9)
+keep = Checkpoints(w, lambda path: path.write_text("1.0"), print)
+with w:
+    keep.begin()
+    for step in w.steps():
+        w.step(step, {"loss": 1.0})
+        keep.eval(step, {"loss": 1.0})
+    try:
+        keep.rollback("best")
+    except ValueError as error:
+        print(error)
+    keep.end(step)
+print("trained to", step)
+"""
+PLACES = {
+    "nowhere": ("/proc/none", "[Errno 2] No such file or directory: "),
+    "a file": ("file", "[Errno 17] File exists: "),
+    "under a file": ("file/run", "[Errno 20] Not a directory: "),
+    "with a folder for telemetry": ("folder", "[Errno 21] Is a directory: "),
+    "read only": ("disk", "[Errno 30] Read-only file system: "),
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_run_directory_that_cannot_be_used_is_said_and_training_goes_on(
+    tmp_path: Path, request: pytest.FixtureRequest, where: str
+) -> None:
+    name, why = PLACES[where]
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "telemetry.jsonl").mkdir(parents=True)
+    if where == "read only":
+        disk = request.getfixturevalue("disk")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    named = {"TRAINMGR_RUN_DIR": str(tmp_path / name)}
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + MISPLACED], env={**os.environ, **named}, capture_output=True, text=True,
+        timeout=60, check=True,
+    )  # fmt: skip
+    *refused, trained = done.stdout.splitlines()
+    assert trained == "trained to 9"
+    assert f"telemetry cannot be opened in TRAINMGR_RUN_DIR ({why}" in done.stderr
+    assert "Traceback" not in done.stderr
+    if where == "with a folder for telemetry":  # checkpoints are as good as ever
+        assert sorted(path.name for path in (tmp_path / "folder/checkpoints").iterdir()) == KEPT
+    else:
+        assert refused[0].startswith("there is no checkpoint 'best' yet: best.pt could not be saved at step 9: ")
+        assert done.stderr.count("could not be saved") == 1
+
+
+def test_a_folder_of_checkpoints_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = child(run, REMOVED)
+    assert done.stdout == "there is no checkpoint 'best' yet\n0.5\n"
+    assert saved(run) == [(0, "initial"), (1, "best"), (1, "last"), (2, "last"), (3, "best"), (3, "last"), (3, "last")]
+
+
+REMOVED = (
+    FILL
+    + """
+import shutil
+with Workload("test", objective="loss", total_steps=3) as w:
+    keep = Checkpoints(w, save, load)
+    keep.begin()
+    for step in w.steps():
+        if step == 2:
+            shutil.rmtree(run / "checkpoints")
+            try:
+                keep.rollback("best")
+            except ValueError as error:
+                print(error)
+        state["loss"] = {1: 0.8, 2: 0.9, 3: 0.5}[step]
+        keep.eval(step, {"loss": state["loss"]})
+    state["loss"] = 0.7
+    keep.rollback("best")
+    print(state["loss"])
+    keep.report(step)
+"""
+)
+
+
+# ---- telemetry -------------------------------------------------------------------------------------------
+
+TELEMETRY = {
+    "cut short": "os.truncate(telemetry, 10)",
+    "emptied": "os.truncate(telemetry, 0)",
+    "rotated": "telemetry.rename(run / 'telemetry.jsonl.1')",
+    "replaced": "telemetry.unlink(); telemetry.touch()",
+    "removed": "telemetry.unlink()",
+    "removed with its folder": "shutil.rmtree(run)",
+    "closed": "os.closerange(3, 99)",
+}
+
+
+@pytest.mark.parametrize("how", TELEMETRY)
+def test_what_happens_to_the_telemetry_does_not_happen_to_the_training(tmp_path: Path, how: str) -> None:
+    run = tmp_path / "run"
+    code = """
+import shutil
+telemetry = run / "telemetry.jsonl"
+with Workload("test", objective="loss", total_steps=9) as w:
+    declare(w)
+    for step in w.steps():
+        w.step(step, {"loss": 1.0})
+        w.eval(step, {"loss": 1.0})
+        if step == 5:
+            %s
+print("trained to", step)
+"""
+    done = child(run, code % TELEMETRY[how])
+    assert done.stdout == "trained to 9\n"
+    if run.exists():
+        assert (run / "stderr.log").read_text() == ""
+    if how == "rotated":
+        (run / "telemetry.jsonl.1").rename(run / "telemetry.jsonl")
+    if how in ("rotated", "closed"):
+        assert whole(run)
+        assert [r["step"] for r in records(run, "eval")] == list(range(1, 10))
+    if how == "emptied":
+        assert [r["step"] for r in records(run, "eval")] == [6, 7, 8, 9]
+
+
+def test_telemetry_that_something_has_closed_is_opened_when_it_can_be(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    child(run, CLOSED)
+    assert whole(run)
+    assert [r["step"] for r in records(run, "step")] == list(range(1, 21))
+    assert len(messages(run)) == 1
+    assert messages(run)[0].startswith("telemetry could not be written: Input/output error from step 6 on")
+
+
+CLOSED = """
+call, refusing = os.open, True
+
+def refused(path, *given, **more):
+    if refusing and str(path).endswith("telemetry.jsonl"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return call(path, *given, **more)
+
+with Workload("test", objective="loss", total_steps=20) as w:
+    for step in w.steps():
+        if step == 6:
+            os.closerange(3, 99)
+            os.open = refused
+        refusing = step < 15
+        w.step(step, {"loss": 1.0})
+"""
+
+
+# ---- each call ------------------------------------------------------------------------------------------
+
+EACH = """
+import builtins, io, itertools, shutil, tempfile
+calls = [(module, name, getattr(module, name)) for module, names in (
+    (os, "open write fstat stat lstat unlink replace fsync mkdir rmdir scandir listdir lseek".split()),
+    (builtins, ["open"]), (io, ["open"])) for name in names]
+number, last, count = 0, 0, 0  # the calls that fail, and how many there were
+
+def life(total, **more):
+    def save(path):
+        path.write_text(str(state["loss"]))
+    def load(path):
+        state["loss"] = float(path.read_text())
+    w = Workload("test", objective="loss", total_steps=total, **more)
+    declare(w)
+    keep = Checkpoints(w, save, load)
+    with w:
+        keep.begin()
+        for step in w.steps():
+            state["loss"] = (0.9, 0.8, 0.9, 0.7)[step % 4]
+            w.step(step, {"loss": state["loss"]})
+            keep.eval(step, {"loss": state["loss"]})
+            keep.report(step)
+        keep.end(step)
+
+def failing(call):
+    def made(path, *given, **more):
+        global count
+        if last and (isinstance(path, int) or str(run) in str(path)):
+            count += 1
+            if number <= count <= last:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call(path, *given, **more)
+    return made
+
+def attempt(first, many):
+    global run, number, last, count
+    number, last, count, state["lr"] = first, 0, 0, 0.1
+    run = Path(os.environ["TRAINMGR_RUN_DIR"]) / str(first)
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
+    os.environ["TRAINMGR_RUN_DIR"], parent = str(run), os.environ["TRAINMGR_RUN_DIR"]
+    life(2)
+    control(0.2)
+    for module, name, call in calls:
+        setattr(module, name, failing(call))
+    last = first if not many else sys.maxsize
+    error = ""
+    try:
+        life(6, resumed_from=run / "checkpoints/last.pt", resumed_step=2)
+    except OSError as problem:
+        error = repr(problem)
+    last = 0
+    for module, name, call in calls:
+        setattr(module, name, call)
+    os.environ["TRAINMGR_RUN_DIR"] = parent
+    found = [json.loads(line) for line in (run / "telemetry.jsonl").read_text().splitlines() if line.endswith("}")]
+    print(json.dumps({
+        "error": error, "lr": state["lr"], "answers": sum(r["event"] in ("applied", "refused") for r in found),
+        "whole": [r["seq"] for r in found] == list(range(len(found))),
+        "steps": sum(r["event"] == "step" for r in found),
+        "left": sorted({path.stem for path in (run / "checkpoints").iterdir()}),
+    }))
+    return count >= first
+
+many = os.environ["ALL"] == "1"
+for first in itertools.count(1, 17 if many else 1):
+    if not attempt(first, many):
+        break
+"""
+
+
+def attempts(run: Path, *, many: bool) -> list[dict[str, Any]]:
+    done = child(run, EACH, ALL="1" if many else "0")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) > (5 if many else 100)
+    return found
+
+
+def test_whatever_call_fails_once_training_goes_on_with_all_its_records_and_answers(tmp_path: Path) -> None:
+    for number, found in enumerate(attempts(tmp_path / "runs", many=False), start=1):
+        fine = {"error": "", "answers": 1, "whole": True, "steps": 6, "left": ["best", "best-value", "initial", "last"]}
+        assert {name: found[name] for name in fine} == fine, f"when call {number} failed"
+
+
+def test_whatever_call_is_the_first_of_all_that_fail_training_goes_on(tmp_path: Path) -> None:
+    assert {found["error"] for found in attempts(tmp_path / "runs", many=True)} == {""}
 
 
 # ---- the control file ------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Lost, Persistence
 from trainmgr.workload.ranks import Group
-from trainmgr.workload.records import PAUSES, PROTOCOL_VERSION, SEVERAL, Metric, Writer, goal, patiently
+from trainmgr.workload.records import PROTOCOL_VERSION, SEVERAL, Metric, Writer, goal
+from trainmgr.workload.surroundings import ODD, PAUSES, odd, patiently, setting
 from trainmgr.workload.values import label, named, same, text, whole
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
@@ -55,14 +57,22 @@ Scalar = float | int | bool | str
 
 
 def default_seed(fallback: int = 0) -> int:
-    """The seed that the supervisor asked for (``TRAINMGR_SEED``), or ``fallback``."""
-    text = os.environ.get(SEED_VARIABLE, "")
-    return int(text) if text.lstrip("-").isdigit() else fallback
+    """The seed that the supervisor asked for (``TRAINMGR_SEED``, a whole number of 64 bits), or ``fallback``."""
+    return setting(SEED_VARIABLE, fallback, -(1 << 63), (1 << 64) - 1)
 
 
 def resume_path() -> str | None:
-    """The checkpoint to resume from (``TRAINMGR_RESUME``), set when the supervisor restarts a crashed workload."""
-    return os.environ.get(RESUME_VARIABLE) or None
+    """The checkpoint to resume from (``TRAINMGR_RESUME``), set when the supervisor restarts a crashed workload. None
+    where it is not there any more, which is said: training begins anew then."""
+    path = os.environ.get(RESUME_VARIABLE) or None
+    try:
+        if path is not None:
+            os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return odd(RESUME_VARIABLE, f"names {path}, which is not there: training begins anew", None)
+    except OSError:  # whoever reads it will see
+        pass
+    return path
 
 
 class Workload(Declarations):
@@ -191,12 +201,13 @@ class Workload(Declarations):
         if self.directory is None or not self.primary:
             return
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            patiently(partial(self.directory.mkdir, parents=True, exist_ok=True))
             alone = self._writer.open(self.directory / "telemetry.jsonl")
         except OSError as error:
             if not self.supervised:
                 raise
-            self._writer.complain(f"nothing is reported, and no changes come: {error}; training goes on")
+            what = f"telemetry cannot be opened in {RUN_DIR_VARIABLE} ({error})"
+            self._writer.complain(f"{what}: nothing is reported, and no changes come; training goes on")
             return
         if not alone:
             self.primary = self._group.leave()
@@ -218,6 +229,8 @@ class Workload(Declarations):
             if strange := set(metric.depends) - set(self._parameters):
                 raise ValueError(f"{name} depends on {min(strange)!r}, which is no parameter of this workload")
         self._converge()
+        for name, message in ODD.items():
+            self._writer.say(name, message)
         for parameter in self._parameters.values():
             if parameter.managed is not None and parameter.managed.moves:
                 parameter.spec["scheduled"] = True

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainmgr.workload.surroundings import no_room
 from trainmgr.workload.values import entries, label, now, real, taken
 
 BESTS = 32  # that are noted
@@ -93,7 +94,7 @@ class Checkpoints:
         self.best_value = math.nan
         """Of the objective; NaN before the first that is finite."""
         self.best_step = 0
-        self._leftover: list[Path] = []  # of a process that was killed in a rollback
+        self._leftover: list[Path] = []  # of rollbacks: a process was killed in one, or they could not be removed
         if workload.primary:
             with contextlib.suppress(OSError):
                 self._leftover = list(folder.glob("rollback-*"))
@@ -180,8 +181,7 @@ class Checkpoints:
             raise ValueError(f"{to!r} is of weights that are no more, and could not be put aside")
         if not path.exists():
             raise ValueError(f"there is no checkpoint {to!r} yet{trouble and ': '}{trouble}")
-        import shutil  # seldom needed, and slow to import
-        import tempfile
+        import tempfile  # seldom needed, and slow to import
 
         beside = path.parent / "rollback-"
         with contextlib.suppress(OSError):
@@ -198,10 +198,18 @@ class Checkpoints:
                 self._return(present, error)
                 raise
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            self._leftover.append(beside)
+            self._clear()
         if trouble:
             self._w.log("warning", f"the rollback went to the {path.name} from before: {trouble}")
         self._unreported.append((self.last, self._kept(self.last)))  # a crash must not undo this
+
+    def _clear(self) -> None:
+        """Remove what was left over; what cannot be removed now is tried again with the next checkpoint."""
+        for path in list(self._leftover):
+            with contextlib.suppress(OSError):
+                _remove(path)
+                self._leftover.remove(path)
 
     def _keep(self, path: Path) -> None:
         """Save what training has at this moment, for a load that fails; each rank its own, as far as it can."""
@@ -263,6 +271,7 @@ class Checkpoints:
     def _write(self, path: Path, write: Callable[[Path], object] | None = None) -> None:
         """Write a file so that there is always a whole one."""
         self._settle()
+        self._clear()
         if not self._w.primary:
             return
         new = path.with_stem(f"{path.stem}.new")  # some functions look at the suffix, and some add their own
@@ -325,9 +334,6 @@ class Checkpoints:
         if self._settled:
             return
         self._settled = True
-        for path in self._leftover:
-            with contextlib.suppress(OSError):
-                _remove(path)
         if self._w.resumed_from is not None:
             return
         self._w._announce()
@@ -360,7 +366,7 @@ class Checkpoints:
 
         for path in (self.initial, self.best, self._note):
             there = folder / path.name
-            if self._w.primary and os.access(there, os.F_OK) and not path.exists():
+            if self._w.primary and os.access(there, os.F_OK) and not os.access(path, os.F_OK):
                 copy = shutil.copytree if there.is_dir() else shutil.copy
                 self._kept(path, write=partial(copy, there))
         try:
@@ -412,11 +418,3 @@ def _recover(path: Path) -> None:
     with contextlib.suppress(OSError):
         if not path.exists() and _aside(path).exists():
             _aside(path).replace(path)
-
-
-def no_room(folder: Path) -> bool:
-    """Whether no space is left on its device, as far as that tells."""
-    try:
-        return os.statvfs(folder).f_bavail == 0
-    except (OSError, AttributeError):  # not on this system
-        return False

@@ -7,14 +7,15 @@ import errno
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from trainmgr.workload import ranks
+from trainmgr.workload.backlog import Backlog
 from trainmgr.workload.lines import MAX_LINE, MAX_TEXT, as_line, dump, encode, shortened
+from trainmgr.workload.surroundings import aloud, patiently
 from trainmgr.workload.values import (
     MAX_NAME,
     described,
@@ -31,9 +32,7 @@ from trainmgr.workload.values import (
 )
 
 PROTOCOL_VERSION = 1
-MAX_BACKLOG = 8 * 1024 * 1024  # bytes kept while the disk refuses them
-MAX_SAID = 16  # names of metrics that are no numbers, and outages of the disk, of which the log speaks
-PAUSES = (0.1, 0.5)  # seconds between tries of what a run begins with
+MAX_SAID = 16  # names of metrics that are no numbers, of which the log speaks
 _CLOSED = (errno.EBADF, errno.ESTALE)  # of a descriptor: the file may be there all the same, and must be opened again
 BACK = (
     "the step went back from {} to {}: report steps of the whole run, not of each epoch, and let load() leave the "
@@ -42,7 +41,6 @@ BACK = (
 SEVERAL = "this run has several trainings"  # begins what the log says of it, once in a run
 ROLES = ("success", "unsafe", "policy step", "action noise", "loss gradient")
 _PLAIN = frozenset((float, int))
-Found = TypeVar("Found")
 _HOW = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # the last for a pipe that nobody reads
 _ENDED: set[str] = set()  # telemetry of trainings that ended in this process
 _OPEN: dict[str, Writer] = {}  # telemetry to the one of this process that has it
@@ -111,10 +109,7 @@ class Writer:
         self._names: tuple[str, ...] = ()  # of the last step's metrics ...
         self._template = "{}"  # ... and their JSON, values left open
         self._lines: list[bytes] = []  # formatted, not yet written
-        self._backlog = bytearray()  # not yet in the file; of what the disk refused, a torn line's rest comes first
-        self._refused = ""  # why the disk refuses what is written, and since when
-        self._outages = 0  # times that it began to
-        self._dropped = 0  # records of steps for which there was no room in the backlog since
+        self._backlog = Backlog()
         self._path = ""
         self._identity = (0, 0)  # of the file
         self._pid = 0  # of the process that may write
@@ -142,7 +137,6 @@ class Writer:
             return False
         try:
             patiently(lambda: self._take_up(fd))
-            self._identity = _identity(fd)
         except OSError:
             os.close(fd)
             raise
@@ -239,7 +233,9 @@ class Writer:
 
     def _take_up(self, fd: int) -> None:
         """Go on after the records of an earlier life of this run: the next seq, the revisions already answered."""
-        if os.fstat(fd).st_size == 0:
+        status = os.fstat(fd)
+        self._identity = status.st_dev, status.st_ino
+        if status.st_size == 0:
             return
         last, torn, final = -1, False, b""
         with open(fd, "rb", closefd=False) as file:  # to close another one of this file would end the claim to it
@@ -263,7 +259,7 @@ class Writer:
         if not torn and b'"end"' in final:
             self.ended = self._end_of(final)
         if torn:  # a line that a crash cut short must not swallow the next one
-            self._backlog[:] = b"\n"
+            self._backlog.data[:] = b"\n"
 
     def _end_of(self, line: bytes) -> str:
         """How the training before this one ended, if this is its last record; "" where it may have been started again:
@@ -383,57 +379,21 @@ class Writer:
             if self._to_say:
                 self._speak()
         self._steps.clear()
-        self._write(trouble)
-        if self._refused and not self._backlog:
-            self._recovered()
+        self._write(self.fd, trouble)
+        if ended := self._backlog.recovered():
+            self._emit("log", level="warning", message=ended)
+            self._write(self.fd)
 
-    def _write(self, trouble: OSError | None = None) -> None:
-        """Write the lines, after what the disk refused before; ``trouble`` says that it need not be asked."""
-        assert self.fd is not None
-        self._backlog += b"".join(self._lines)
+    def _write(self, fd: int, trouble: OSError | None = None) -> None:
+        self._backlog.data += b"".join(self._lines)
         self._lines.clear()
-        try:
-            if trouble is not None:
-                raise trouble
-            while self._backlog:
-                if not (count := os.write(self.fd, self._backlog)):
-                    raise OSError(errno.EIO, "nothing was written")
-                del self._backlog[:count]
-        except OSError as error:
-            if len(self._backlog) > MAX_BACKLOG:
-                self._thin()
-            if not self._refused:
-                self._outages += 1
-                self._refused = f"{error.strerror or error} from step {self._last} on"
-                if self._outages <= MAX_SAID:
-                    self.complain(f"telemetry cannot be written ({error}); training goes on")
-
-    def _thin(self) -> None:
-        """Drop records of steps, of which there are most: the gap in seq shows how many. Answers to changes are kept.
-
-        The first line is too: it may be the rest of a torn one.
-        """
-        first, *lines = self._backlog.splitlines(keepends=True)
-        kept = [line for line in lines if b'"event":"step"' not in line]
-        if sum(map(len, kept)) > MAX_BACKLOG:
-            kept = []
-        self._dropped += len(lines) - len(kept)
-        self._backlog[:] = first + b"".join(kept)
-
-    def _recovered(self) -> None:
-        """Say what happened to the telemetry, now that it can be written again."""
-        lost = f"{self._dropped:,} records are lost" if self._dropped else "nothing is lost"
-        message = f"telemetry could not be written: {self._refused}; now it can, and {lost}"
-        self._refused, self._dropped = "", 0
-        if self._outages <= MAX_SAID:
-            self._emit("log", level="warning", message=message)
-            self._write()
+        error = self._backlog.write(fd, trouble)
+        if error is not None and (begun := self._backlog.refused(error, self._last)):
+            self.complain(begun)
 
     def complain(self, message: str) -> None:
-        """Say something where telemetry cannot. Standard error may be closed, gone, or on a full disk itself."""
-        with contextlib.suppress(Exception):
-            if sys.stderr is not None:
-                print(f"{self._name}: {message}", file=sys.stderr, flush=True)
+        """Say something where telemetry cannot."""
+        aloud(f"{self._name}: {message}")
 
     def _numbers(self, step: int, metrics: Mapping[str, Any]) -> str:
         """The metrics of a step as JSON. Most steps have the names of the step before and plain finite numbers."""
@@ -466,19 +426,6 @@ class Writer:
         record = self._common(event, self.seq) | fields
         self.seq += 1
         self._lines.append(self._fit(dump(record) + "\n"))
-
-
-def patiently(do: Callable[[], Found], pauses: Sequence[float] = PAUSES) -> Found:
-    """Do what a disk, or a network in between, may refuse for a moment only; ``pauses`` before it is tried again.
-
-    Raises the last OSError.
-    """
-    for pause in pauses:
-        try:
-            return do()
-        except OSError:
-            time.sleep(pause)
-    return do()
 
 
 def _identity(fd: int) -> tuple[int, int]:
