@@ -481,6 +481,41 @@ def test_a_checkpoint_may_be_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         assert again.keep.best_value == best or math.isnan(best)
 
 
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Foldered(tmp_path)
+    script.train(3.0)
+    replace = Path.replace
+
+    def refused(path: Path, to: Path) -> Path:
+        if path.name.endswith(".new"):
+            raise OSError(5, "Input/output error")
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    script.train(2.0, first=2)
+    assert sorted(path.name for path in script.keep.best.parent.iterdir()) == ["best", "best-value.json", "last"]
+    script.keep.rollback("best")
+    assert script.state == 3.0
+    monkeypatch.undo()
+    script.train(2.5, first=3)
+    assert saved(tmp_path) == [(1, "best", True), (1, "last", False), (3, "best", True), (3, "last", False)]
+    last = [r["message"] for r in records(tmp_path, "log")][-1]
+    assert last.startswith("the rollback went to the best from before: best could not be saved at step 2: OSError: ")
+
+
+def test_a_command_to_save_that_fails_does_not_report_the_one_before(tmp_path: Path) -> None:
+    script = Full(tmp_path)
+    script.train(3.0)
+    script.full = True
+    with pytest.raises(OSError, match="No space left"):
+        script.w._commands["checkpoint"]("")
+    script.keep.report(1)
+    assert script.keep.last.read_text() == "3.0"
+    assert saved(tmp_path) == [(1, "best.pt", True), (1, "last.pt", False)]
+
+
 def test_a_folder_that_was_put_aside_for_one_that_never_came_is_back_at_the_next_start(tmp_path: Path) -> None:
     first = Foldered(tmp_path)
     first.train(3.0)

@@ -272,6 +272,54 @@ def test_a_file_at_its_limit_is_a_full_disk(tmp_path: Path) -> None:
     assert [text[:49] for text in messages(run)] == ["telemetry could not be written: File too large fr"]
 
 
+DYING = """
+import os
+from pathlib import Path
+from trainmgr.workload import Workload
+run = Path(os.environ["TRAINMGR_RUN_DIR"])
+with Workload("own", objective="loss", total_steps=500) as w:
+    for step in w.steps():
+        if step == 100:
+            with (run / "filler").open("wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(512))
+                except OSError:
+                    pass
+        w.step(step, {"loss": 1.0})
+        print("epoch", step, "x" * 200)
+"""
+
+
+def test_a_script_that_dies_of_what_it_prints_on_a_full_disk_is_said_to(disk: Path) -> None:
+    (disk.parent / "own.py").write_text(DYING)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainmgr", "run", "own.py", "--manager", "none", "--runs-dir", str(disk)],
+        cwd=disk.parent, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "The workload ended with exit code 1 (failed)." in done.stdout
+    assert "No space left on device: the disk with " in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+TORCH = """
+import torch
+weights = torch.zeros(1 << 16)  # twice the disk
+with Workload("test", objective="loss", total_steps=1) as w:
+    keep = Checkpoints(w, lambda path: torch.save(weights, path), print)
+    keep.begin()
+    w.step(1, {"loss": 1.0})
+"""
+
+
+def test_no_space_is_named_where_torch_does_not(disk: Path) -> None:
+    run = disk / "run"
+    child(run, FILL + TORCH)
+    (said,) = messages(run)
+    assert said.startswith("initial.pt could not be saved at step 0: OSError: [Errno 28] No space left on device (")
+
+
 # ---- not there, not ours ---------------------------------------------------------------------------------
 
 MISPLACED = """

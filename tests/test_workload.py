@@ -704,13 +704,17 @@ def test_a_split_that_is_none_does_not_stop_an_evaluation(run: Path, split: Any)
     folded(run)
 
 
-@pytest.mark.parametrize("how", ["sys.stderr.close()", "sys.stderr = None", "os.close(2)", "full"])
+@pytest.mark.parametrize("how", [
+    "sys.stderr.close()", "sys.stderr = None", "os.close(2)", "full",
+    "ends = os.pipe(); os.close(ends[0]); os.dup2(ends[1], 2)", "sys.stderr = open(os.devnull, 'w', encoding='ascii')",
+    "sys.stderr.reconfigure(encoding='ascii', errors='strict')",
+])  # fmt: skip
 def test_what_cannot_be_said_on_standard_error_does_not_stop_training(run: Path, how: str) -> None:
     (run / "telemetry.jsonl").symlink_to("/dev/full")
     code = f"""
 import os, sys
 from trainmgr.workload import Workload
-with Workload("test", objective="loss", total_steps=20) as w:
+with Workload("\u00e9", objective="loss", total_steps=20) as w:
     {"pass" if how == "full" else how}
     for step in w.steps():
         w.step(step, {{"loss": 1.0}})
@@ -722,7 +726,7 @@ print("trained to", step)
         done = subprocess.run(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=error, text=True, timeout=60, check=False
         )
-    assert done.stdout == "trained to 20\n"
+    assert (done.stdout, done.returncode) == ("trained to 20\n", 0)
 
 
 # ---- several trainings in one run ------------------------------------------------------------------------

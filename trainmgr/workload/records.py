@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from trainmgr.workload import ranks
 from trainmgr.workload.backlog import Backlog
 from trainmgr.workload.lines import MAX_LINE, MAX_TEXT, as_line, dump, encode, shortened
-from trainmgr.workload.surroundings import aloud, patiently
+from trainmgr.workload.surroundings import PAUSES, aloud, patiently
 from trainmgr.workload.values import (
     MAX_NAME,
     described,
@@ -168,6 +168,10 @@ class Writer:
 
     def close(self) -> None:
         """Nothing more is written here; who tries is told, once."""
+        for pause in PAUSES:
+            if self.fd is not None and self._backlog.data:  # the last chance of what a full disk refused
+                time.sleep(pause)
+                self.flush()
         if self.fd is not None:
             _ENDED.add(self._path)
             self._silent = "it was ended before"
