@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import sys
 import time
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from trainmgr.workload.checkpoints import CHECK_VARIABLE, Checkpoints
-from trainmgr.workload.lines import MAX_TEXT
+from trainmgr.workload.lines import MAX_TEXT, dump
 from trainmgr.workload.optimizers import Managed
 from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
@@ -121,7 +122,7 @@ class Workload(Declarations):
         self._metrics = {named(name, "a metric's name"): Metric.of(metric) for name, metric in described.items()}
         if self.objective in self._metrics and self._metrics[self.objective].depends:
             raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")
-        self._info = dict({} if info is None else info)
+        self._info = json.loads(dump(dict({} if info is None else info)))  # as it is now, whoever writes into it
         self._resumed = {"path": str(resumed_from), "step": self.resumed_step} if resumed_from else None
         self._group = Group(broadcast)
         self.primary = self._group.rank == 0  # whether this process touches the files
@@ -325,10 +326,11 @@ class Workload(Declarations):
         self._ended = True
         status = status or ("stopped" if self.stopping else "completed")
         step = self._writer.count(step)
+        numbers = self._writer.numbers(step, metrics or {})
         self._look(step)
         for managed in self._managed():
             managed.release()
-        self._report("end", status=status, step=step, metrics=self._writer.numbers(step, metrics or {}))
+        self._report("end", status=status, step=step, metrics=numbers)
         self._writer.close()
         atexit.unregister(self.flush)
 
