@@ -511,6 +511,12 @@ def test_a_command_to_save_that_fails_does_not_report_the_one_before(tmp_path: P
     script.full = True
     with pytest.raises(OSError, match="No space left"):
         script.w._commands["checkpoint"]("")
+    with pytest.raises(OSError, match="No space left"):
+        script.w._commands["checkpoint"]("trial")
+    with pytest.raises(
+        ValueError, match=r"no checkpoint 'checkpoints/trial\.pt' yet: trial\.pt could not be saved: OSErr"
+    ):
+        script.keep.rollback("checkpoints/trial.pt")
     script.keep.report(1)
     assert script.keep.last.read_text() == "3.0"
     assert saved(tmp_path) == [(1, "best.pt", True), (1, "last.pt", False)]

@@ -260,7 +260,7 @@ class Workload(Declarations):
 
     def _leave_behind(self) -> None:
         """Refuse what still waits, for it was asked of the training before this one."""
-        control, ended = self._read(), self._writer.ended
+        control, ended = self._read(PAUSES), self._writer.ended
         for entry in (control["schedule"] or [control]) if control else []:
             if entry["revision"] > self._handled:
                 self._refuse(entry["revision"], self._step, f"it was for the training before this one, {ended}")

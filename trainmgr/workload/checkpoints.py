@@ -259,6 +259,9 @@ class Checkpoints:
                 _remove(path)  # an older one of that name is not what is asked for
             self._write(path)
             saved = True
+        except Exception as error:
+            self._troubles[path] = f"{path.name} could not be saved: {type(error).__name__}: {error}"
+            raise
         finally:  # on all ranks, whether or not the one that writes succeeds
             self._unreported.append((path, saved))
 
