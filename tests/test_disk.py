@@ -320,6 +320,76 @@ def test_no_space_is_named_where_torch_does_not(disk: Path) -> None:
     assert said.startswith("initial.pt could not be saved at step 0: OSError: [Errno 28] No space left on device (")
 
 
+RANKS = """
+import torch.distributed as dist
+rank, full = int(os.environ["RANK"]), False
+dist.init_process_group("gloo", init_method=f"file://{run}/store", rank=rank, world_size=2)
+
+def save(path):
+    if full:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    path.write_text(str(state["loss"]))
+
+def load(path):
+    state["loss"] = float(path.read_text())
+
+def ask(revision, lr, **more):
+    if rank == 0:
+        entry = {"v": 1, "run": run.name, "revision": revision, "issued": {"t": 0.0, "step": 0}, "params": {"lr": lr},
+                 "based_on_step": 0, "decision": "d", **more}
+        (run / "control.new").write_text(json.dumps(entry))
+        (run / "control.new").replace(run / "control.json")
+
+seen = []
+w = Workload("ranks", objective="loss", total_steps=24, sync_every=4)
+declare(w)
+keep = Checkpoints(w, save, load, every=4)
+with w:
+    keep.begin()
+    for step in w.steps():
+        full = rank == 0 and 6 <= step < 18  # only the first rank writes
+        if step == 6:
+            ask(1, 0.1, command={"id": "c", "name": "rollback", "to": "initial"})
+        if step == 9:
+            ask(2, 0.1, command={"id": "d", "name": "checkpoint", "to": None})
+        if step == 13:
+            ask(3, 0.3, at_boundary="checkpoint")
+        w.step(step, {"loss": 1.0})
+        if step % 2 == 0:
+            keep.eval(step, {"loss": 1.0})  # the first is the best
+        keep.report(step)
+        seen.append((step, state["lr"]))
+    keep.end(step)
+(run / f"seen{rank}").write_text(json.dumps(seen))
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_pass_the_same_boundaries_when_the_one_that_writes_cannot_save(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    named = {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "TRAINMGR_RUN_DIR": str(run), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", HEAD + RANKS], env={**os.environ, **named, "RANK": str(rank)}, stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in ranks:
+            _, error = process.communicate(timeout=60)
+            assert process.returncode == 0, error.decode()
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    seen = [json.loads((run / f"seen{rank}").read_text()) for rank in range(2)]
+    assert seen[0] == seen[1]
+    assert {lr for _, lr in seen[0]} == {0.1, 0.3}
+    answers = [(r["revision"], r["event"]) for r in records(run) if r["event"] in ("applied", "refused")]
+    assert answers == [(1, "applied"), (2, "refused"), (3, "applied")]
+
+
 # ---- not there, not ours ---------------------------------------------------------------------------------
 
 MISPLACED = """
