@@ -9,6 +9,7 @@ import pytest
 
 from trainmgr import events, workload
 from trainmgr.policy import Policy
+from trainmgr.workload import surroundings
 
 Row = Callable[..., None]
 TABLES: dict[str, list[tuple[str, ...]]] = {}
@@ -28,6 +29,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that names no run and no other process."""
     for name in ("TRAINMGR_RUN_DIR", "TRAINMGR_SEED", "TRAINMGR_RESUME", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    surroundings.ODD.clear()  # what was said of others
 
 
 @pytest.fixture

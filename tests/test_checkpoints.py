@@ -278,7 +278,9 @@ def test_a_save_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.rglob("*.new"))
 
 
-def test_a_save_that_raises_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_save_that_raises_is_said_until_one_succeeds_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script, broken = Script(tmp_path), {0, 2, 3, 5}
 
     def save(path: Path) -> None:
@@ -301,9 +303,14 @@ def test_a_save_that_raises_is_said_once_and_training_goes_on(tmp_path: Path) ->
     script.keep.end(5)
     assert saved(tmp_path) == [(1, "best.pt", True), (1, "last.pt", False), (4, "best.pt", True), (4, "last.pt", False)]
     assert [r["step"] for r in records(tmp_path, "eval")] == [1, 2, 3, 4]
-    assert [r["message"] for r in records(tmp_path, "log")] == [
-        "initial.pt could not be saved at step 0: RuntimeError: no space left; there is none"
+    failed = [
+        "initial.pt could not be saved at step 0: RuntimeError: no space left; there is none",
+        "best.pt could not be saved at step 2: RuntimeError: no space left; the one before it is kept",
+        "last.pt could not be saved at step 5: RuntimeError: no space left; the one before it is kept",
     ]
+    went = f"the rollback went to the best.pt from before: {failed[1].replace('2', '3').partition(';')[0]}"
+    assert [r["message"] for r in records(tmp_path, "log")] == [*failed[:2], went, failed[2]]
+    assert capsys.readouterr().err.splitlines() == [f"test: {text}" for text in failed]
 
 
 @pytest.mark.parametrize("metrics", [None, [], 3, [("loss", 1.0)], torch.ones(2)], ids=repr)
@@ -472,6 +479,47 @@ def test_a_checkpoint_may_be_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         again.keep.rollback("initial")
         assert again.state == 0.0
         assert again.keep.best_value == best or math.isnan(best)
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Foldered(tmp_path)
+    script.train(3.0)
+    replace = Path.replace
+
+    def refused(path: Path, to: Path) -> Path:
+        if path.name.endswith(".new"):
+            raise OSError(5, "Input/output error")
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    script.train(2.0, first=2)
+    assert sorted(path.name for path in script.keep.best.parent.iterdir()) == ["best", "best-value.json", "last"]
+    script.keep.rollback("best")
+    assert script.state == 3.0
+    monkeypatch.undo()
+    script.train(2.5, first=3)
+    assert saved(tmp_path) == [(1, "best", True), (1, "last", False), (3, "best", True), (3, "last", False)]
+    last = [r["message"] for r in records(tmp_path, "log")][-1]
+    assert last.startswith("the rollback went to the best from before: best could not be saved at step 2: OSError: ")
+
+
+def test_a_command_to_save_that_fails_does_not_report_the_one_before(tmp_path: Path) -> None:
+    script = Full(tmp_path)
+    script.train(3.0)
+    script.full = True
+    with pytest.raises(OSError, match="No space left"):
+        script.w._commands["checkpoint"]("")
+    with pytest.raises(OSError, match="No space left"):
+        script.w._commands["checkpoint"]("trial")
+    with pytest.raises(
+        ValueError, match=r"no checkpoint 'checkpoints/trial\.pt' yet: trial\.pt could not be saved: OSErr"
+    ):
+        script.keep.rollback("checkpoints/trial.pt")
+    script.keep.report(1)
+    assert script.keep.last.read_text() == "3.0"
+    assert saved(tmp_path) == [(1, "best.pt", True), (1, "last.pt", False)]
 
 
 def test_a_folder_that_was_put_aside_for_one_that_never_came_is_back_at_the_next_start(tmp_path: Path) -> None:

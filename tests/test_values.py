@@ -6,6 +6,7 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from trainmgr import protocol, workload
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Feed
-from trainmgr.workload import Workload, values
+from trainmgr.workload import Checkpoints, Workload, values
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -73,6 +74,59 @@ def test_a_value_is_that_of_the_moment_when_it_was_reported(
             buffer[...] = float(step)  # as the next replay of a graph does
             w.step(step, {"loss": buffer, "half": 0.5})
     assert [r["metrics"] for r in records(run, "step")] == [{"loss": float(n), "half": 0.5} for n in range(1, 6)]
+
+
+class Box:
+    """A number of the script's own, which changes."""
+
+    def __init__(self) -> None:
+        self.held = 0.0
+
+    def __setitem__(self, _: object, value: float) -> None:
+        self.held = value
+
+    def __float__(self) -> float:
+        return self.held
+
+
+@pytest.mark.parametrize("make", [lambda: torch.zeros(()), lambda: np.zeros(()), lambda: np.zeros(1), Box])
+def test_whatever_is_reported_has_the_values_of_that_moment(
+    run: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]
+) -> None:
+    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    value = make()
+    metrics, info = {"loss": value}, {"x": value, "deep": {"y": [value]}}
+
+    def now(number: float) -> dict[str, Any]:
+        value[...] = number
+        return metrics
+
+    def save(path: Path) -> None:
+        path.touch()
+        now(-1.0)
+
+    now(1.0)
+    w = Workload("w", objective="loss", info=info)
+    keep = Checkpoints(w, save, print)
+    now(-1.0)
+    w.step(1, now(2.0))
+    info["x"] = metrics["late"] = -1.0
+    del metrics["late"]
+    w.eval(1, now(3.0), split={"part": metrics})
+    w.step(2, now(4.0))
+    step = np.array(2)
+    keep.eval(step, now(5.0), split={"part": metrics})
+    step[...] = -1
+    w.checkpoint(3, "x", now(6.0))
+    w.end(3, now(7.0))
+    now(-1.0)
+    assert records(run, "start")[0]["info"] == {"x": 1.0, "deep": {"y": [1.0]}}
+    found = {
+        event: [r["metrics"]["loss"] for r in records(run, event)] for event in ("step", "eval", "checkpoint", "end")
+    }
+    assert found == {"step": [2.0, 4.0], "eval": [3.0, 5.0], "checkpoint": [5.0, 5.0, 6.0], "end": [7.0]}
+    assert [r["split"]["part"]["loss"] for r in records(run, "eval")] == [3.0, 5.0]
+    assert (keep.best_step, keep.best_value) == (2, 5.0)
 
 
 def test_a_loss_with_its_graph_is_a_number_without_a_warning(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

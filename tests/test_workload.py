@@ -300,7 +300,7 @@ def test_what_a_full_disk_refused_is_written_when_there_is_room_again(
 
 
 def test_past_its_limit_the_backlog_shows_as_a_gap(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainmgr.workload.records.MAX_BACKLOG", 200)
+    monkeypatch.setattr("trainmgr.workload.backlog.MAX_BACKLOG", 200)
     with Script() as script:
         script.w.step(1, {"loss": 1.0})
         real = os.write
@@ -704,13 +704,17 @@ def test_a_split_that_is_none_does_not_stop_an_evaluation(run: Path, split: Any)
     folded(run)
 
 
-@pytest.mark.parametrize("how", ["sys.stderr.close()", "sys.stderr = None", "os.close(2)", "full"])
+@pytest.mark.parametrize("how", [
+    "sys.stderr.close()", "sys.stderr = None", "os.close(2)", "full",
+    "ends = os.pipe(); os.close(ends[0]); os.dup2(ends[1], 2)", "sys.stderr = open(os.devnull, 'w', encoding='ascii')",
+    "sys.stderr.reconfigure(encoding='ascii', errors='strict')",
+])  # fmt: skip
 def test_what_cannot_be_said_on_standard_error_does_not_stop_training(run: Path, how: str) -> None:
     (run / "telemetry.jsonl").symlink_to("/dev/full")
     code = f"""
 import os, sys
 from trainmgr.workload import Workload
-with Workload("test", objective="loss", total_steps=20) as w:
+with Workload("\u00e9", objective="loss", total_steps=20) as w:
     {"pass" if how == "full" else how}
     for step in w.steps():
         w.step(step, {{"loss": 1.0}})
@@ -722,7 +726,7 @@ print("trained to", step)
         done = subprocess.run(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=error, text=True, timeout=60, check=False
         )
-    assert done.stdout == "trained to 20\n"
+    assert (done.stdout, done.returncode) == ("trained to 20\n", 0)
 
 
 # ---- several trainings in one run ------------------------------------------------------------------------
@@ -1332,7 +1336,10 @@ foreign = {n for n in new if n.partition(".")[0] not in sys.stdlib_module_names}
 print(sorted(ours), sorted(foreign))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    parts = "checkpoints", "lines", "optimizers", "overrides", "parameters", "persistence", "ranks", "records", "values"
+    parts = (
+        *("backlog", "checkpoints", "lines", "optimizers", "overrides", "parameters", "persistence", "ranks"),
+        *("records", "surroundings", "values"),
+    )
     own = ["trainmgr", "trainmgr.workload", *(f"trainmgr.workload.{n}" for n in parts)]
     assert done.stdout.strip() == f"{own} []"
 
@@ -1350,11 +1357,52 @@ for step in w.steps():
 
 def test_seed_and_resume_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (workload.default_seed(7), workload.resume_path()) == (7, None)
-    monkeypatch.setenv("TRAINMGR_SEED", "-3")
-    monkeypatch.setenv("TRAINMGR_RESUME", "runs/x/checkpoints/a")
-    assert (workload.default_seed(7), workload.resume_path()) == (-3, "runs/x/checkpoints/a")
-    monkeypatch.setenv("TRAINMGR_SEED", "many")
-    assert workload.default_seed(7) == 7
+    for given in ("-3", " -3 "):
+        monkeypatch.setenv("TRAINMGR_SEED", given)
+        assert workload.default_seed(7) == -3
+    monkeypatch.setenv("TRAINMGR_RESUME", __file__)
+    assert workload.resume_path() == __file__
+
+
+ENVIRONMENT = {  # name: (variables, what is printed, what is said)
+    "no seed": ({"TRAINMGR_SEED": ""}, "7 None 0", None),
+    "a seed of spaces": ({"TRAINMGR_SEED": " "}, "7 None 0", None),
+    "a long seed": ({"TRAINMGR_SEED": str((1 << 64) - 1)}, f"{(1 << 64) - 1} None 0", None),
+    "two signs": ({"TRAINMGR_SEED": "--5"}, "7 None 0", "TRAINMGR_SEED is '--5', no whole number from "),
+    "a digit that is none": ({"TRAINMGR_SEED": "\u00b2"}, "7 None 0", "TRAINMGR_SEED is '\u00b2', no whole number"),
+    "a seed too long": ({"TRAINMGR_SEED": str(1 << 64)}, "7 None 0", "TRAINMGR_SEED is '18446744073709551616', no "),
+    "a seed far too long": ({"TRAINMGR_SEED": "9" * 9_999}, "7 None 0", f"TRAINMGR_SEED is '{'9' * 64}', no whole "),
+    "a rank in words": ({"RANK": "first", "WORLD_SIZE": "1"}, "7 None 0", "RANK is 'first', no whole number from 0"),
+    "a size in words": ({"RANK": "0", "WORLD_SIZE": "two"}, "7 None 0", "WORLD_SIZE is 'two', no whole number from 1"),
+    "a rank of no group": ({"RANK": "-1", "WORLD_SIZE": ""}, "7 None 0", "RANK is '-1', no whole number from 0"),
+    "a checkpoint that is gone": (
+        {"TRAINMGR_RESUME": "/tmp/none/last.pt"}, "7 None 0",
+        "TRAINMGR_RESUME names /tmp/none/last.pt, which is not there: training begins anew",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ENVIRONMENT)
+def test_an_environment_that_is_not_as_it_should_be_is_said_and_stops_nothing(run: Path, what: str) -> None:
+    code = """
+from trainmgr import workload
+print(workload.default_seed(7), workload.resume_path(), end=" ")
+with workload.Workload("test", objective="loss", total_steps=9) as w:
+    for step in w.steps():
+        w.step(step, {"loss": 1.0})
+    print(w.seed if w.seed < 9 else 0)
+"""
+    variables, printed, said = ENVIRONMENT[what]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONUTF8": "1", **variables}, capture_output=True,
+        text=True, timeout=60, check=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.stdout == f"{printed}\n"
+    found = [r["message"] for r in records(run, "log")]
+    assert [text[: len(said or "")] for text in found] == ([said] if said else [])
+    assert done.stderr.splitlines() == found
+    assert len(records(run, "step")) == 9
+    folded(run)
 
 
 @pytest.mark.parametrize(

@@ -408,6 +408,14 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
+def no_room(folder: Path) -> bool:
+    """Whether no space is left on the device of a folder, as far as it tells (a quota it does not)."""
+    try:
+        return os.statvfs(folder).f_bavail == 0
+    except OSError:
+        return False
+
+
 def last_lines(path: Path, count: int = 8, limit: int = 16_384) -> list[str]:
     """The last lines of a log file, for a person; none where there is no file."""
     try:

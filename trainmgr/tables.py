@@ -17,7 +17,7 @@ from trainmgr.checked import Checked
 from trainmgr.ledger import Ledger
 from trainmgr.opinions import Opinion, Reworded
 from trainmgr.paths import RunPaths
-from trainmgr.process import last_lines
+from trainmgr.process import last_lines, no_room
 from trainmgr.run_state import RunState, figures
 from trainmgr.screen import quoted
 from trainmgr.wire import plain, pretty
@@ -114,6 +114,9 @@ def print_closing(
             out(f"[red]The workload {quoted(closing.exit)} ({closing.status}{quoted(by)}).[/]")
         if ledger.failure is not None and ledger.failure.message != ledger.unread:
             out(f"[red]{quoted(ledger.failure.where)}: {quoted(ledger.failure.message)}[/]")
+        if stderr and no_room(stderr.parent):
+            out(f"[red]No space left on device: the disk with {quoted(str(stderr.parent))} is full. That may be why it "
+                "ended, and what it said of that may be missing.[/]")  # fmt: skip
         for line in last_lines(stderr) if stderr else []:
             out(f"  {quoted(line)}")
     elif ledger.failure is not None and ledger.failure.where == "processes":

@@ -25,21 +25,24 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainmgr.workload.checkpoints import CHECK_VARIABLE, Checkpoints
-from trainmgr.workload.lines import MAX_TEXT
+from trainmgr.workload.lines import MAX_TEXT, dump
 from trainmgr.workload.optimizers import Managed
 from trainmgr.workload.overrides import BOUNDARIES, Inbox
 from trainmgr.workload.parameters import Declarations, Switch, Whole
 from trainmgr.workload.persistence import Change, Lost, Persistence
 from trainmgr.workload.ranks import Group
 from trainmgr.workload.records import PROTOCOL_VERSION, SEVERAL, Metric, Writer, goal
+from trainmgr.workload.surroundings import ODD, PAUSES, odd, patiently, setting
 from trainmgr.workload.values import label, named, same, text, whole
 
 __all__ = ["RUN_DIR_VARIABLE", "Checkpoints", "Metric", "Workload", "default_seed", "resume_path"]
@@ -55,14 +58,22 @@ Scalar = float | int | bool | str
 
 
 def default_seed(fallback: int = 0) -> int:
-    """The seed that the supervisor asked for (``TRAINMGR_SEED``), or ``fallback``."""
-    text = os.environ.get(SEED_VARIABLE, "")
-    return int(text) if text.lstrip("-").isdigit() else fallback
+    """The seed that the supervisor asked for (``TRAINMGR_SEED``, a whole number of 64 bits), or ``fallback``."""
+    return setting(SEED_VARIABLE, fallback, -(1 << 63), (1 << 64) - 1)
 
 
 def resume_path() -> str | None:
-    """The checkpoint to resume from (``TRAINMGR_RESUME``), set when the supervisor restarts a crashed workload."""
-    return os.environ.get(RESUME_VARIABLE) or None
+    """The checkpoint to resume from (``TRAINMGR_RESUME``), set when the supervisor restarts a crashed workload. None
+    where it is not there any more, which is said: training begins anew then."""
+    path = os.environ.get(RESUME_VARIABLE) or None
+    try:
+        if path is not None:
+            os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return odd(RESUME_VARIABLE, f"names {path}, which is not there: training begins anew", None)
+    except OSError:  # whoever reads it will see
+        pass
+    return path
 
 
 class Workload(Declarations):
@@ -111,7 +122,7 @@ class Workload(Declarations):
         self._metrics = {named(name, "a metric's name"): Metric.of(metric) for name, metric in described.items()}
         if self.objective in self._metrics and self._metrics[self.objective].depends:
             raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")
-        self._info = dict({} if info is None else info)
+        self._info = json.loads(dump(dict({} if info is None else info)))  # as it is now, whoever writes into it
         self._resumed = {"path": str(resumed_from), "step": self.resumed_step} if resumed_from else None
         self._group = Group(broadcast)
         self.primary = self._group.rank == 0  # whether this process touches the files
@@ -150,7 +161,8 @@ class Workload(Declarations):
 
     @property
     def checkpoints(self) -> Path:
-        """The folder for checkpoints; it exists. A temporary one where neither a run nor a directory was named."""
+        """The folder for checkpoints; it exists, unless the supervisor's run directory cannot be written. A temporary
+        one where neither a run nor a directory was named."""
         if self._checkpoints is None:
             if self.directory is None:
                 import tempfile
@@ -158,7 +170,12 @@ class Workload(Declarations):
                 self._checkpoints = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
             else:
                 self._checkpoints = self.directory / "checkpoints"
-                self._checkpoints.mkdir(parents=True, exist_ok=True)
+                try:
+                    self._checkpoints.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    if not self.supervised:
+                        raise
+                    self._warn(f"there is no folder for checkpoints: {error}")
         return self._checkpoints
 
     def __enter__(self) -> Workload:
@@ -184,8 +201,16 @@ class Workload(Declarations):
         self._started, self.primary = True, self._group.settle()
         if self.directory is None or not self.primary:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if not self._writer.open(self.directory / "telemetry.jsonl"):
+        try:
+            patiently(partial(self.directory.mkdir, parents=True, exist_ok=True))
+            alone = self._writer.open(self.directory / "telemetry.jsonl")
+        except OSError as error:
+            if not self.supervised:
+                raise
+            what = f"telemetry cannot be opened in {RUN_DIR_VARIABLE} ({error})"
+            self._writer.complain(f"{what}: nothing is reported, and no changes come; training goes on")
+            return
+        if not alone:
             self.primary = self._group.leave()
             return
         self._handled = self._writer.handled
@@ -205,6 +230,8 @@ class Workload(Declarations):
             if strange := set(metric.depends) - set(self._parameters):
                 raise ValueError(f"{name} depends on {min(strange)!r}, which is no parameter of this workload")
         self._converge()
+        for name, message in ODD.items():
+            self._writer.say(name, message)
         for parameter in self._parameters.values():
             if parameter.managed is not None and parameter.managed.moves:
                 parameter.spec["scheduled"] = True
@@ -233,7 +260,7 @@ class Workload(Declarations):
 
     def _leave_behind(self) -> None:
         """Refuse what still waits, for it was asked of the training before this one."""
-        control, ended = self._read(), self._writer.ended
+        control, ended = self._read(PAUSES), self._writer.ended
         for entry in (control["schedule"] or [control]) if control else []:
             if entry["revision"] > self._handled:
                 self._refuse(entry["revision"], self._step, f"it was for the training before this one, {ended}")
@@ -250,7 +277,7 @@ class Workload(Declarations):
         After another training of this run: those that it was asked for come again with whatever is asked next, and are
         not asked of this one.
         """
-        control = self._read() if self._writer.resuming else None
+        control = self._read(PAUSES) if self._writer.resuming else None
         self._inbox.again()  # what is newer is fetched again, as a pending override
         answered = control is not None and control["revision"] <= self._handled
         params, shares = control["params"] if control and answered else {}, self._writer.shares
@@ -299,10 +326,11 @@ class Workload(Declarations):
         self._ended = True
         status = status or ("stopped" if self.stopping else "completed")
         step = self._writer.count(step)
+        numbers = self._writer.numbers(step, metrics or {})
         self._look(step)
         for managed in self._managed():
             managed.release()
-        self._report("end", status=status, step=step, metrics=self._writer.numbers(step, metrics or {}))
+        self._report("end", status=status, step=step, metrics=numbers)
         self._writer.close()
         atexit.unregister(self.flush)
 
@@ -375,6 +403,14 @@ class Workload(Declarations):
     def log(self, level: str, message: str) -> None:
         """Say something to the people who read the log; level "info", "warning" or "error"."""
         self._report("log", level=str(level), message=str(message)[:MAX_TEXT])
+
+    def _warn(self, message: str) -> None:
+        """Say what went wrong on standard error, and in the log as soon as everything is declared."""
+        self._writer.complain(message)
+        if self._announced:
+            self.log("warning", message)
+        else:
+            self._writer.say(message, message)
 
     def flush(self) -> None:
         """Write what was gathered. A full disk costs records, never the training run."""
@@ -491,13 +527,17 @@ class Workload(Declarations):
         self._refuse(entry["revision"], self._step, f"it rests on step {based} of the training before this one")
         return True
 
-    def _read(self) -> dict[str, Any] | None:
-        """The control file, if it is new and holds what it should; complaints go to the log."""
+    def _read(self, pauses: Sequence[float] = ()) -> dict[str, Any] | None:
+        """The control file, if it is new and holds what it should; complaints go to the log. ``pauses``: see
+        ``patiently``."""
         try:
-            return self._inbox.read()
+            return patiently(self._inbox.read, pauses)
         except ValueError as error:
             self.log("warning", f"control file ignored: {error}")
-            return None
+        except OSError as error:
+            what = f"control.json cannot be read ({error}); it is looked at again"
+            self._writer.say(f"control {error.errno}", what)
+        return None
 
     def _apply(self, step: Whole, kind: str) -> None:
         """Apply every pending entry whose moment this is; answer each revision exactly once."""

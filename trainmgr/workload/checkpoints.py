@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainmgr.workload.values import entries, label, real, scalar
+from trainmgr.workload.surroundings import no_room
+from trainmgr.workload.values import entries, label, now, real, taken
 
 BESTS = 32  # that are noted
 LEAST = 0.2  # of the tensors must come back: weights without the moments of an optimizer are a quarter
@@ -43,6 +46,7 @@ class Reporter(Protocol):
     ) -> None: ...
     def _announce(self) -> None: ...
     def _boundary(self, step: int, kind: str) -> None: ...
+    def _warn(self, message: str) -> None: ...
 
 
 class Checkpoints:
@@ -61,7 +65,8 @@ class Checkpoints:
     ``save(path)`` writes one file, or makes one folder, with all that a resume needs and all that is evaluated
     (averaged weights too); a crash in the middle leaves the old one whole. The path ends in ``suffix``, which is ""
     for a folder.
-    Where ``save`` raises, a ``log`` record says so once, and training goes on.
+    Where ``save`` raises, whatever that is, standard error and a ``log`` record say so (once, until one succeeds), no
+    checkpoint is reported, the one before it stays, and training goes on.
     ``load(path)`` is for a rollback: it puts back weights and optimizer, and nothing that counts or plans. The step
     counter, the learning-rate scheduler and the place in the data go on, or the run would count its steps twice and
     its schedule would begin again; only a resume restores them. The recipe in force stays, whatever the optimizer's
@@ -89,14 +94,20 @@ class Checkpoints:
         self.best_value = math.nan
         """Of the objective; NaN before the first that is finite."""
         self.best_step = 0
-        for path in (self.initial, self.best, self.last):
-            if workload.primary:
+        self._leftover: list[Path] = []  # of rollbacks: a process was killed in one, or they could not be removed
+        if workload.primary:
+            with contextlib.suppress(OSError):
+                self._leftover = list(folder.glob("rollback-*"))
+            for path in (self.initial, self.best, self.last):
                 _recover(path)
         self._note = folder / "best-value.json"  # the last bests, for a resume
-        self._bests: list[tuple[int, float]] = []  # (step, value), each better than those before it
+        self._bests: list[tuple[int, float]] = []  # (step, value), each better than those before it; all were saved
+        self._unnoted = False
         self._evals = 0
         self._settled = self._failed = False
-        self._unreported: list[Path] = []  # written on command, inside of a report, where no other can be made
+        self._troubles: dict[Path, str] = {}  # why one is not as new as it should be, or not there
+        self._unusable: set[Path] = set()  # nobody may go back to them, and they could not be put aside
+        self._unreported: list[tuple[Path, bool]] = []  # of a command, inside of a report, where no other can be made
         if workload.resumed_from is not None:
             self._take_along(workload.resumed_from.parent)
         workload.command("rollback", self.rollback)
@@ -110,7 +121,9 @@ class Checkpoints:
 
     def better(self, value: float) -> bool:
         """Whether it is a new best, by the supervisor's rule: NaN and the infinities never are."""
-        best = self.best_value
+        return self._beats(value, self.best_value)
+
+    def _beats(self, value: float, best: float) -> bool:
         if not math.isfinite(value) or math.isnan(best):
             return math.isfinite(value)
         return value < best if self._w.mode == "min" else value > best
@@ -118,18 +131,24 @@ class Checkpoints:
     def eval(self, step: int, metrics: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Report an evaluation. A new best is on disk before anybody hears of it and may ask for it.
 
-        One without the objective is reported all the same, and is no best.
+        One without the objective is reported all the same, and is no best. After a best that could not be saved, what
+        is better than the one on disk is saved in its place.
         """
+        step, metrics, split = now(step), taken(metrics), taken(split, taken)  # save() may change what they are in
         objective = self._w.objective
         worth = {text: found for name, found in (entries(metrics) or {}).items() if (text := label(name)) == objective}
         value = real(worth.get(objective))
-        better, due = self.better(value), self._evals % self._every == 0
-        self._evals += 1
-        if better:
+        if better := self.better(value):
             self.best_value, self.best_step = value, step
+        due = self._evals % self._every == 0
+        self._evals += 1
+        if due and self._beats(value, self._bests[-1][1] if self._bests else math.nan):
+            better = True  # than what is on disk; ranks without a disk do not know that, but all report a "last" one
         best = better and self._kept(self.best, step)
         if best:
-            self._kept(self._note, step, self._noted([*self._bests, (step, value)]))
+            self._bests = [*self._bests, (step, value)][-BESTS:]
+        if best or self._unnoted:
+            self._take_down(step)
         last = due and self._kept(self.last, step)
         self._w.eval(step, metrics, split)
         if better:
@@ -141,8 +160,7 @@ class Checkpoints:
     def report(self, step: int) -> None:
         """Report what a command has saved since; call it after each step where parameters change at steps."""
         while self._unreported:
-            path = self._unreported.pop()
-            self._told(step, path, path.exists() or not self._w.primary)
+            self._told(step, *self._unreported.pop())
 
     def end(self, step: int) -> None:
         """Save and report the last one."""
@@ -158,12 +176,18 @@ class Checkpoints:
         path = named.get(to) or (self._w.directory or self.best.parent.parent) / to
         if path.resolve().parent != self.best.parent.resolve():
             raise ValueError(f"{to!r} is none of this run's: best, initial, checkpoints/{self.last.name}")
+        trouble = self._troubles.get(path, "")
+        if path in self._unusable:
+            raise ValueError(f"{to!r} is of weights that are no more, and could not be put aside")
         if not path.exists():
-            raise ValueError(f"there is no checkpoint {to!r} yet")
+            raise ValueError(f"there is no checkpoint {to!r} yet{trouble and ': '}{trouble}")
         import tempfile  # seldom needed, and slow to import
 
-        with tempfile.TemporaryDirectory(prefix="rollback-", dir=self.best.parent) as beside:
-            present = Path(beside) / self.last.name
+        beside = path.parent / "rollback-"
+        with contextlib.suppress(OSError):
+            beside = Path(tempfile.mkdtemp(prefix=beside.name, dir=path.parent))
+        try:
+            present = beside / self.last.name
             self._keep(present)  # without it, on a full disk say, to go back is worth more than to be sure
             try:
                 if os.environ.get(CHECK_VARIABLE) and self._w.primary:
@@ -173,9 +197,19 @@ class Checkpoints:
             except Exception as error:  # load() may have done half of it
                 self._return(present, error)
                 raise
-        self._unreported.append(self.last)
-        if not self._kept(self.last):  # a crash must not undo this
-            self._unreported.pop()
+        finally:
+            self._leftover.append(beside)
+            self._clear()
+        if trouble:
+            self._w.log("warning", f"the rollback went to the {path.name} from before: {trouble}")
+        self._unreported.append((self.last, self._kept(self.last)))  # a crash must not undo this
+
+    def _clear(self) -> None:
+        """Remove what was left over; what cannot be removed now is tried again with the next checkpoint."""
+        for path in list(self._leftover):
+            with contextlib.suppress(OSError):
+                _remove(path)
+                self._leftover.remove(path)
 
     def _keep(self, path: Path) -> None:
         """Save what training has at this moment, for a load that fails; each rank its own, as far as it can."""
@@ -219,10 +253,17 @@ class Checkpoints:
         path = self.last.with_stem(name) if name else self.last
         if path in (self.initial, self.best) or path.parent != self.last.parent:
             raise ValueError(f"a checkpoint cannot be kept as {name!r}")
-        self._unreported.append(path)  # on all ranks, whether or not the one that writes succeeds
-        if name:
-            _remove(path)  # an older one of that name is not what is asked for
-        self._write(path)
+        saved = False
+        try:
+            if name and self._w.primary:
+                _remove(path)  # an older one of that name is not what is asked for
+            self._write(path)
+            saved = True
+        except Exception as error:
+            self._troubles[path] = f"{path.name} could not be saved: {type(error).__name__}: {error}"
+            raise
+        finally:  # on all ranks, whether or not the one that writes succeeds
+            self._unreported.append((path, saved))
 
     def _stop(self, to: str) -> None:
         if to not in ("", "best"):
@@ -233,17 +274,26 @@ class Checkpoints:
     def _write(self, path: Path, write: Callable[[Path], object] | None = None) -> None:
         """Write a file so that there is always a whole one."""
         self._settle()
+        self._clear()
         if not self._w.primary:
             return
         new = path.with_stem(f"{path.stem}.new")  # some functions look at the suffix, and some add their own
-        _remove(new)  # of a save that was cut off
         try:
+            new.parent.mkdir(exist_ok=True)  # somebody may have removed it
+            _remove(new)  # of a save that was cut off
             self._make(new, write or self._save)
             _replace(new, path)
-        except BaseException:
+        except BaseException as error:
+            full = isinstance(error, Exception) and not isinstance(error, OSError) and no_room(path.parent)
             with contextlib.suppress(OSError):  # half a file is of no use, and the disk may be full
                 _remove(new)
+            _recover(path)
+            if full:  # torch does not say so
+                why = f"{os.strerror(errno.ENOSPC)} ({type(error).__name__}: {error})"
+                raise OSError(errno.ENOSPC, why, str(path)) from error
             raise
+        self._troubles.pop(path, None)
+        self._unusable.discard(path)
 
     def _make(self, new: Path, write: Callable[[Path], object]) -> None:
         write(new)
@@ -259,16 +309,18 @@ class Checkpoints:
                     os.fsync(file.fileno())
 
     def _kept(self, path: Path, step: int | None = None, write: Callable[[Path], object] | None = None) -> bool:
-        """Write a file. Where that fails, say so, once, and train on: there may be an older one."""
+        """Write a file. Where that fails, say so, once for all until one succeeds, and train on."""
         try:
             self._write(path, write)
         except Exception as error:
+            at = "" if step is None else f" at step {step}"
+            self._troubles[path] = f"{path.name} could not be saved{at}: {type(error).__name__}: {error}"
             if not self._failed:
                 self._failed = True
-                at = "" if step is None else f" at step {step}"
-                left = "the one before it is kept" if path.exists() else "there is none"
-                self._w.log("warning", f"{path.name} could not be saved{at}: {type(error).__name__}: {error}; {left}")
+                left = "the one before it is kept" if os.access(path, os.F_OK) else "there is none"
+                self._w._warn(f"{self._troubles[path]}; {left}")
             return False
+        self._failed = False
         return True
 
     def _told(
@@ -289,16 +341,26 @@ class Checkpoints:
             return
         self._w._announce()
         if self._w.another and self._w.primary:
-            self._note.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._note.unlink(missing_ok=True)
             for path in (self.initial, self.best, self.last):
-                if path.exists():
-                    _replace(path, path.with_stem(BEFORE.format(path.stem)))
+                self._put_aside(path, BEFORE.format(path.stem))
 
-    def _noted(self, bests: list[tuple[int, float]]) -> Callable[[Path], object]:
-        """What writes them down."""
-        self._bests = bests[-BESTS:]
-        content = json.dumps({"bests": self._bests}, default=scalar)
-        return lambda path: path.write_text(content)
+    def _put_aside(self, path: Path, stem: str) -> None:
+        """Keep one under another name. Where that cannot be done, nobody may go back to it until it is written anew."""
+        try:
+            if path.exists():
+                _replace(path, path.with_stem(stem))
+        except OSError as error:
+            _recover(path)
+            self._unusable.add(path)
+            self._w._warn(f"{path.name} could not be put aside, and nobody goes back to it: {error}")
+
+    def _take_down(self, step: int) -> None:
+        """Write the bests down, for a resume; again at the next evaluation where that fails."""
+        self._unnoted = not self._kept(
+            self._note, step, lambda path: path.write_text(json.dumps({"bests": self._bests}))
+        )
 
     def _take_along(self, folder: Path) -> None:
         """What was measured beyond the resumed step is forgotten, as the supervisor does it: it is of weights that are
@@ -307,8 +369,9 @@ class Checkpoints:
 
         for path in (self.initial, self.best, self._note):
             there = folder / path.name
-            if self._w.primary and there.exists() and not path.exists():
-                (shutil.copytree if there.is_dir() else shutil.copy)(there, path)
+            if self._w.primary and os.access(there, os.F_OK) and not os.access(path, os.F_OK):
+                copy = shutil.copytree if there.is_dir() else shutil.copy
+                self._kept(path, write=partial(copy, there))
         try:
             note = json.loads(self._note.read_text())
             noted = note["bests"] if "bests" in note else [(note["step"], note["value"])]  # of earlier versions
@@ -318,9 +381,10 @@ class Checkpoints:
         kept = [(step, value) for step, value in bests if step <= self._w.resumed_step and math.isfinite(value)]
         if kept:
             self.best_step, self.best_value = kept[-1]
-        if kept != bests and self._w.primary and self.best.exists():
-            _replace(self.best, self.best.with_stem(BEYOND))
-        self._write(self._note, self._noted(kept))
+        if kept != bests and self._w.primary:
+            self._put_aside(self.best, BEYOND)
+        self._bests = kept[-BESTS:]
+        self._take_down(self._w.resumed_step)
 
 
 def _remove(path: Path) -> None:
@@ -344,7 +408,8 @@ def _replace(new: Path, path: Path) -> None:
         _remove(old)
         path.replace(old)
     new.replace(path)
-    _remove(old)
+    with contextlib.suppress(OSError):  # the next one tries again
+        _remove(old)
 
 
 def _aside(path: Path) -> Path:
@@ -352,6 +417,7 @@ def _aside(path: Path) -> Path:
 
 
 def _recover(path: Path) -> None:
-    """Bring back a folder that was put aside for one that never came."""
-    if not path.exists() and _aside(path).exists():
-        _aside(path).replace(path)
+    """Bring back a folder that was put aside for one that never came; an error leaves it there."""
+    with contextlib.suppress(OSError):
+        if not path.exists() and _aside(path).exists():
+            _aside(path).replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from trainmgr.workload.records import PROTOCOL_VERSION
 
 BOUNDARIES = ("step", "eval", "checkpoint")  # from fine to coarse
 COMMANDS = ("checkpoint", "rollback", "stop")
+MAX_CONTROL = 16 * 1024 * 1024  # bytes; the longest schedules of a replay have a fraction of that
 _ENTRY_KEYS = frozenset(
     ("revision", "params", "based_on_step", "valid_until_step", "at_step", "at_boundary", "command", "keep", "decision")
 )
@@ -24,6 +26,7 @@ class Inbox:
         self._path: str | None = None
         self._run = ""
         self._seen: tuple[int, int, int] | None = None
+        self._torn: bytes | None = None  # what was no JSON: on a network file system it may be a half of what comes
 
     def open(self, path: Path) -> None:
         self._path = str(path)
@@ -36,25 +39,40 @@ class Inbox:
     def read(self) -> dict[str, Any] | None:
         """The control file, if it changed since the last look.
 
-        Raises ValueError, once for each file, where it does not hold what it should.
+        Raises ValueError, once for each file, where it does not hold what it should, and OSError, each time, where it
+        cannot be read.
         """
         if self._path is None:
             return None
         try:
             status = os.stat(self._path)
-            signature = (status.st_mtime_ns, status.st_ino, status.st_size)
-            if signature == self._seen:
-                return None
-            self._seen = signature
-            with open(self._path, "rb") as file:
-                control = _check_control(json.loads(file.read()))
         except FileNotFoundError:
             return None
-        except (OSError, RecursionError) as error:
+        signature = (status.st_mtime_ns, status.st_ino, status.st_size)
+        if signature == self._seen:
+            return None
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_CONTROL:
+            self._seen = signature
+            raise ValueError(f"it is no file of at most {MAX_CONTROL:,} bytes")
+        data = self._content()
+        if data == self._torn:
+            return None
+        try:
+            control = json.loads(data.decode())
+        except (ValueError, RecursionError) as error:
+            self._torn = data
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if control["run"] != self._run:
-            raise ValueError(f"it is for run {control['run']!r}")
-        return control
+        self._seen, self._torn = signature, None
+        _check_control(control)
+        if control.get("run") != self._run:
+            raise ValueError(f"it is for run {control.get('run')!r}")
+        return dict(control)
+
+    def _content(self) -> bytes:
+        """What is in the file; no more than it may hold, and without waiting for the writer of a pipe."""
+        assert self._path is not None
+        with open(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            return file.read(MAX_CONTROL)
 
 
 def _whole(value: object) -> bool:

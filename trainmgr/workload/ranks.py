@@ -19,9 +19,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from trainmgr.workload.surroundings import setting
+
 Broadcast = Callable[[Any], Any]
 
 WRITER, FORK, RIVAL = 0, 1, 2  # the bytes: held by who opened it, by one fork of that, by all who may not write
+MOST = 1 << 24  # ranks
 PATIENCE = 60.0  # seconds that the ranks wait for one another, once
 PAUSE = 0.01  # seconds between two looks
 
@@ -91,7 +94,7 @@ def here() -> tuple[int, int]:
     distributed = _initialized()
     if distributed is not None and distributed.get_world_size() > 1:
         return distributed.get_rank(), distributed.get_world_size()
-    return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
+    return setting("RANK", 0, 0, MOST), setting("WORLD_SIZE", 1, 1, MOST)
 
 
 def torch_broadcast() -> Broadcast | None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainmgr.workload import ranks
+from trainmgr.workload.backlog import Backlog
 from trainmgr.workload.lines import MAX_LINE, MAX_TEXT, as_line, dump, encode, shortened
+from trainmgr.workload.surroundings import PAUSES, aloud, patiently
 from trainmgr.workload.values import (
     MAX_NAME,
     described,
@@ -30,8 +32,8 @@ from trainmgr.workload.values import (
 )
 
 PROTOCOL_VERSION = 1
-MAX_BACKLOG = 8 * 1024 * 1024  # bytes kept while the disk refuses them
 MAX_SAID = 16  # names of metrics that are no numbers, of which the log speaks
+_CLOSED = (errno.EBADF, errno.ESTALE)  # of a descriptor: the file may be there all the same, and must be opened again
 BACK = (
     "the step went back from {} to {}: report steps of the whole run, not of each epoch, and let load() leave the "
     "counter alone; a script that is resumed passes resumed_step"
@@ -39,6 +41,7 @@ BACK = (
 SEVERAL = "this run has several trainings"  # begins what the log says of it, once in a run
 ROLES = ("success", "unsafe", "policy step", "action noise", "loss gradient")
 _PLAIN = frozenset((float, int))
+_HOW = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # the last for a pipe that nobody reads
 _ENDED: set[str] = set()  # telemetry of trainings that ended in this process
 _OPEN: dict[str, Writer] = {}  # telemetry to the one of this process that has it
 
@@ -106,8 +109,7 @@ class Writer:
         self._names: tuple[str, ...] = ()  # of the last step's metrics ...
         self._template = "{}"  # ... and their JSON, values left open
         self._lines: list[bytes] = []  # formatted, not yet written
-        self._backlog = b""  # what the disk refused; a torn line's rest comes first
-        self._complained = False
+        self._backlog = Backlog()
         self._path = ""
         self._identity = (0, 0)  # of the file
         self._pid = 0  # of the process that may write
@@ -120,18 +122,27 @@ class Writer:
         self._to_say: list[tuple[str, str]] = []  # ... and what it is to speak of next
 
     def open(self, path: Path) -> bool:
-        """Go on after what is in the file. False where another process writes it: then nothing is ever written here."""
+        """Go on after what is in the file. False where another process writes it: then nothing is ever written here.
+
+        Raises OSError where that cannot be opened or read.
+        """
         self._path = os.path.realpath(path)
         elder = _OPEN.get(self._path)
-        if elder is not None and elder.fd is not None and elder._pid == os.getpid():
+        if elder is not None and (elder.fd is None or elder._pid != os.getpid()):
+            elder = None
+        if elder is not None:
             elder.flush()
-            self._elder = (elder, elder.seq)
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = patiently(lambda: os.open(path, _HOW | os.O_CREAT, 0o600))
         if not self._claims(fd, ranks.WRITER):
             return False
-        self.fd, self._pid, self._identity = fd, os.getpid(), _identity(fd)
-        self._take_up(fd)
-        self._first = self.seq
+        try:
+            patiently(lambda: self._take_up(fd))
+        except OSError:
+            os.close(fd)
+            raise
+        self.fd, self._pid, self._first = fd, os.getpid(), self.seq
+        if elder is not None:
+            self._elder = (elder, elder.seq)
         _OPEN.setdefault(self._path, self)
         return True
 
@@ -143,7 +154,7 @@ class Writer:
         (elder, seq), self._elder = self._elder, None
         if elder.fd is not None and (elder.seq != seq or elder._steps):
             self.fd = None  # not closed: that would end the claim of the other one
-            self._complain(
+            self.complain(
                 f"{elder._name} reports this run in the same process, so {self._name} reports nothing and gets no "
                 "changes; its training goes on. A run has one Workload at a time: declare everything in one, or end it "
                 "before the next one begins, by `with` or end()."
@@ -157,6 +168,10 @@ class Writer:
 
     def close(self) -> None:
         """Nothing more is written here; who tries is told, once."""
+        for pause in PAUSES:
+            if self.fd is not None and self._backlog.data:  # the last chance of what a full disk refused
+                time.sleep(pause)
+                self.flush()
         if self.fd is not None:
             _ENDED.add(self._path)
             self._silent = "it was ended before"
@@ -164,13 +179,14 @@ class Writer:
                 del _OPEN[self._path]
         for fd in (self.fd, self._rival):
             if fd is not None and _identity(fd) == self._identity:
-                os.close(fd)
+                with contextlib.suppress(OSError):  # some file systems say only here that they are full
+                    os.close(fd)
         self.fd = self._rival = None
 
     def late(self) -> None:
         """Something is reported that cannot be written any more."""
         if self._silent:
-            self._complain(f"a report is not written: {self._silent}; training goes on")
+            self.complain(f"a report is not written: {self._silent}; training goes on")
             self._silent = ""
 
     def _claims(self, fd: int, byte: int) -> bool:
@@ -178,14 +194,14 @@ class Writer:
             return True
         self.fd, self._rival, self._identity = None, fd, _identity(fd)
         ranks.rival(fd)
-        self._complain(
+        self.complain(
             f"another process writes the telemetry of this run, so process {os.getpid()} reports nothing and gets no "
             f"changes; its training goes on. {ranks.REMEDY}."
         )
         return False
 
     def _ours(self, fd: int) -> bool:
-        """Whether this process may write, and into this file.
+        """Whether this process may write, and into this file. Raises OSError where nobody can tell at the moment.
 
         Of the forks of the one that opened the file, the first to write may, unless that has written by itself. Then a
         fork of it is a helper, which has copies of what is not yet written, and comes to its end by the same code.
@@ -196,26 +212,34 @@ class Writer:
                 return self._claims(fd, ranks.FORK)
             self.fd, self._silent = None, f"process {self._pid} is a fork of the one that reports this run"
             return False
-        return _identity(fd) == self._identity or self._again()
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            if error.errno not in _CLOSED:
+                raise
+            return self._again()
+        return (status.st_dev, status.st_ino) == self._identity or self._again()
 
     def _again(self) -> bool:
         """Somebody has closed the file, as daemons do with all that they have open; its number may be another one's."""
-        self.fd = None
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        except OSError:
+            fd = os.open(self._path, _HOW)
+        except (FileNotFoundError, NotADirectoryError):
             fd = -1
-        if _identity(fd) == self._identity:
+        if fd >= 0 and _identity(fd) == self._identity:
             self.fd = fd
             return self._claims(fd, ranks.WRITER)
         if fd >= 0:
             os.close(fd)
-        self._complain("something has closed the file of telemetry, and it is not there any more; training goes on")
+        self.fd = None
+        self.complain("something has closed the file of telemetry, and it is not there any more; training goes on")
         return False
 
     def _take_up(self, fd: int) -> None:
         """Go on after the records of an earlier life of this run: the next seq, the revisions already answered."""
-        if os.fstat(fd).st_size == 0:
+        status = os.fstat(fd)
+        self._identity = status.st_dev, status.st_ino
+        if status.st_size == 0:
             return
         last, torn, final = -1, False, b""
         with open(fd, "rb", closefd=False) as file:  # to close another one of this file would end the claim to it
@@ -239,7 +263,7 @@ class Writer:
         if not torn and b'"end"' in final:
             self.ended = self._end_of(final)
         if torn:  # a line that a crash cut short must not swallow the next one
-            os.write(fd, b"\n")
+            self._backlog.data[:] = b"\n"
 
     def _end_of(self, line: bytes) -> str:
         """How the training before this one ended, if this is its last record; "" where it may have been started again:
@@ -344,8 +368,14 @@ class Writer:
 
     def flush(self) -> None:
         """Write what was gathered. A full disk costs records, never the training run: the loss is reported later."""
-        if self.fd is None or not self._ours(self.fd):
+        if self.fd is None:
             return
+        trouble: OSError | None = None
+        try:
+            if not self._ours(self.fd):
+                return
+        except OSError as error:
+            trouble = error
         for step, t, metrics in self._steps:
             head = f'{{"v":{PROTOCOL_VERSION},"seq":{self.seq},"t":{t:.6f},"event":"step","step":{step},"metrics":'
             self.seq += 1
@@ -353,24 +383,21 @@ class Writer:
             if self._to_say:
                 self._speak()
         self._steps.clear()
-        data = self._backlog + b"".join(self._lines)
-        self._lines.clear()
-        self._backlog = b""
-        try:
-            while data:
-                data = data[os.write(self.fd, data) :]
-        except OSError as error:
-            # Past the limit only the rest of a torn line is kept: the gap in seq then shows how many were lost.
-            self._backlog = data if len(data) <= MAX_BACKLOG else data[: data.index(b"\n") + 1]
-            if not self._complained:
-                self._complained = True
-                self._complain(f"telemetry cannot be written ({error}); training goes on")
+        self._write(self.fd, trouble)
+        if ended := self._backlog.recovered():
+            self._emit("log", level="warning", message=ended)
+            self._write(self.fd)
 
-    def _complain(self, message: str) -> None:
-        """Say something where telemetry cannot. Standard error may be closed, gone, or on a full disk itself."""
-        with contextlib.suppress(Exception):
-            if sys.stderr is not None:
-                print(f"{self._name}: {message}", file=sys.stderr, flush=True)
+    def _write(self, fd: int, trouble: OSError | None = None) -> None:
+        self._backlog.data += b"".join(self._lines)
+        self._lines.clear()
+        error = self._backlog.write(fd, trouble)
+        if error is not None and (begun := self._backlog.refused(error, self._last)):
+            self.complain(begun)
+
+    def complain(self, message: str) -> None:
+        """Say something where telemetry cannot."""
+        aloud(f"{self._name}: {message}")
 
     def _numbers(self, step: int, metrics: Mapping[str, Any]) -> str:
         """The metrics of a step as JSON. Most steps have the names of the step before and plain finite numbers."""

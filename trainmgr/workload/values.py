@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any
 
 MAX_NAME = 64  # characters of a parameter, a choice or a metric
@@ -146,6 +146,20 @@ def entries(metrics: Any) -> dict[Any, Any] | None:
         return dict(metrics.items())
     except Exception:
         return None
+
+
+def taken(metrics: Any, take: Callable[[Any], Any] | None = None) -> Any:
+    """The same mapping with each number as it is now, whatever is written into it later."""
+    given = entries(metrics)
+    return metrics if given is None else {name: (take or now)(value) for name, value in given.items()}
+
+
+def now(value: Any) -> Any:
+    """The number that it is now; what is none stays."""
+    try:
+        return number(value)
+    except TypeError:
+        return value
 
 
 def described(value: Any) -> str:
