@@ -504,23 +504,14 @@ class Supervisor:
         self._pause(False)
         self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
         if self.state.start is not None and "stop" in self.state.start.commands:
-            number = self.ledger.revision + 1
-            command = protocol.Command(id=f"operator{number}", name="stop", to=None)
-            self._instead("operator", command)
+            self._instead("operator", stop=True)
         elif self._child is not None:
             self._child.signal(signal.SIGINT)
 
-    def _instead(self, origin: Literal["operator", "restart"], command: protocol.Command | None) -> None:
-        """Issue a revision of our own: what is in force and ``command``, without the change that nobody answered."""
-        ledger = self.ledger
-        if ledger.outstanding is not None:
-            ledger = replace(ledger, in_force=ledger.held)
-        name = f"{origin}{ledger.revision + 1}"
-        content = control.next_control(
-            ledger, self.paths.id, name, changes={}, command=command, issued=self._issued(),
-            based_on_step=self.state.step, valid_until_step=None, at_step=None,
-        )  # fmt: skip
-        self._write(events.OverrideIssued(decision=name, origin=origin, control=content))
+    def _instead(self, origin: Literal["operator", "restart"], *, stop: bool = False) -> None:
+        """Issue a revision of our own: what is in force, without the change that nobody answered."""
+        self._write(decision.instead(self.ledger, origin, run=self.paths.id, issued=self._issued(),
+                                     based_on_step=self.state.step, stop=stop))  # fmt: skip
 
     def _finish_child(self, number: int) -> None:
         """Signal the child, and kill it when it does not end within the grace period."""
@@ -568,7 +559,7 @@ class Supervisor:
             if self.ledger.due is not None:
                 self._own()
             elif self.ledger.outstanding is not None:
-                self._instead("restart", None)
+                self._instead("restart")
             self._resume = resume
             self._start(resume)
             return None
