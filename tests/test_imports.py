@@ -86,7 +86,8 @@ ALLOWED: dict[str, str] = {
     "telemetry wire",
     "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
     "run_state snapshot telemetry",
-    "proof": "audit decision errors events files history interventions ledger notices paths protocol replay run_state "
+    "sequence": "decision errors events history ledger protocol run_state telemetry",
+    "proof": "audit errors events files history interventions notices paths protocol replay run_state sequence "
     "telemetry wire",
     "supervisor": "audit control decision errors events files history ledger managers.base paths process "
     "protocol run_state snapshot telemetry wire",

@@ -1,25 +1,25 @@
 """What `trainmgr audit` proves of a run, from its files alone.
 
 The chain is whole; telemetry is what the supervisor read and has no gaps; every change in effect was decided, passed
-the guard (which judges again), was inside the bounds and is acknowledged; what did harm was taken back and no more;
-no parameter moved by itself; run.json says what the log says; nothing was written after the end.
+the guard (which judges again) and was inside the bounds; each answer of the workload is acknowledged once, in order;
+what did harm was taken back and no more; no parameter moved by itself; run.json says what the log says; nothing was
+written after the end. What an event says itself is believed only where it comes from outside.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainmgr import audit, decision, events, files, protocol, replay
+from trainmgr import audit, events, files, protocol, replay
 from trainmgr.errors import RecordError
 from trainmgr.history import History, Moment
 from trainmgr.interventions import Drift
-from trainmgr.ledger import Ledger
 from trainmgr.notices import LACKING
 from trainmgr.paths import RunPaths
 from trainmgr.run_state import figures
+from trainmgr.sequence import Sequence
 from trainmgr.telemetry import Item
 from trainmgr.wire import plain, to_json
 
@@ -93,14 +93,12 @@ class Prover:
         self.paths = paths
         self.proof = Proof(paths.id)
         self._history = History(paths, self._folded)
-        self._owed: str | None = None  # what probation found in telemetry that is not on record yet
+        self._sequence = Sequence(self._find)
         self._overrides: dict[int, events.OverrideIssued] = {}
         self._single: dict[int, protocol.Override] = {}
         self._controls: list[protocol.Control] = []
         self._unwritten: set[int] = set()  # revisions whose control file could not be written
         self._verdicts: dict[str, events.Verdict] = {}
-        self._approvals: dict[str, str] = {}
-        self._answered: set[int] = set()
         self._changes: dict[int, Change] = {}
         self._torn: int | None = None
         self._beyond = False  # whether these are records that no supervisor has spoken of yet
@@ -125,6 +123,9 @@ class Prover:
         except FileNotFoundError:
             self._find("audit.jsonl", "there is none")
             return self.proof
+        except OSError as error:
+            self._find("the run", f"cannot be read to its end: {error.strerror or error}")
+            self._manifest = self._manifest if self._closing is not None else None
         except RecordError as error:
             place, _, what = str(error).partition(": ")
             self._find(place, what)
@@ -134,6 +135,7 @@ class Prover:
         self.proof.ended = isinstance(last, events.RunEnded)
         if not broken or self.proof.ended:
             self._rest(last)
+            self.proof.notes += self._sequence.close()
         self._run_file(last)
         if self.proof.ended and not broken:
             self._control_file()
@@ -153,7 +155,7 @@ class Prover:
     def _moment(self, moment: Moment) -> None:
         event, number = moment.event, moment.event.seq + 1
         place = f"audit.jsonl line {number}"
-        self._probation(moment, place)
+        self._sequence.event(moment, place)
         digest = getattr(event.data, "telemetry_sha256", None)
         if digest is not None:
             self._telemetry_digest(moment, digest, number)
@@ -169,12 +171,11 @@ class Prover:
                 self._figures(event.data.closing, place)
             case events.Verdict():
                 self._verdicts[event.data.decision] = event.data
-            case events.Approval():
-                self._approvals[event.data.decision] = event.data.answer
             case events.OverrideIssued():
                 self._override(event.data, moment, place)
             case events.Failure(where="control") if self._controls:
-                self._unwritten.add(self._controls[-1].revision)
+                if event.data.decision == self._controls[-1].decision:
+                    self._unwritten.add(self._controls[-1].revision)
             case events.Acknowledged():
                 self._acknowledged(event.data, place)
             case events.Reverted():
@@ -197,37 +198,10 @@ class Prover:
                 self._find(place, f"closing: `{name}` is {found.get(name)!r}; the run says {wanted.get(name)!r}")
 
     def _folded(self, item: Item) -> None:
-        """After each record: whether probation had something to say of it, which must be on record right behind it."""
-        if isinstance(item, protocol.Eval) and not self._beyond:
-            if self._owed is not None:
-                self._find("audit.jsonl", f"there is no {self._owed}")
-            self._owed = self._due(self._history.ledger)
-
-    def _due(self, ledger: Ledger) -> str | None:
-        if ledger.started is None:
-            return None
-        found = decision.watched(self._history.state, ledger, ledger.started.manifest.policy, decision.Mark(0, ""))
-        return None if found is None else f'"{found.kind}" for step {found.step}'
-
-    def _probation(self, moment: Moment, place: str) -> None:
-        """What probation found is on record at once, and what is on record is done at once."""
-        data, ledger = moment.event.data, moment.ledger
-        if isinstance(data, events.Outcome | events.Failure):  # these may come in between
-            return
-        if isinstance(data, events.Judgment):
-            after = copy.deepcopy(ledger)
-            after.fold(data)
-            self._owed = self._due(after)
-        elif self._owed is not None:
-            self._find(place, f"before it there is no {self._owed}")
-            self._owed = None
-        if isinstance(data, events.Restarted):
-            if ledger.trials:
-                self._find(place, "changes that were on trial were not taken back before it")
-            return
-        own = isinstance(data, events.OverrideIssued) and data.origin == "probation"
-        if ledger.due is not None and not own:
-            self._find(place, f"{ledger.due.decision} is on record, and was not issued")
+        history = self._history
+        self._sequence.record(
+            item, history.lines, history.feed.offset, history.state, history.ledger, heard=not self._beyond
+        )
 
     def _taken_back(self, event: events.Reverted) -> None:
         expected = "nothing" if event.forecast is None else f"{event.forecast:.4g}"
@@ -273,14 +247,11 @@ class Prover:
             self._find(place, f"an override whose decision {event.decision} the guard did not accept")
         elif mode == "shadow":
             self._find(place, "an override in shadow mode")
-        elif mode == "approve" and self._approvals.get(event.decision) != "yes":
+        elif mode == "approve" and self._sequence.approvals.get(event.decision) != "yes":
             self._find(place, f"an override that nobody approved ({event.decision})")
 
     def _acknowledged(self, event: events.Acknowledged, place: str) -> None:
         override = self._single.get(event.revision)
-        if event.revision in self._answered:
-            self._find(place, f"revision {event.revision} is acknowledged twice")
-        self._answered.add(event.revision)
         if override is None:
             self._find(place, f"the workload answered revision {event.revision}, which was never issued")
             return
