@@ -61,7 +61,7 @@ ALLOWED: dict[str, str] = {
     "control": "files ledger paths protocol wire",
     "probation": "events forecast ledger lineage policy protocol run_state wire",
     "decision": "control events guard ledger lineage policy probation protocol run_state signals snapshot wire",
-    "audit": "errors events files protocol wire",
+    "audit": "errors events files paths protocol wire",
     "manifest": "errors events",
     "history": "audit errors events ledger paths protocol run_state telemetry",
     "managers.__init__": "",
@@ -91,7 +91,7 @@ ALLOWED: dict[str, str] = {
     "telemetry wire",
     "supervisor": "audit control decision errors events files history ledger managers.base paths process "
     "protocol run_state snapshot telemetry wire",
-    "launch": "__init__ errors events history managers.base managers.catalog manifest paths policy process "
+    "launch": "__init__ audit errors events history managers.base managers.catalog manifest paths policy process "
     "protocol supervisor",
     "seen": "interventions process protocol run_state telemetry wire",
     "checked": "",

@@ -34,6 +34,9 @@ from trainmgr import (
     tables,
 )
 from trainmgr import (
+    audit as audit_log,
+)
+from trainmgr import (
     check as checking,
 )
 from trainmgr import ledger as ledgers
@@ -52,7 +55,15 @@ from trainmgr.comparison import (
 )
 from trainmgr.errors import RecordError, TrainmgrError, UserError
 from trainmgr.managers import catalog
-from trainmgr.paths import POLICY_VARIABLE, RUNS_DIR_VARIABLE, RunPaths, find_run, list_runs
+from trainmgr.paths import (
+    AUDIT_KEY_FILE_VARIABLE,
+    AUDIT_KEY_VARIABLE,
+    POLICY_VARIABLE,
+    RUNS_DIR_VARIABLE,
+    RunPaths,
+    find_run,
+    list_runs,
+)
 from trainmgr.supervisor import Supervisor
 from trainmgr.wire import pretty
 
@@ -190,14 +201,27 @@ def audit(
     expect: Annotated[
         str | None, typer.Option(metavar="DIGEST", help="Fail unless the log ends with this digest.")
     ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--key-file",
+            metavar="FILE",
+            help=f"Prove each line with this key.  [default: {AUDIT_KEY_FILE_VARIABLE} or {AUDIT_KEY_VARIABLE}]",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Prove from the files alone that a run is what its log says, and list its interventions. Exits 1 if it is not.
 
-    Example: `trainmgr audit latest`
+    The chain itself shows everything but a log that was rewritten as a whole, or cut at its end together with run.json.
+    Of a run that began with a key (TRAINMGR_AUDIT_KEY_FILE), it shows a rewritten log, too. A digest kept elsewhere
+    (`--head`, later `--expect`) shows both.
+
+    Examples: `trainmgr audit latest`, `trainmgr audit latest --key-file ~/audit.key`
     """
     paths = find_run(runs_dir, run)
-    result = proof.prove(paths)
+    result = proof.prove(paths, audit_log.read_key(key_file) if key_file is not None else audit_log.given_key())
     if expect is not None and result.head != expect:
         result.findings.append(
             proof.Finding("audit.jsonl", f"it ends with {result.head}, not with the digest expected")

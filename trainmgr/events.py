@@ -103,6 +103,8 @@ class Check(Wire):
 class RunStarted(Wire):
     kind: Literal["run started"] = "run started"
     manifest: Manifest
+    key: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", exclude_if=operator.not_)] = ""
+    """Of a log that is keyed: the id of the key that its hashes are made with."""
 
 
 class Attached(Wire):

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from trainmgr import __version__, events, manifest, protocol
+from trainmgr import __version__, audit, events, manifest, protocol
 from trainmgr.errors import UserError
 from trainmgr.history import latest
 from trainmgr.managers import catalog
 from trainmgr.managers.base import Consultant, Manager
-from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, new_run
+from trainmgr.paths import AUDIT_KEY_FILE_VARIABLE, RUN_DIR_VARIABLE, RunPaths, new_run
 from trainmgr.policy import Policy
 from trainmgr.process import HARMLESS, STAYING, belongs
 from trainmgr.supervisor import Listener, Supervisor
@@ -64,9 +64,17 @@ def attach(
         raise UserError(
             f"The workload of {paths.id} is not running any more. `trainmgr show {paths.id}` tells what is known."
         )
+    key, mark = audit.given_key(), ledger.started.key if ledger.started else ""
+    if mark and key is None:
+        raise UserError(
+            f"The log of {paths.id} is keyed, and only its key ({mark}) can write it on: set "
+            f"{AUDIT_KEY_FILE_VARIABLE} to the file that holds it."
+        )
     manager = manager or catalog.make(record.manager, record.policy, runs_dir)
     with ready(manager):
-        supervisor = Supervisor(paths, record, None if manager.name == "none" else manager, listener(paths, record))
+        supervisor = Supervisor(
+            paths, record, None if manager.name == "none" else manager, listener(paths, record), key=key
+        )
         begun(supervisor)
         with _keyboard(supervisor):
             return supervisor.attach(state.start.pid)
@@ -88,6 +96,7 @@ def launch(
     """
     script = request.directory / request.script  # a replay may come from elsewhere
     command = manifest.command_of(script, request.arguments)
+    key = audit.given_key()
     manager = manager or catalog.make(request.manager, request.policy, request.runs_dir)
     with ready(manager, say=request.say):
         now = time.time()
@@ -117,6 +126,7 @@ def launch(
             None if manager.name == "none" else manager,
             listener(paths, record),
             schedule=request.schedule,
+            key=key,
         )
         begun(supervisor)
         with _keyboard(supervisor):

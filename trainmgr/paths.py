@@ -19,7 +19,11 @@ RUNS_DIR_VARIABLE = "TRAINMGR_RUNS_DIR"  # where runs are kept, when --runs-dir 
 POLICY_VARIABLE = "TRAINMGR_POLICY"  # the policy file, when --policy is not given
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_URL_VARIABLE = "OPENAI_BASE_URL"
-SECRET_VARIABLES = (API_KEY_VARIABLE, "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY")  # never given to the child
+AUDIT_KEY_VARIABLE = "TRAINMGR_AUDIT_KEY"  # the key of the audit log
+AUDIT_KEY_FILE_VARIABLE = "TRAINMGR_AUDIT_KEY_FILE"  # or the file that it is in
+SECRET_VARIABLES = (  # never given to the child
+    API_KEY_VARIABLE, "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY", AUDIT_KEY_VARIABLE,
+)  # fmt: skip
 
 INLINE = 3  # names in a sentence; more get a line each
 ALIKE = 0.8  # of two names: the share that is the same, from which one may be meant by the other

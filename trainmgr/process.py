@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmgr.errors import WorkloadError
-from trainmgr.paths import CHECK_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SECRET_VARIABLES, SEED_VARIABLE
+from trainmgr.paths import (
+    AUDIT_KEY_FILE_VARIABLE,
+    CHECK_VARIABLE,
+    RESUME_VARIABLE,
+    RUN_DIR_VARIABLE,
+    SECRET_VARIABLES,
+    SEED_VARIABLE,
+)
 
 UNBUFFERED_VARIABLE = "PYTHONUNBUFFERED"
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
@@ -64,7 +71,8 @@ def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> 
     Python does not keep back what a script prints, unless ours is told otherwise: a script that is killed has no chance
     to write it.
     """
-    hidden = {*SECRET_VARIABLES, *secrets, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
+    told = {RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
+    hidden = {*SECRET_VARIABLES, *secrets, AUDIT_KEY_FILE_VARIABLE, *told}
     keys = {key for name in (*SECRET_VARIABLES, *secrets) if len(key := os.environ.get(name, "").strip()) >= LEAST_KEY}
     kept = {
         name: value

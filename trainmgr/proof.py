@@ -27,6 +27,10 @@ CANNOT_SEE = (
     "A log that was rewritten as a whole, or cut at its end together with run.json, proves nothing by itself: "
     "keep the digest of `trainmgr audit --head` elsewhere and compare."
 )
+KEYED_CANNOT_SEE = (
+    "Each line was written by somebody who has the key. A log that was cut at its end together with run.json looks "
+    "like that of a run which goes on: keep the digest of `trainmgr audit --head` elsewhere and compare."
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class Proof:
     events: int = 0
     records: int = 0
     ended: bool = False
+    key: str = ""
+    """The id of the key that the log names; "" for a plain chain."""
+    proven: bool = False
+    """Whether each line was checked with that key."""
     checks: int = 0
     """Single comparisons that were made."""
     findings: list[Finding] = field(default_factory=list)
@@ -89,10 +97,11 @@ class Proof:
 class Prover:
     """Walks through a run once."""
 
-    def __init__(self, paths: RunPaths) -> None:
+    def __init__(self, paths: RunPaths, key: bytes | None = None) -> None:
         self.paths = paths
         self.proof = Proof(paths.id)
-        self._history = History(paths, self._folded)
+        self._key = key
+        self._history = History(paths, self._folded, key=key)
         self._sequence = Sequence(self._find)
         self._overrides: dict[int, events.OverrideIssued] = {}
         self._single: dict[int, protocol.Override] = {}
@@ -132,6 +141,12 @@ class Prover:
             if self._closing is None:  # reading stopped before the end: run.json cannot be compared
                 self._manifest = None
         broken = bool(self.proof.findings)
+        self.proof.proven = bool(self.proof.key) and self._key is not None
+        if self.proof.key and not self.proof.proven:
+            self.proof.notes.append(
+                f"The log is keyed (key {self.proof.key}): give --key-file to prove that somebody who has the key "
+                "wrote it. Without it, a log that was rewritten as a whole is not seen."
+            )
         self.proof.ended = isinstance(last, events.RunEnded)
         if not broken or self.proof.ended:
             self._rest(last)
@@ -166,6 +181,9 @@ class Prover:
                 self._find(place, "the run starts a second time")
             case events.RunStarted():
                 self._manifest = event.values()["manifest"]
+                self.proof.key = event.data.key
+                if (name := event.data.manifest.id) != self.paths.id:
+                    self.proof.notes.append(f"The folder is called {self.paths.id}; the run in it is {name}.")
             case events.RunEnded():
                 self._closing = event.values()["closing"]
                 self._figures(event.data.closing, place)
@@ -378,9 +396,9 @@ class Prover:
         self.proof.findings.append(Finding(place, what))
 
 
-def prove(paths: RunPaths) -> Proof:
-    """All of it, for one run."""
-    return Prover(paths).prove()
+def prove(paths: RunPaths, key: bytes | None = None) -> Proof:
+    """All of it, for one run; with a ``key``, also that somebody who has it wrote the log."""
+    return Prover(paths, key).prove()
 
 
 def head(paths: RunPaths) -> str:

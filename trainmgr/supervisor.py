@@ -114,9 +114,11 @@ class Supervisor:
         listener: Listener,
         *,
         schedule: list[protocol.Override] | None = None,
+        key: bytes | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``manager`` None observes only. ``schedule`` is for replay: overrides to repeat at their recorded steps."""
+        """``manager`` None observes only. ``schedule`` is for replay: overrides to repeat at their recorded steps.
+        ``key`` is that of the log; None for a plain chain."""
         self.paths = paths
         self.manifest = manifest
         self.policy = manifest.policy
@@ -125,6 +127,7 @@ class Supervisor:
         self._manager = manager
         self._listener = listener
         self._schedule = schedule
+        self._key = key
         self._clock = clock
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._feed = telemetry.Feed(paths.telemetry)
@@ -150,12 +153,12 @@ class Supervisor:
         """
         try:
             files.replace(self.paths.manifest, events.render_run_file(plain(self.manifest), None))
-            self._log = audit.Log(self.paths.audit)
+            self._log = audit.Log(self.paths.audit, key=self._key)
             self.paths.telemetry.touch(mode=0o600)
             self.paths.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"The run directory {self.paths.root} cannot be written: {error.strerror}.") from None
-        if not self._append(events.RunStarted(manifest=self.manifest)):
+        if not self._append(events.RunStarted(manifest=self.manifest, key=audit.key_id(self._key))):
             raise UserError(f"{self.paths.audit} cannot be written; nothing was started.")
         if self._schedule:
             self._issue_schedule(self._schedule)
@@ -169,10 +172,10 @@ class Supervisor:
     def attach(self, pid: int) -> events.Closing:
         """Take over a run whose supervisor died: fold everything again, then go on."""
         head, seq, seen = audit.GENESIS, 0, 0
-        for event in audit.read(self.paths.audit):
+        for event in audit.read(self.paths.audit, self._key):
             self.ledger.fold(event.data)
             head, seq, seen = event.line_hash, event.seq + 1, history.offset_of(event.data) or seen
-        self._log = audit.Log(self.paths.audit, seq, head)
+        self._log = audit.Log(self.paths.audit, seq, head, self._key)
         known = self.ledger.acknowledged
         self._own()  # what the supervisor that died had on record only
         for record in self._feed.records():
