@@ -16,7 +16,7 @@ from trainmgr import __version__, audit, events, manifest, protocol
 from trainmgr.errors import UserError
 from trainmgr.history import latest
 from trainmgr.managers import catalog
-from trainmgr.managers.base import Consultant, Manager
+from trainmgr.managers.base import Consultant, Manager, Repeating
 from trainmgr.paths import AUDIT_KEY_FILE_VARIABLE, RUN_DIR_VARIABLE, RunPaths, new_run
 from trainmgr.policy import Policy
 from trainmgr.process import HARMLESS, STAYING, belongs
@@ -130,7 +130,10 @@ def launch(
         )
         begun(supervisor)
         with _keyboard(supervisor):
-            return paths, supervisor.run()
+            closing = supervisor.run()
+        if isinstance(manager, Repeating) and (text := manager.left_out()):
+            request.say(text)
+        return paths, closing
 
 
 @contextmanager
