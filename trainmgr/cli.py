@@ -63,6 +63,7 @@ from trainmgr.paths import (
     RunPaths,
     find_run,
     list_runs,
+    stranger,
 )
 from trainmgr.supervisor import Supervisor
 from trainmgr.wire import pretty
@@ -105,6 +106,9 @@ RestArgument = Annotated[
     typer.Argument(metavar="[-- ARGUMENTS...]", help="What the script gets; put `--` before it.", show_default=False),
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", envvar=RUNS_DIR_VARIABLE, help="Folder of all runs.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Go on though others than you may have written what the run says.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the last lines.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 PolicyOption = Annotated[
@@ -176,6 +180,7 @@ def run(
 def attach(
     run: RunArgument = "latest",
     runs_dir: RunsDirOption = Path("runs"),
+    trust: TrustOption = False,
     quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -183,7 +188,7 @@ def attach(
 
     Example: `trainmgr attach latest`
     """
-    paths = find_run(runs_dir, run)
+    paths = _own(find_run(runs_dir, run), trust, "An attach does")
     known: list[Supervisor] = []
     closing = _watched(lambda listener: launch.attach(paths, runs_dir, listener, known.append), quiet, json)
     if not json:
@@ -220,7 +225,7 @@ def audit(
 
     Examples: `trainmgr audit latest`, `trainmgr audit latest --key-file ~/audit.key`
     """
-    paths = find_run(runs_dir, run)
+    paths = _named(find_run(runs_dir, run))
     result = proof.prove(paths, audit_log.read_key(key_file) if key_file is not None else audit_log.given_key())
     if expect is not None and result.head != expect:
         result.findings.append(
@@ -258,6 +263,7 @@ def replay_run(
     policy: Annotated[
         Path | None, typer.Option("--policy", help="With --manager: this policy file instead of the run's.")
     ] = None,
+    trust: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
     """Decide a recorded run again and compare byte for byte. Exits 1 where anything differs.
@@ -265,7 +271,7 @@ def replay_run(
     Examples: `trainmgr replay latest`, `trainmgr replay latest --train`, `trainmgr replay latest -m schedule:cosine`,
     `trainmgr replay latest -m llm:MODEL --paraphrase 3`
     """
-    paths = find_run(runs_dir, run)
+    paths = _named(find_run(runs_dir, run))
     if sum((manager is not None, train, watch)) > 1:
         raise UserError("--manager, --train and --watch are three different replays. Choose one.")
     if paraphrase and (manager is None or not policies.asks_model(manager)):
@@ -274,9 +280,12 @@ def replay_run(
         _watch(paths, speed)
         return
     if train:
+        _own(paths, trust, "--train executes")
         _train(paths, runs_dir, json)
     record = history.manifest_of(paths)
     if manager is not None:
+        if policies.asks_model(manager) and policy is None:
+            _own(paths, trust, "Without --policy, the endpoint that gets your key is")
         _ask_again(
             paths, record, manager, paraphrase, policies.load(policy) if policy else record.policy, runs_dir, json
         )
@@ -310,7 +319,7 @@ def show(run: RunArgument = "latest", runs_dir: RunsDirOption = Path("runs"), js
 
     Example: `trainmgr show latest`
     """
-    paths = find_run(runs_dir, run)
+    paths = _named(find_run(runs_dir, run))
     manifest, state, ledger = history.latest(paths)
     if json:
         print(tables.show_json(paths, manifest, state, ledger))
@@ -457,6 +466,23 @@ def policy() -> None:
 
 
 # -- helpers of the commands -------------------------------------------------------------------------------------------
+
+
+def _named(paths: RunPaths) -> RunPaths:
+    """A run that is read; says so where it is not the user's own."""
+    if why := stranger(paths):
+        _aside(f"{paths.id}: {why}")
+    return paths
+
+
+def _own(paths: RunPaths, trust: bool, what: str) -> RunPaths:
+    """A run that is obeyed: ``what`` begins the sentence that says how. Raises UserError where others may have written
+    it."""
+    if not trust and (why := stranger(paths)):
+        raise UserError(
+            f"{paths.id}: {why}. {what} what it says. Look at it with `trainmgr show`, and add --trust if you trust it."
+        )
+    return paths
 
 
 def _policy(path: Path | None, restarts: int | None, stall_timeout: float | None) -> policies.Policy:
