@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,10 +15,13 @@ from typing import Any
 
 import pytest
 
-from trainmgr import audit, events, files, proof, protocol, replay
-from trainmgr.history import History
+from trainmgr import audit, events, files, opinions, proof, protocol, replay, tables
+from trainmgr.errors import TrainmgrError
+from trainmgr.history import History, latest
+from trainmgr.managers.replay import Recorded
+from trainmgr.managers.rules import RulesManager
 from trainmgr.paths import RunPaths
-from trainmgr.policy import Process
+from trainmgr.policy import Policy, Process
 from trainmgr.testing import EXACT, LINE, Recorder, ScriptedManager, answer, supervise, write_child
 from trainmgr.wire import plain
 
@@ -322,3 +328,58 @@ def test_what_is_not_acknowledged_yet_is_a_note_while_the_run_goes_on(interrupte
     found = proof.prove(again)
     assert [str(finding) for finding in found.findings] == []
     assert any(note.startswith("Revision 1 (applied in telemetry.jsonl line") for note in found.notes)
+
+
+HOSTILE: list[Any] = [None, True, -1, 0, 1e308, 10**30, "x", "NaN", [], {}, [[]], {"a": {}}, "\u202e" * 5, 2**53, ""]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths to everything in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, inner in items for found in [(*path, key), *places(inner, (*path, key))]]
+
+
+def spoiled(rng: random.Random, bodies: list[dict[str, Any]]) -> None:
+    """Something else somewhere, or an event that is gone, twice or elsewhere."""
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        kind, at = rng.random(), rng.randrange(len(bodies))
+        if kind < 0.7:
+            *path, last = rng.choice(places(bodies[at]["data"]))
+            target = bodies[at]["data"]
+            for key in path:
+                target = target[key]
+            target[last] = rng.choice(HOSTILE)
+        elif kind < 0.8 and len(bodies) > 2:
+            del bodies[at]
+        elif kind < 0.9:
+            bodies.insert(rng.randrange(len(bodies)), copy.deepcopy(bodies[at]))
+        else:
+            bodies.append(bodies.pop(at))
+
+
+def test_no_reader_trips_over_what_a_forger_seals(managed: RunPaths, tmp_path: Path) -> None:
+    """Errors in words, or findings: never an exception of ours."""
+    rng = random.Random("spoiled")
+    again = RunPaths(tmp_path / managed.id)
+    shutil.copytree(managed.root, again.root)
+    readers: list[Callable[[], Any]] = [
+        lambda: replay.rebuild(again, RulesManager(Policy())), lambda: Recorded(again), lambda: latest(again),
+        lambda: replay.schedule_of(again), lambda: list(opinions.opinions(again, RulesManager(Policy()))),
+    ]  # fmt: skip
+    for _ in range(25):
+        bodies = [json.loads(line) for line in managed.audit.read_bytes().splitlines()]
+        spoiled(rng, bodies)
+        head, lines = audit.GENESIS, []
+        for seq, body in enumerate(bodies):
+            data = json.dumps(
+                {"seq": seq, "t": 0.0, "data": body["data"], "prev": head}, separators=(",", ":")
+            ).encode()
+            lines.append(data[:-1] + b',"hash":"' + files.sha256(data).encode() + b'"}\n')
+            head = files.sha256(lines[-1])
+        again.audit.write_bytes(b"".join(lines))
+        found = proof.prove(again)
+        assert not any("cannot be followed" in str(finding) for finding in found.findings)
+        assert tables.proof_json(found)
+        for reader in readers:
+            with contextlib.suppress(TrainmgrError):
+                reader()

@@ -228,15 +228,14 @@ def audit(
     paths = _named(find_run(runs_dir, run))
     result = proof.prove(paths, audit_log.read_key(key_file) if key_file is not None else audit_log.given_key())
     if expect is not None and result.head != expect:
-        result.findings.append(
-            proof.Finding("audit.jsonl", f"it ends with {result.head}, not with the digest expected")
-        )
-    if head and result.holds:
-        print(result.head)
-    elif json:
+        ends = f"it ends with {result.head}" if result.head else "it has no line that can be read"
+        result.findings.append(proof.Finding("audit.jsonl", f"{ends}, not with the digest expected"))
+    if json:
         print(tables.proof_json(result))
-    else:
-        tables.print_proof(data, result)
+    elif head and result.holds:
+        print(result.head)
+    else:  # a digest is wanted by programs: that there is none is no data
+        tables.print_proof(narration if head else data, result)
     raise typer.Exit(errors.EXIT_OK if result.holds else errors.EXIT_FAILED)
 
 

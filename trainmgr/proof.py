@@ -132,11 +132,14 @@ class Prover:
         except FileNotFoundError:
             self._find("audit.jsonl", "there is none")
             return self.proof
-        except OSError as error:
-            self._find("the run", f"cannot be read to its end: {error.strerror or error}")
-            self._manifest = self._manifest if self._closing is not None else None
-        except RecordError as error:
-            place, _, what = str(error).partition(": ")
+        except Exception as error:
+            if isinstance(error, RecordError):
+                place, _, what = str(error).partition(": ")
+            elif isinstance(error, OSError):
+                place, what = "the run", f"it cannot be read to its end: {error.strerror or error}"
+            else:  # whatever a forger thought of that we did not
+                place = f"audit.jsonl line {self.proof.events}"
+                what = f"it cannot be followed: {type(error).__name__}"
             self._find(place, what)
             if self._closing is None:  # reading stopped before the end: run.json cannot be compared
                 self._manifest = None
@@ -217,9 +220,10 @@ class Prover:
 
     def _folded(self, item: Item) -> None:
         history = self._history
-        self._sequence.record(
-            item, history.lines, history.feed.offset, history.state, history.ledger, heard=not self._beyond
-        )
+        if type(item) is not protocol.Step or self._sequence.over is not None:  # of steps there may be millions
+            self._sequence.record(
+                item, history.lines, history.feed.offset, history.state, history.ledger, heard=not self._beyond
+            )
 
     def _taken_back(self, event: events.Reverted) -> None:
         expected = "nothing" if event.forecast is None else f"{event.forecast:.4g}"

@@ -42,7 +42,7 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
     for moment in History(paths).moments():
         data = moment.event.data
         line = moment.event.seq + 1
-        if isinstance(data, events.SnapshotTaken):
+        if isinstance(data, events.SnapshotTaken) and moment.state.start is not None:
             views[data.decision] = snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)
         expected = derived(moment)
         if expected is not None:
@@ -50,6 +50,9 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
         if (text := difference(data, expected)) is not None:
             result.differences.append((line, text))
         if isinstance(data, events.Response) and manager is not None and manager.deterministic:
+            if data.decision not in views:
+                result.differences.append((line, f"{data.decision} is answered, and nobody was asked about it"))
+                continue
             result.counts["proposal"] = result.counts.get("proposal", 0) + 1
             raw = manager.decide(views[data.decision])
             if json.dumps(raw) != json.dumps(data.raw):
@@ -175,7 +178,8 @@ def _response(response: events.Response, moment: Moment) -> events.Response | No
 
 
 def manifest_in(ledger: Ledger) -> events.Manifest:
-    assert ledger.started is not None
+    if ledger.started is None:
+        raise RecordError("audit.jsonl does not begin with the start of a run.")
     return ledger.started.manifest
 
 

@@ -31,6 +31,8 @@ class Sequence:
         self._find = find
         self.approvals: dict[str, str] = {}
         """What the person said, by decision."""
+        self.over: str | None = None
+        """The place of an outcome that says that the run was over, though no record does."""
         self._owed: str | None = None  # what probation found in telemetry that is not on record yet
         self._answers: deque[tuple[int, int, protocol.Applied | protocol.Refused]] = deque()
         """(line, end in bytes, record) of what the workload answered and nobody acknowledged yet."""
@@ -38,7 +40,6 @@ class Sequence:
         self._judged: set[str] = set()
         self._said: str | None = None  # the decision that was answered last, until its verdict
         self._before: events.Payload | None = None  # the last event but for failures, which may come in between
-        self._over: str | None = None  # which outcome says that the run was over, though no record does
         self._again: tuple[str, int] | None = None  # the last restart, and how many starts there were until then
         self._misfits: list[str] = []  # where the log says that the policy does not fit, ...
         self._misfit = False  # ... and whether it ever did not
@@ -54,9 +55,9 @@ class Sequence:
             self._misfit |= not _fits(state, ledger)
         if not heard:
             return
-        if self._over is not None:
-            self._find(self._over, f"it says that the run was over; telemetry.jsonl line {line} came after it")
-            self._over = None
+        if self.over is not None:
+            self._find(self.over, f"it says that the run was over; telemetry.jsonl line {line} came after it")
+            self.over = None
         if isinstance(item, protocol.Eval):
             if self._owed is not None:
                 self._find("audit.jsonl", f"there is no {self._owed}")
@@ -170,11 +171,11 @@ class Sequence:
     def _neighbours(self, moment: Moment, place: str) -> None:
         """What comes right behind something else only, or never behind it."""
         data, before, state = moment.event.data, self._before, moment.state
-        if self._over is not None and not isinstance(data, AFTER_THE_END):
-            self._find(self._over, f"it says that the run was over; {place} ({data.kind}) came after it")
-            self._over = None
+        if self.over is not None and not isinstance(data, AFTER_THE_END):
+            self._find(self.over, f"it says that the run was over; {place} ({data.kind}) came after it")
+            self.over = None
         if isinstance(data, events.Outcome) and not any(decision.outcomes(state, moment.ledger, moment.offset)):
-            self._over = self._over or place
+            self.over = self.over or place
         origin = data.origin if isinstance(data, events.OverrideIssued) else None
         if origin == "restart" and not isinstance(before, events.Restarted):
             self._find(place, "an override for a restart, which is not on record right before it")
