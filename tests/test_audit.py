@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import json
 import random
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from trainmgr import audit, events, proof, protocol
 from trainmgr.errors import RecordError, UserError
 from trainmgr.files import sha256
 from trainmgr.paths import RunPaths
-from trainmgr.testing import LINE, ScriptedManager, answer, supervise, write_child
+from trainmgr.testing import LINE, PYTHON, ScriptedManager, answer, supervise, write_child
 from trainmgr.wire import plain, to_json
 
 FILES = ("audit.jsonl", "telemetry.jsonl", "run.json")
@@ -395,3 +396,48 @@ def test_what_is_appended_reads_back_the_same(tmp_path: Path) -> None:
         file.write(b'{"seq":5')
     with pytest.raises(RecordError, match="line 6: 8 bytes without a line break"):
         list(audit.read(path))
+
+
+# ---- on the command line ---------------------------------------------------------------------------------
+
+
+def damaged(kind: str, paths: RunPaths) -> None:
+    log = paths.audit.read_bytes()
+    match kind:
+        case "no log":
+            paths.audit.unlink()
+        case "a folder":
+            paths.audit.unlink()
+            paths.audit.mkdir()
+        case "nothing in it":
+            paths.audit.write_bytes(b"")
+        case "no text":
+            paths.audit.write_bytes(bytes(range(256)) * 20)
+        case "a line changed":
+            paths.audit.write_bytes(log.replace(b'"lr":0.3', b'"lr":0.4', 1))
+        case "telemetry cut":
+            paths.telemetry.write_bytes(paths.telemetry.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("kind", ["no log", "a folder", "nothing in it", "no text", "a line changed", "telemetry cut"])
+def test_of_what_is_damaged_json_is_json_and_no_digest_is_printed(
+    kind: str, original: Files, recorded: RunPaths, tmp_path: Path
+) -> None:
+    paths = RunPaths(tmp_path / recorded.id)
+    assert prove(tmp_path, recorded.id, original).holds
+    good = proof.head(paths)
+
+    def command(*options: str) -> tuple[int, str]:
+        done = subprocess.run([PYTHON, "-m", "trainmgr", "audit", str(paths.root), *options], capture_output=True,
+                              text=True, check=False)  # fmt: skip
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout
+
+    if kind == "no log":  # once is enough
+        assert command("--head") == (0, good + "\n")
+        code, text = command("--head", "--json", "--expect", good)
+        assert (code, json.loads(text)["head"]) == (0, good)
+    damaged(kind, paths)
+    code, text = command("--head", "--json", "--expect", good)
+    assert (code, json.loads(text)["holds"]) == (1, False)
+    assert command("--head", "--expect", good) == (1, "")

@@ -64,7 +64,7 @@ ALLOWED: dict[str, str] = {
     "control": "files ledger paths protocol wire",
     "probation": "events forecast ledger lineage policy protocol run_state wire",
     "decision": "control events guard ledger lineage policy probation protocol run_state signals snapshot wire",
-    "audit": "errors events files protocol wire",
+    "audit": "errors events files paths protocol wire",
     "manifest": "errors events process",
     "journal": "audit events ledger",
     "history": "audit errors events ledger paths protocol run_state telemetry",
@@ -90,7 +90,8 @@ ALLOWED: dict[str, str] = {
     "telemetry wire",
     "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
     "run_state snapshot telemetry",
-    "proof": "audit decision errors events files history interventions ledger notices paths protocol replay run_state "
+    "sequence": "decision errors events history ledger protocol run_state telemetry",
+    "proof": "audit errors events files history interventions notices paths protocol replay run_state sequence "
     "telemetry wire",
     "supervisor": "audit control decision errors events files history journal ledger managers.base paths process "
     "protocol run_state snapshot telemetry wire",

@@ -244,7 +244,8 @@ class Simulation:
         self.state.finish()
         for outcome in decision.outcomes(self.state, self.ledger, self.feed.offset):
             self.append(outcome)
-        closing = events.Closing(ended=0.0, status="completed", exit_code=0, exit="ended well", **figures(self.state),
+        status = self.state.end.status if self.state.end else "completed"
+        closing = events.Closing(ended=0.0, status=status, exit_code=0, exit="ended well", **figures(self.state),
                                  **self.ledger.losses())  # fmt: skip
         content = events.render_run_file(plain(self.manifest), plain(closing))
         files.replace(self.paths.manifest, content)

@@ -39,6 +39,9 @@ from trainmgr import (
     tables,
 )
 from trainmgr import (
+    audit as audit_log,
+)
+from trainmgr import (
     check as checking,
 )
 from trainmgr import manifest as manifests
@@ -58,6 +61,8 @@ from trainmgr.comparison import (
 from trainmgr.errors import RecordError, TrainmgrError, UserError
 from trainmgr.managers import catalog
 from trainmgr.paths import (
+    AUDIT_KEY_FILE_VARIABLE,
+    AUDIT_KEY_VARIABLE,
     KEY_NAME_VARIABLE,
     POLICY_VARIABLE,
     RUNS_DIR_VARIABLE,
@@ -65,6 +70,7 @@ from trainmgr.paths import (
     RunPaths,
     find_run,
     list_runs,
+    stranger,
 )
 from trainmgr.supervisor import Supervisor
 from trainmgr.wire import pretty
@@ -109,6 +115,9 @@ RestArgument = Annotated[
     typer.Argument(metavar="[-- ARGUMENTS...]", help="What the script gets; put `--` before it.", show_default=False),
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", envvar=RUNS_DIR_VARIABLE, help="Folder of all runs.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Go on though others than you may have written what the run says.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the last lines.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 PolicyOption = Annotated[
@@ -196,6 +205,7 @@ def attach(
     runs_dir: RunsDirOption = Path("runs"),
     api_key_env: KeyNameOption = None,
     send_key: SendKeyOption = None,
+    trust: TrustOption = False,
     quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -204,7 +214,7 @@ def attach(
     Example: `trainmgr attach latest`
     """
     _key(api_key_env, send_key)
-    paths = find_run(runs_dir, run)
+    paths = _own(find_run(runs_dir, run), trust, "An attach does")
     say = (lambda _: None) if quiet else _aside
     call = partial(launch.attach, paths, runs_dir, say=say)
     raise typer.Exit(_supervised(call, quiet, json))
@@ -220,24 +230,36 @@ def audit(
     expect: Annotated[
         str | None, typer.Option(metavar="DIGEST", help="Fail unless the log ends with this digest.")
     ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--key-file",
+            metavar="FILE",
+            help=f"Prove each line with this key.  [default: {AUDIT_KEY_FILE_VARIABLE} or {AUDIT_KEY_VARIABLE}]",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Prove from the files alone that a run is what its log says, and list its interventions. Exits 1 if it is not.
 
-    Example: `trainmgr audit latest`
+    The chain itself shows everything but a log that was rewritten as a whole, or cut at its end together with run.json.
+    Of a run that began with a key (TRAINMGR_AUDIT_KEY_FILE), it shows a rewritten log, too. A digest kept elsewhere
+    (`--head`, later `--expect`) shows both.
+
+    Examples: `trainmgr audit latest`, `trainmgr audit latest --key-file ~/audit.key`
     """
-    paths = find_run(runs_dir, run)
-    result = proof.prove(paths)
+    paths = _named(find_run(runs_dir, run))
+    result = proof.prove(paths, audit_log.read_key(key_file) if key_file is not None else audit_log.given_key())
     if expect is not None and result.head != expect:
-        result.findings.append(
-            proof.Finding("audit.jsonl", f"it ends with {result.head}, not with the digest expected")
-        )
-    if head and result.holds:
-        print(result.head)
-    elif json:
+        ends = f"it ends with {result.head}" if result.head else "it has no line that can be read"
+        result.findings.append(proof.Finding("audit.jsonl", f"{ends}, not with the digest expected"))
+    if json:
         print(tables.proof_json(result))
-    else:
-        tables.print_proof(data, result)
+    elif head and result.holds:
+        print(result.head)
+    else:  # a digest is wanted by programs: that there is none is no data
+        tables.print_proof(narration if head else data, result)
     raise typer.Exit(errors.EXIT_OK if result.holds else errors.EXIT_FAILED)
 
 
@@ -266,6 +288,7 @@ def replay_run(
     ] = None,
     api_key_env: KeyNameOption = None,
     send_key: SendKeyOption = None,
+    trust: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
     """Decide a recorded run again and compare byte for byte. Exits 1 where anything differs.
@@ -274,7 +297,7 @@ def replay_run(
     `trainmgr replay latest -m llm:MODEL --paraphrase 3`
     """
     _key(api_key_env, send_key)
-    paths = find_run(runs_dir, run)
+    paths = _named(find_run(runs_dir, run))
     if sum((manager is not None, train, watch)) > 1:
         raise UserError("--manager, --train and --watch are three different replays. Choose one.")
     if paraphrase and (manager is None or not policies.asks_model(manager)):
@@ -283,9 +306,12 @@ def replay_run(
         _watch(paths, speed)
         return
     if train:
+        _own(paths, trust, "--train executes")
         _train(paths, runs_dir, json)
     record = history.manifest_of(paths)
     if manager is not None:
+        if policies.asks_model(manager) and policy is None:
+            _own(paths, trust, "Without --policy, the endpoint that gets your key is")
         _ask_again(
             paths, record, manager, paraphrase, policies.load(policy) if policy else record.policy, runs_dir, json
         )
@@ -319,7 +345,7 @@ def show(run: RunArgument = "latest", runs_dir: RunsDirOption = Path("runs"), js
 
     Example: `trainmgr show latest`
     """
-    paths = find_run(runs_dir, run)
+    paths = _named(find_run(runs_dir, run))
     manifest, state, ledger = history.latest(paths)
     if json:
         print(tables.show_json(paths, manifest, state, ledger))
@@ -469,6 +495,23 @@ def policy() -> None:
 
 
 # -- helpers of the commands -------------------------------------------------------------------------------------------
+
+
+def _named(paths: RunPaths) -> RunPaths:
+    """A run that is read; says so where it is not the user's own."""
+    if why := stranger(paths):
+        _aside(f"{paths.id}: {why}")
+    return paths
+
+
+def _own(paths: RunPaths, trust: bool, what: str) -> RunPaths:
+    """A run that is obeyed: ``what`` begins the sentence that says how. Raises UserError where others may have written
+    it."""
+    if not trust and (why := stranger(paths)):
+        raise UserError(
+            f"{paths.id}: {why}. {what} what it says. Look at it with `trainmgr show`, and add --trust if you trust it."
+        )
+    return paths
 
 
 def _policy(path: Path | None, restarts: int | None, stall_timeout: float | None) -> policies.Policy:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from trainmgr import control, events, guard, probation, protocol, signals, snapshot
 from trainmgr.ledger import Ledger
@@ -249,6 +249,20 @@ def own(ledger: Ledger, *, run: str, issued: protocol.Issued) -> events.Override
     return events.OverrideIssued(decision=due.decision, origin="probation", control=content)
 
 
+def instead(
+    ledger: Ledger, origin: Literal["operator", "restart"], *, run: str, issued: protocol.Issued, based_on_step: int,
+    stop: bool,
+) -> events.OverrideIssued:  # fmt: skip
+    """A revision of our own: what is in force, without the change that nobody answered; with ``stop``, that command."""
+    base = ledger if ledger.outstanding is None else replace(ledger, in_force=ledger.held)
+    name = f"{origin}{ledger.revision + 1}"
+    content = control.next_control(
+        base, run, name, changes={}, command=protocol.Command(id=name, name="stop", to=None) if stop else None,
+        issued=issued, based_on_step=based_on_step, valid_until_step=None, at_step=None,
+    )  # fmt: skip
+    return events.OverrideIssued(decision=name, origin=origin, control=content)
+
+
 def acknowledgment(
     record: protocol.Applied | protocol.Refused, state: RunState, ledger: Ledger, offset: int
 ) -> events.Acknowledged:
@@ -282,10 +296,14 @@ def _rolled(record: protocol.Applied) -> bool:
     return record.command is not None and record.command.name == "rollback"
 
 
-def outcomes(state: RunState, ledger: Ledger, offset: int) -> Iterator[events.Outcome]:
-    """What was measured of the changes whose measuring ended and is not on record yet."""
+def outcomes(state: RunState, ledger: Ledger, offset: int, *, over: bool = False) -> Iterator[events.Outcome]:
+    """What was measured of the changes whose measuring ended and is not on record yet.
+
+    ``over``: the run is, whether its script said so or not, so that measuring ended for all of them.
+    """
     for item in state.interventions:
-        if item.closed is not None and item.revision > ledger.outcomes:
+        closed = item.closed or ("end" if over else None)
+        if closed is not None and item.revision > ledger.outcomes:
             yield events.Outcome(
                 decision=ledger.revisions.get(item.revision, "unknown"),
                 revision=item.revision,
@@ -293,5 +311,5 @@ def outcomes(state: RunState, ledger: Ledger, offset: int) -> Iterator[events.Ou
                 step=item.step,
                 before=item.before,
                 after=item.after,
-                closed=item.closed,
+                closed=closed,
             )

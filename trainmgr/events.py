@@ -6,14 +6,14 @@ import json
 import operator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter, field_validator
 
 from trainmgr.action_space import Boundary
 from trainmgr.forecast import Forecast
 from trainmgr.policy import Level, Policy, known
 from trainmgr.proposal import Action, Diagnosis, Expectation
 from trainmgr.protocol import Command, Control
-from trainmgr.wire import Number, Value, Wire
+from trainmgr.wire import NON_FINITE, Number, Value, Wire
 
 RunMode = Literal["auto", "shadow", "approve"]
 
@@ -103,6 +103,8 @@ class Check(Wire):
 class RunStarted(Wire):
     kind: Literal["run started"] = "run started"
     manifest: Manifest
+    key: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", exclude_if=operator.not_)] = ""
+    """Of a log that is keyed: the id of the key that its hashes are made with."""
 
 
 class Attached(Wire):
@@ -122,6 +124,20 @@ class SnapshotTaken(Wire):
     telemetry_sha256: str
     """... whose SHA-256 is this."""
     snapshot: dict[str, Any]
+
+    @field_validator("snapshot")
+    @classmethod
+    def _folds(cls, view: dict[str, Any]) -> dict[str, Any]:
+        """What the ledger reads of it is there: somebody may have written the log anew."""
+        progress, signals = view.get("progress"), view.get("signals", {})
+        if not isinstance(progress, dict) or not isinstance(signals, dict):
+            raise ValueError("a snapshot without its progress or its signals")
+        if any(type(progress.get(name)) is not int for name in ("step", "evaluations")):
+            raise ValueError("the progress of a snapshot has no step or no evaluations")
+        for name in ("rise", "noise"):
+            if not isinstance(value := signals.get(name), int | float | None) and value not in NON_FINITE:
+                raise ValueError(f"{name} is not a number")
+        return view
 
 
 class Message(Wire):

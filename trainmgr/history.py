@@ -43,11 +43,15 @@ class Moment:
 class History:
     """Reads a run directory. ``items`` are the telemetry records that the last step folded, with their line numbers.
 
-    ``folded`` is called after each record, with the state that it left.
+    ``folded`` is called after each record, with the state that it left. ``key`` is that of the log, if it is to be
+    proven with it.
     """
 
-    def __init__(self, paths: RunPaths, folded: Callable[[Item], None] = lambda _: None) -> None:
+    def __init__(
+        self, paths: RunPaths, folded: Callable[[Item], None] = lambda _: None, *, key: bytes | None = None
+    ) -> None:
         self.paths = paths
+        self._key = key
         self._folded = folded
         self.state = RunState()
         self.ledger = Ledger()
@@ -66,7 +70,7 @@ class History:
         Raises RecordError where the chain breaks or telemetry is shorter than the log says; FileNotFoundError without a
         log.
         """
-        for event in audit.read(self.paths.audit):
+        for event in audit.read(self.paths.audit, self._key):
             self.items = []
             offset = offset_of(event.data)
             if offset is not None:

@@ -17,7 +17,7 @@ from trainmgr import __version__, audit, events, files, manifest, protocol
 from trainmgr.errors import RecordError, UserError
 from trainmgr.history import manifest_of
 from trainmgr.managers import catalog
-from trainmgr.managers.base import Consultant, Manager
+from trainmgr.managers.base import Consultant, Manager, Repeating
 from trainmgr.paths import RunPaths, new_run
 from trainmgr.policy import Policy
 from trainmgr.process import HARMLESS, STAYING
@@ -59,9 +59,9 @@ def attach(
 
     Raises UserError when there is nothing to take over; RecordError when its log does not hold together.
     """
-    record = manifest_of(paths)
-    with audit.Log(paths.audit) as log:  # what is read from here on is the last of it
-        supervisor = Supervisor(paths, record, None, listener(paths, record))
+    record, key = manifest_of(paths), audit.given_key()
+    with audit.Log(paths.audit, key) as log:  # what is read from here on is the last of it
+        supervisor = Supervisor(paths, record, None, listener(paths, record), key=key)
         begun(supervisor)
         try:
             pid = supervisor.take_up(log)
@@ -113,6 +113,7 @@ def launch(
     """
     script = request.directory / request.script  # a replay may come from elsewhere
     command = manifest.command_of(script, request.arguments)
+    key = audit.given_key()
     manager = manager or catalog.make(request.manager, request.policy, request.runs_dir)
     manifest.recordable(str(request.directory), manager.name)
     with ready(manager, say=request.say):
@@ -143,10 +144,14 @@ def launch(
             None if manager.name == "none" else manager,
             listener(paths, record),
             schedule=request.schedule,
+            key=key,
         )
         begun(supervisor)
         with _keyboard(supervisor):
-            return paths, supervisor.run()
+            closing = supervisor.run()
+        if isinstance(manager, Repeating) and (text := manager.left_out()):
+            request.say(text)
+        return paths, closing
 
 
 @contextmanager

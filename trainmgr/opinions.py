@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from trainmgr import audit, events, guard, protocol, snapshot
-from trainmgr.errors import ManagerError
+from trainmgr.errors import ManagerError, RecordError
 from trainmgr.history import History, manifest_of
 from trainmgr.ledger import Ledger
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
@@ -96,7 +96,7 @@ def opinions(paths: RunPaths, manager: Manager) -> Iterator[Opinion]:
     asked, any_asked = Asked(manager), False
     for moment in History(paths).moments():
         data = moment.event.data
-        if isinstance(data, events.SnapshotTaken):
+        if isinstance(data, events.SnapshotTaken) and moment.state.start is not None:
             any_asked = True
             yield _opinion(asked, moment.state, moment.ledger, data.decision, data.trigger, answers)
     if not any_asked:
@@ -115,7 +115,7 @@ def reworded(paths: RunPaths, manager: Wordy, count: int) -> Iterator[Reworded]:
     asked = Asked(manager)
     for moment in History(paths).moments():
         data = moment.event.data
-        if not isinstance(data, events.SnapshotTaken):
+        if not isinstance(data, events.SnapshotTaken) or moment.state.start is None:
             continue
         view = snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)
         answers = []
@@ -164,7 +164,8 @@ def _opinion(
 
 
 def _policy(ledger: Ledger) -> Policy:
-    assert ledger.started is not None
+    if ledger.started is None:
+        raise RecordError("audit.jsonl does not begin with the start of a run.")
     return ledger.started.manifest.policy
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
+import pwd
 import re
 import secrets
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +24,8 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_URL_VARIABLE = "OPENAI_BASE_URL"
 KEY_NAME_VARIABLE = "TRAINMGR_API_KEY_ENV"  # the name of the variable that holds the key: --api-key-env
 SEND_KEY_VARIABLE = "TRAINMGR_SEND_KEY"  # endpoints that may have the key, beside those of key.py: --send-key
+AUDIT_KEY_VARIABLE = "TRAINMGR_AUDIT_KEY"  # the key of the audit log
+AUDIT_KEY_FILE_VARIABLE = "TRAINMGR_AUDIT_KEY_FILE"  # or the file that it is in
 SECRET_VARIABLES = (  # never given to the child
     API_KEY_VARIABLE,
     "OPENAI_ADMIN_KEY",
@@ -28,6 +33,7 @@ SECRET_VARIABLES = (  # never given to the child
     "OPENAI_WEBHOOK_SECRET",
     "AZURE_OPENAI_API_KEY",
     "AZURE_OPENAI_AD_TOKEN",
+    AUDIT_KEY_VARIABLE,
 )
 API_KEY_NAME = re.compile(r"([A-Z][A-Z0-9_]*_)?API_KEY(_[A-Z0-9_]+)?")  # a variable that is a key by its name
 
@@ -43,6 +49,8 @@ class RunPaths:
     """The files of one run directory."""
 
     root: Path
+    link: Path | None = field(default=None, compare=False)
+    """The symbolic link in a folder of runs by which it was found."""
 
     @property
     def id(self) -> str:
@@ -99,7 +107,43 @@ def list_runs(runs_dir: Path) -> list[RunPaths]:
     if not runs_dir.is_dir():
         return []
     roots = [root for root in runs_dir.iterdir() if RUN_ID.fullmatch(root.name) and root.is_dir()]
-    return [RunPaths(root.resolve()) for root in sorted(roots, key=lambda root: (root.name[:15], root.stat().st_mtime))]
+    return [_resolved(root) for root in sorted(roots, key=lambda root: (root.name[:15], root.stat().st_mtime))]
+
+
+def _resolved(root: Path) -> RunPaths:
+    return RunPaths(root.resolve(), root if root.is_symlink() else None)
+
+
+def stranger(paths: RunPaths) -> str | None:
+    """Who else may have written what a run directory says, in words; None where it is ours alone, or root's.
+
+    In a folder that others may write, too, they can put a run that is the latest one, or a link to one.
+    """
+    files = (paths.root, paths.manifest, paths.audit, paths.telemetry, paths.control, paths.checkpoints)
+    try:
+        if paths.link is not None and (owner := _other(paths.link.lstat())):
+            return f"the link {paths.link} to it belongs to {owner}"
+        for path in files:
+            if not path.exists():
+                continue
+            name = path.name if path is not paths.root else "the folder"
+            if owner := _other(path.stat()):
+                return f"{name} belongs to {owner}"
+            if path.stat().st_mode & stat.S_IWOTH:
+                return f"everybody may write {name}"
+    except OSError as error:
+        return f"its owner cannot be told ({error.strerror})"
+    return None
+
+
+def _other(status: os.stat_result) -> str | None:
+    """The owner of a file, where that is somebody else."""
+    if status.st_uid in (os.geteuid(), 0):
+        return None
+    try:
+        return pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        return f"the user {status.st_uid}"
 
 
 def find_run(runs_dir: Path, reference: str) -> RunPaths:
@@ -109,7 +153,7 @@ def find_run(runs_dir: Path, reference: str) -> RunPaths:
     """
     path = Path(reference)
     if (path / "run.json").is_file() or (path / "telemetry.jsonl").is_file():
-        return RunPaths(path.resolve())
+        return _resolved(path)
     runs = list_runs(runs_dir)
     if not runs:
         raise UserError(f"There are no runs in {runs_dir}/. Start one with `trainmgr run SCRIPT`, or name --runs-dir.")

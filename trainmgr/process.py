@@ -17,6 +17,7 @@ from pathlib import Path
 from trainmgr.errors import WorkloadError
 from trainmgr.paths import (
     API_KEY_NAME,
+    AUDIT_KEY_FILE_VARIABLE,
     CHECK_VARIABLE,
     KEY_NAME_VARIABLE,
     RESUME_VARIABLE,
@@ -80,7 +81,8 @@ def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> 
     to write it.
     """
     names = {*SECRET_VARIABLES, *secrets, os.environ.get(KEY_NAME_VARIABLE, "").strip()}
-    hidden = {*names, RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
+    told = {RUN_DIR_VARIABLE, SEED_VARIABLE, RESUME_VARIABLE, CHECK_VARIABLE}
+    hidden = {*names, AUDIT_KEY_FILE_VARIABLE, *told}
     keys = {key for name in names if len(key := os.environ.get(name, "").strip()) >= LEAST_KEY}
     kept = {
         name: value

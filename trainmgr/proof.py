@@ -1,31 +1,35 @@
 """What `trainmgr audit` proves of a run, from its files alone.
 
 The chain is whole; telemetry is what the supervisor read and has no gaps; every change in effect was decided, passed
-the guard (which judges again), was inside the bounds and is acknowledged; what did harm was taken back and no more;
-no parameter moved by itself; run.json says what the log says; nothing was written after the end.
+the guard (which judges again) and was inside the bounds; each answer of the workload is acknowledged once, in order;
+what did harm was taken back and no more; no parameter moved by itself; run.json says what the log says; nothing was
+written after the end. What an event says itself is believed only where it comes from outside.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainmgr import audit, decision, events, files, protocol, replay
+from trainmgr import audit, events, files, protocol, replay
 from trainmgr.errors import RecordError
 from trainmgr.history import History, Moment
 from trainmgr.interventions import Drift
-from trainmgr.ledger import Ledger
 from trainmgr.notices import LACKING
 from trainmgr.paths import RunPaths
 from trainmgr.run_state import figures
+from trainmgr.sequence import Sequence
 from trainmgr.telemetry import Item
 from trainmgr.wire import plain, to_json
 
 CANNOT_SEE = (
     "A log that was rewritten as a whole, or cut at its end together with run.json, proves nothing by itself: "
     "keep the digest of `trainmgr audit --head` elsewhere and compare."
+)
+KEYED_CANNOT_SEE = (
+    "Each line was written by somebody who has the key. A log that was cut at its end together with run.json looks "
+    "like that of a run which goes on: keep the digest of `trainmgr audit --head` elsewhere and compare."
 )
 
 
@@ -69,6 +73,10 @@ class Proof:
     events: int = 0
     records: int = 0
     ended: bool = False
+    key: str = ""
+    """The id of the key that the log names; "" for a plain chain."""
+    proven: bool = False
+    """Whether each line was checked with that key."""
     checks: int = 0
     """Single comparisons that were made."""
     findings: list[Finding] = field(default_factory=list)
@@ -89,18 +97,17 @@ class Proof:
 class Prover:
     """Walks through a run once."""
 
-    def __init__(self, paths: RunPaths) -> None:
+    def __init__(self, paths: RunPaths, key: bytes | None = None) -> None:
         self.paths = paths
         self.proof = Proof(paths.id)
-        self._history = History(paths, self._folded)
-        self._owed: str | None = None  # what probation found in telemetry that is not on record yet
+        self._key = key
+        self._history = History(paths, self._folded, key=key)
+        self._sequence = Sequence(self._find)
         self._overrides: dict[int, events.OverrideIssued] = {}
         self._single: dict[int, protocol.Override] = {}
         self._controls: list[protocol.Control] = []
         self._unwritten: set[int] = set()  # revisions whose control file could not be written
         self._verdicts: dict[str, events.Verdict] = {}
-        self._approvals: dict[str, str] = {}
-        self._answered: set[int] = set()
         self._changes: dict[int, Change] = {}
         self._torn: int | None = None
         self._beyond = False  # whether these are records that no supervisor has spoken of yet
@@ -125,15 +132,28 @@ class Prover:
         except FileNotFoundError:
             self._find("audit.jsonl", "there is none")
             return self.proof
-        except RecordError as error:
-            place, _, what = str(error).partition(": ")
+        except Exception as error:
+            if isinstance(error, RecordError):
+                place, _, what = str(error).partition(": ")
+            elif isinstance(error, OSError):
+                place, what = "the run", f"it cannot be read to its end: {error.strerror or error}"
+            else:  # whatever a forger thought of that we did not
+                place = f"audit.jsonl line {self.proof.events}"
+                what = f"it cannot be followed: {type(error).__name__}"
             self._find(place, what)
             if self._closing is None:  # reading stopped before the end: run.json cannot be compared
                 self._manifest = None
         broken = bool(self.proof.findings)
+        self.proof.proven = bool(self.proof.key) and self._key is not None
+        if self.proof.key and not self.proof.proven:
+            self.proof.notes.append(
+                f"The log is keyed (key {self.proof.key}): give --key-file to prove that somebody who has the key "
+                "wrote it. Without it, a log that was rewritten as a whole is not seen."
+            )
         self.proof.ended = isinstance(last, events.RunEnded)
         if not broken or self.proof.ended:
             self._rest(last)
+            self.proof.notes += self._sequence.close()
         self._run_file(last)
         if self.proof.ended and not broken:
             self._control_file()
@@ -153,7 +173,7 @@ class Prover:
     def _moment(self, moment: Moment) -> None:
         event, number = moment.event, moment.event.seq + 1
         place = f"audit.jsonl line {number}"
-        self._probation(moment, place)
+        self._sequence.event(moment, place)
         digest = getattr(event.data, "telemetry_sha256", None)
         if digest is not None:
             self._telemetry_digest(moment, digest, number)
@@ -164,17 +184,19 @@ class Prover:
                 self._find(place, "the run starts a second time")
             case events.RunStarted():
                 self._manifest = event.values()["manifest"]
+                self.proof.key = event.data.key
+                if (name := event.data.manifest.id) != self.paths.id:
+                    self.proof.notes.append(f"The folder is called {self.paths.id}; the run in it is {name}.")
             case events.RunEnded():
                 self._closing = event.values()["closing"]
                 self._figures(event.data.closing, place)
             case events.Verdict():
                 self._verdicts[event.data.decision] = event.data
-            case events.Approval():
-                self._approvals[event.data.decision] = event.data.answer
             case events.OverrideIssued():
                 self._override(event.data, moment, place)
             case events.Failure(where="control") if self._controls:
-                self._unwritten.add(self._controls[-1].revision)
+                if event.data.decision == self._controls[-1].decision:
+                    self._unwritten.add(self._controls[-1].revision)
             case events.Acknowledged():
                 self._acknowledged(event.data, place)
             case events.Reverted():
@@ -197,37 +219,11 @@ class Prover:
                 self._find(place, f"closing: `{name}` is {found.get(name)!r}; the run says {wanted.get(name)!r}")
 
     def _folded(self, item: Item) -> None:
-        """After each record: whether probation had something to say of it, which must be on record right behind it."""
-        if isinstance(item, protocol.Eval) and not self._beyond:
-            if self._owed is not None:
-                self._find("audit.jsonl", f"there is no {self._owed}")
-            self._owed = self._due(self._history.ledger)
-
-    def _due(self, ledger: Ledger) -> str | None:
-        if ledger.started is None:
-            return None
-        found = decision.watched(self._history.state, ledger, ledger.started.manifest.policy, decision.Mark(0, ""))
-        return None if found is None else f'"{found.kind}" for step {found.step}'
-
-    def _probation(self, moment: Moment, place: str) -> None:
-        """What probation found is on record at once, and what is on record is done at once."""
-        data, ledger = moment.event.data, moment.ledger
-        if isinstance(data, events.Outcome | events.Failure):  # these may come in between
-            return
-        if isinstance(data, events.Judgment):
-            after = copy.deepcopy(ledger)
-            after.fold(data)
-            self._owed = self._due(after)
-        elif self._owed is not None:
-            self._find(place, f"before it there is no {self._owed}")
-            self._owed = None
-        if isinstance(data, events.Restarted):
-            if ledger.trials:
-                self._find(place, "changes that were on trial were not taken back before it")
-            return
-        own = isinstance(data, events.OverrideIssued) and data.origin == "probation"
-        if ledger.due is not None and not own:
-            self._find(place, f"{ledger.due.decision} is on record, and was not issued")
+        history = self._history
+        if type(item) is not protocol.Step or self._sequence.over is not None:  # of steps there may be millions
+            self._sequence.record(
+                item, history.lines, history.feed.offset, history.state, history.ledger, heard=not self._beyond
+            )
 
     def _taken_back(self, event: events.Reverted) -> None:
         expected = "nothing" if event.forecast is None else f"{event.forecast:.4g}"
@@ -273,14 +269,11 @@ class Prover:
             self._find(place, f"an override whose decision {event.decision} the guard did not accept")
         elif mode == "shadow":
             self._find(place, "an override in shadow mode")
-        elif mode == "approve" and self._approvals.get(event.decision) != "yes":
+        elif mode == "approve" and self._sequence.approvals.get(event.decision) != "yes":
             self._find(place, f"an override that nobody approved ({event.decision})")
 
     def _acknowledged(self, event: events.Acknowledged, place: str) -> None:
         override = self._single.get(event.revision)
-        if event.revision in self._answered:
-            self._find(place, f"revision {event.revision} is acknowledged twice")
-        self._answered.add(event.revision)
         if override is None:
             self._find(place, f"the workload answered revision {event.revision}, which was never issued")
             return
@@ -407,9 +400,9 @@ class Prover:
         self.proof.findings.append(Finding(place, what))
 
 
-def prove(paths: RunPaths) -> Proof:
-    """All of it, for one run."""
-    return Prover(paths).prove()
+def prove(paths: RunPaths, key: bytes | None = None) -> Proof:
+    """All of it, for one run; with a ``key``, also that somebody who has it wrote the log."""
+    return Prover(paths, key).prove()
 
 
 def head(paths: RunPaths) -> str:

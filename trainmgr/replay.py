@@ -42,7 +42,7 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
     for moment in History(paths).moments():
         data = moment.event.data
         line = moment.event.seq + 1
-        if isinstance(data, events.SnapshotTaken):
+        if isinstance(data, events.SnapshotTaken) and moment.state.start is not None:
             views[data.decision] = snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)
         expected = derived(moment)
         if expected is not None:
@@ -50,6 +50,9 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
         if (text := difference(data, expected)) is not None:
             result.differences.append((line, text))
         if isinstance(data, events.Response) and manager is not None and manager.deterministic:
+            if data.decision not in views:
+                result.differences.append((line, f"{data.decision} is answered, and nobody was asked about it"))
+                continue
             result.counts["proposal"] = result.counts.get("proposal", 0) + 1
             raw = manager.decide(views[data.decision])
             if json.dumps(raw) != json.dumps(data.raw):
@@ -57,12 +60,16 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
     return result
 
 
+FOLLOWING = (
+    events.SnapshotTaken | events.Verdict | events.OverrideIssued | events.Acknowledged | events.Unanswered
+    | events.Judgment | events.Outcome
+)  # fmt: skip
+"""What follows from the records before it, always: nothing else can have been its cause."""
+
+
 def difference(data: events.Payload, expected: events.Payload | None) -> str | None:
-    """How an event differs from what is ``derived`` of its moment; None where it does not, or nothing is."""
-    if expected is None and (
-        isinstance(data, events.Judgment | events.Unanswered)
-        or (isinstance(data, events.OverrideIssued) and data.origin == "probation")
-    ):
+    """How an event differs from what is ``derived`` of its moment; None where it does not, or may be anything."""
+    if expected is None and isinstance(data, FOLLOWING):
         return f"{data.kind}: decided again, nothing of the kind was due"
     if expected is None or (found := to_json(data)) == (wanted := to_json(expected)):
         return None
@@ -72,46 +79,36 @@ def difference(data: events.Payload, expected: events.Payload | None) -> str | N
 
 
 def derived(moment: Moment) -> events.Payload | None:
-    """The event as it follows from the state of its moment; None for events that come from outside."""
+    """The event as it follows from the state of its moment, which stays as it is; None where nothing of its kind does.
+
+    Of what an event says itself only what comes from outside is taken over: times, ages, texts of a language model.
+    """
     data, state, ledger = moment.event.data, moment.state, moment.ledger
     if ledger.started is None:
         return None
     policy = _policy(ledger)
     mark = decision.Mark(moment.offset, moment.digest)
     match data:
-        case events.SnapshotTaken() if state.start is not None:
-            return decision.take_snapshot(state, ledger, policy, mark, data.trigger)[1]
+        case events.SnapshotTaken():
+            why = decision.trigger(state, ledger, policy)
+            return None if why is None else decision.take_snapshot(state, ledger, policy, mark, why)[1]
         case events.Request():
             return _request(data, moment)
         case events.Response():
             return _response(data, moment)
-        case events.Verdict():
+        case events.Verdict() if ledger.waiting is not None:
             return decision.verdict(
                 moment.raw,
                 state,
                 ledger,
                 policy,
                 mark,
-                decision=data.decision,
+                decision=ledger.waiting,
                 based_on_step=ledger.last_step or 0,
                 age_seconds=data.age_seconds,
             )
-        case events.OverrideIssued(origin="manager"):
-            ruling = moment.ruling
-            if ruling is None:
-                return None
-            return decision.override(
-                ruling,
-                ledger,
-                policy,
-                run=ledger.started.manifest.id,
-                issued=data.control.issued,
-                based_on_step=ledger.last_step or 0,
-                total_steps=state.total_steps,
-                commands=state.space.commands,
-            )
-        case events.OverrideIssued(origin="probation"):
-            return decision.own(ledger, run=ledger.started.manifest.id, issued=data.control.issued)
+        case events.OverrideIssued():
+            return _override(data, moment, ledger.started.manifest)
         case events.Acknowledged():
             record = moment.answer
             return decision.acknowledgment(record, state, ledger, moment.offset) if record is not None else None
@@ -122,11 +119,30 @@ def derived(moment: Moment) -> events.Payload | None:
         case events.Reverted() | events.Kept() | events.Challenged() | events.Ending():
             return decision.watched(state, ledger, policy, mark)
         case events.Outcome():
-            if data.closed == "end" and state.end is None:
-                state.finish()
-            return next(iter(decision.outcomes(state, ledger, moment.offset)), None)
+            return next(decision.outcomes(state, ledger, moment.offset, over=data.closed == "end"), None)
         case _:
             return None
+
+
+def _override(data: events.OverrideIssued, moment: Moment, manifest: events.Manifest) -> events.OverrideIssued | None:
+    state, ledger, ruling, run, issued = moment.state, moment.ledger, moment.ruling, manifest.id, data.control.issued
+    match data.origin:
+        case "manager":
+            if ruling is None or ruling.decision in ledger.revisions.values():  # one decision, one override
+                return None
+            if manifest.mode == "auto":  # issued at once, so that nothing more can have been read
+                issued = issued.model_copy(update={"step": state.step})
+            return decision.override(
+                ruling, ledger, manifest.policy, run=run, issued=issued, based_on_step=ledger.last_step or 0,
+                total_steps=state.total_steps, commands=state.space.commands,
+            )  # fmt: skip
+        case "probation":
+            return decision.own(ledger, run=run, issued=issued)
+        case "operator" | "restart":
+            step, stop = data.control.based_on_step, data.origin == "operator"
+            return decision.instead(ledger, data.origin, run=run, issued=issued, based_on_step=step, stop=stop)
+        case "replay":  # what another run had in effect, all of it, before anything else
+            return data if moment.event.seq == 1 and data.control.schedule else None
 
 
 def _request(request: events.Request, moment: Moment) -> events.Request | None:
@@ -164,7 +180,8 @@ def _response(response: events.Response, moment: Moment) -> events.Response | No
 
 
 def manifest_in(ledger: Ledger) -> events.Manifest:
-    assert ledger.started is not None
+    if ledger.started is None:
+        raise RecordError("audit.jsonl does not begin with the start of a run.")
     return ledger.started.manifest
 
 

@@ -24,7 +24,7 @@ from trainmgr.errors import ManagerError, PolicyError, SupervisorError, UserErro
 from trainmgr.journal import Journal
 from trainmgr.ledger import OVER, Ledger
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
-from trainmgr.paths import RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
+from trainmgr.paths import AUDIT_KEY_FILE_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
 from trainmgr.process import (
     STAYING,
     Adopted,
@@ -134,9 +134,11 @@ class Supervisor:
         listener: Listener,
         *,
         schedule: list[protocol.Override] | None = None,
+        key: bytes | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``manager`` None observes only. ``schedule`` is for replay: overrides to repeat at their recorded steps."""
+        """``manager`` None observes only. ``schedule`` is for replay: overrides to repeat at their recorded steps.
+        ``key`` is that of the log; None for a plain chain."""
         self.paths = paths
         self.manifest = manifest
         self.policy = manifest.policy
@@ -145,6 +147,7 @@ class Supervisor:
         self._manager = manager
         self._listener = listener
         self._schedule = schedule
+        self._key = key
         self._clock = clock
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._feed = telemetry.Feed(paths.telemetry)
@@ -180,12 +183,12 @@ class Supervisor:
             files.replace(self.paths.manifest, events.render_run_file(plain(self.manifest), None))
             self.paths.telemetry.touch(mode=0o600)
             self.paths.checkpoints.mkdir(exist_ok=True)
-            log = audit.Log(self.paths.audit)
+            log = audit.Log(self.paths.audit, self._key)
         except OSError as error:
             raise UserError(f"The run directory {self.paths.root} cannot be written: {error.strerror}.") from None
         with log:
             self._journal = self._on(log)
-            if not self._journal.offer(events.RunStarted(manifest=self.manifest)):
+            if not self._journal.offer(events.RunStarted(manifest=self.manifest, key=audit.key_id(self._key))):
                 raise UserError(f"{self.paths.audit} cannot be written; nothing was started.")
             if self._schedule:
                 self._issue_schedule(self._schedule)
@@ -205,13 +208,18 @@ class Supervisor:
         Raises UserError for a run that is closed, RecordError where its log does not hold together.
         """
         head, seq, end, seen = audit.GENESIS, 0, 0, 0
-        for event in audit.read(self.paths.audit):
+        for event in audit.read(self.paths.audit, self._key):
             self.ledger.fold(event.data)
             head, seq, end = event.line_hash, event.seq + 1, end + len(event.line)
             seen = history.offset_of(event.data) or seen
         if self.ledger.ended is not None:
             status = self.ledger.ended.closing.status
             raise UserError(f"{self.paths.id} has ended ({status}); there is nothing to attach to.")
+        if self._key is None and self.ledger.started is not None and self.ledger.started.key:
+            raise UserError(
+                f"The log of {self.paths.id} is keyed, and only its key ({self.ledger.started.key}) can write it on: "
+                f"set {AUDIT_KEY_FILE_VARIABLE} to the file that holds it."
+            )
         cut = log.go_on(seq, head, end)
         self._journal = self._on(log)
         known = self.ledger.acknowledged
@@ -649,23 +657,14 @@ class Supervisor:
         self._pause(False)
         self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
         if self.state.start is not None and "stop" in self.state.start.commands:
-            number = self.ledger.revision + 1
-            command = protocol.Command(id=f"operator{number}", name="stop", to=None)
-            self._instead("operator", command)
+            self._instead("operator", stop=True)
         elif self._child is not None:
             self._child.signal(signal.SIGINT)
 
-    def _instead(self, origin: Literal["operator", "restart"], command: protocol.Command | None) -> None:
-        """Issue a revision of our own: what is in force and ``command``, without the change that nobody answered."""
-        ledger = self.ledger
-        if ledger.outstanding is not None:
-            ledger = replace(ledger, in_force=ledger.held)
-        name = f"{origin}{ledger.revision + 1}"
-        content = control.next_control(
-            ledger, self.paths.id, name, changes={}, command=command, issued=self._issued(),
-            based_on_step=self.state.step, valid_until_step=None, at_step=None,
-        )  # fmt: skip
-        self._write(events.OverrideIssued(decision=name, origin=origin, control=content))
+    def _instead(self, origin: Literal["operator", "restart"], *, stop: bool = False) -> None:
+        """Issue a revision of our own: what is in force, without the change that nobody answered."""
+        self._write(decision.instead(self.ledger, origin, run=self.paths.id, issued=self._issued(),
+                                     based_on_step=self.state.step, stop=stop))  # fmt: skip
 
     def _finish_child(self, number: int) -> None:
         """Signal the child, and kill it when it does not end within the grace period."""
@@ -718,7 +717,7 @@ class Supervisor:
             if self.ledger.due is not None:
                 self._own()
             elif self.ledger.outstanding is not None:
-                self._instead("restart", None)
+                self._instead("restart")
             self._resume = resume
             try:
                 self._start(resume)

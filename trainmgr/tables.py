@@ -227,9 +227,9 @@ def print_proof(console: Console, result: proof.Proof) -> None:
         say(
             console,
             f"[green]✓[/] {result.run}: {result.events} events and {result.records} telemetry records hold "
-            f"({result.checks} checks).",
+            f"({result.checks} checks{f', with the key {result.key}' if result.proven else ''}).",
         )
-        say(console, proof.CANNOT_SEE, "dim")
+        say(console, proof.KEYED_CANNOT_SEE if result.proven else proof.CANNOT_SEE, "dim")
     else:
         say(console, f"[red]{result.run} does not hold: {counted(len(result.findings), 'finding')}.[/]")
 

@@ -21,7 +21,7 @@ from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
 from trainmgr.errors import TrainmgrError, UserError
 from trainmgr.launch import Request, launch, undisturbed
 from trainmgr.managers import catalog
-from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
+from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs, stranger
 from trainmgr.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
 from trainmgr.process import end_all
 from trainmgr.run_state import RunState
@@ -182,7 +182,7 @@ def sections(rules: Policy, manager: str) -> dict[str, Section]:
 def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, events.RunFile]]:
     """Every run that a cell could have been, the oldest first, each file read once."""
     for paths in list_runs(runs_dir):
-        file = history.run_file(paths)
+        file = None if stranger(paths) else history.run_file(paths)
         if file is None:
             continue
         m = file.manifest

@@ -38,6 +38,15 @@ class Manager(Protocol):
 
 
 @runtime_checkable
+class Repeating(Manager, Protocol):
+    """A manager that has something to get done, and may not be asked often enough for it."""
+
+    def left_out(self) -> str:
+        """At the end of the run: what was not done, in a line; "" where nothing is left."""
+        ...
+
+
+@runtime_checkable
 class Consultant(Manager, Protocol):
     """A manager that asks somebody outside, at a cost."""
 
