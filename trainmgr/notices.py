@@ -12,8 +12,9 @@ from trainmgr.wire import MAX_NAME, short
 TEXT = 200  # characters
 
 Kind = Literal[
-    "unreadable", "unknown", "left out", "spelling", "name", "back", "beyond", "apart", "gap", "end", "warning"
-]
+    "unreadable", "unknown", "left out", "spelling", "name", "back", "beyond", "apart", "gap", "status", "end",
+    "warning",
+]  # fmt: skip
 
 _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to do
     "unreadable": (
@@ -61,6 +62,11 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to 
         "{} records are missing or came twice",
         "One process alone reports, and counts seq from 0, one up for each record.",
     ),
+    "status": (
+        "the status at the end is none that is known",
+        "{} times the status at the end was none that is known",
+        "It is completed, stopped, interrupted or failed. Of any other nothing is believed, and the exit code tells.",
+    ),
     "end": (
         "the run went on after its end",
         "the run went on after its end {} times",
@@ -68,7 +74,17 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to 
     ),
     "warning": ("the script warned once", "the script warned {} times", ""),
 }
-LACKING: tuple[Kind, ...] = ("unknown", "left out", "spelling", "name", "back", "beyond", "apart", "end")
+LACKING: tuple[Kind, ...] = (
+    "unknown",
+    "left out",
+    "spelling",
+    "name",
+    "back",
+    "beyond",
+    "apart",
+    "status",
+    "end",
+)
 """The record was read, and something about it is not as it should be."""
 
 
