@@ -7,7 +7,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from trainmgr.errors import UserError
 
@@ -21,6 +21,7 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_URL_VARIABLE = "OPENAI_BASE_URL"
 SECRET_VARIABLES = (API_KEY_VARIABLE, "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY")  # never given to the child
 
+LONGEST = 4095  # characters of a path, as Linux has it
 INLINE = 3  # names in a sentence; more get a line each
 ALIKE = 0.8  # of two names: the share that is the same, from which one may be meant by the other
 
@@ -65,6 +66,12 @@ class RunPaths:
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+
+def usable(path: str) -> bool:
+    """Whether a checkpoint's path, as a script reports it, can be given to it again: relative to the run directory and
+    leading nowhere out of it, or absolute where a script saves elsewhere."""
+    return 0 < len(path) <= LONGEST and "\0" not in path and ".." not in PurePath(path).parts
 
 
 def new_run(runs_dir: Path, name: str, now: datetime) -> RunPaths:
