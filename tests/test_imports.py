@@ -17,6 +17,7 @@ ALLOWED: dict[str, str] = {
     "__init__": "",
     "errors": "",
     "files": "",
+    "foreign": "",
     "testing.behaviours": "",
     "testing.endpoint": "testing.behaviours",
     "workload.values": "",
@@ -33,7 +34,7 @@ ALLOWED: dict[str, str] = {
     "workload.parameters workload.persistence workload.ranks workload.records workload.values",
     "paths": "errors",
     "toml": "errors files",
-    "wire": "",
+    "wire": "foreign",
     "action_space": "wire",
     "protocol": "action_space wire",
     "proposal": "wire",
@@ -99,25 +100,26 @@ ALLOWED: dict[str, str] = {
     "breaches": "action_space checked notices protocol rollbacks seen telemetry wire",
     "check": "action_space breaches checked interventions manifest paths policy process protocol run_state seen "
     "telemetry wire",
-    "display": "events interventions ledger lineage notices protocol run_state telemetry wire",
+    "display": "events foreign interventions ledger lineage notices protocol run_state telemetry wire",
     "comparison.__init__": "",
     "comparison.statistics": "errors",
     "comparison.experiment": "errors protocol toml wire",
     "comparison.measured": "events files paths protocol",
-    "comparison.results": "comparison.experiment errors files protocol wire",
+    "comparison.results": "comparison.experiment errors files foreign protocol wire",
     "comparison.samples": "comparison.results",
     "comparison.analysis": "protocol comparison.results comparison.samples comparison.statistics",
-    "comparison.report": "comparison.analysis comparison.results comparison.samples comparison.statistics display wire",
-    "comparison.plots": "wire",
-    "comparison.page": "comparison.analysis errors files comparison.plots comparison.report comparison.results "
+    "comparison.report": "comparison.analysis comparison.results comparison.samples comparison.statistics display "
+    "foreign wire",
+    "comparison.plots": "foreign wire",
+    "comparison.page": "comparison.analysis errors files foreign comparison.plots comparison.report comparison.results "
     "comparison.samples comparison.statistics",
     "comparison.trials": "audit display errors events comparison.experiment history launch managers.catalog manifest "
     "comparison.measured paths policy process protocol run_state snapshot supervisor telemetry wire",
     "comparison.pooling": "comparison.results errors protocol wire",
     "comparison.gathering": "comparison.experiment comparison.measured comparison.pooling comparison.results "
     "comparison.samples comparison.trials errors files policy signals wire",
-    "screen": "action_space display events ledger run_state telemetry",
-    "comparison.progress": "comparison.trials display",
+    "screen": "action_space display events foreign ledger run_state telemetry",
+    "comparison.progress": "comparison.trials display foreign",
     "tables": "audit checked display events ledger opinions paths process proof replay run_state screen wire",
 }
 ENTRY = {"cli", "__main__", "testing.__init__"}  # may import everything; nothing but __main__ imports them

@@ -13,6 +13,7 @@ from pydantic import FailFast, Field, ValidationError
 from trainmgr.comparison.experiment import Variant
 from trainmgr.errors import UserError
 from trainmgr.files import read_regular
+from trainmgr.foreign import in_json
 from trainmgr.protocol import Mode, explain
 from trainmgr.wire import Number, Whole, Wire, plain
 
@@ -153,7 +154,7 @@ def render(results: Results) -> str:
     values = plain(results)
     cases = values.pop("cases")
     head = json.dumps(values, indent=1, ensure_ascii=False)[:-2]
-    return head + ',\n "cases": [\n' + ",\n".join(_case(case) for case in cases) + "\n ]\n}\n"
+    return in_json(head + ',\n "cases": [\n' + ",\n".join(_case(case) for case in cases) + "\n ]\n}\n")
 
 
 def _case(case: dict[str, Any]) -> str:
