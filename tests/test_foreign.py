@@ -289,6 +289,20 @@ def test_a_script_that_ends_as_it_likes_is_told_by_its_exit_code(
     assert "the status at the end is none" in out
 
 
+@pytest.mark.parametrize("script", ["escapes"], indirect=True)
+def test_a_script_is_checked_and_compared_in_letters(tmp_path: Path, script: list[str]) -> None:
+    child = script[0]
+    for command, code in (
+        (["check", child, "--", "text"], 1), (["check", child, "--json", "--", "text"], 1),
+        (["run", "--json", *script], 0),
+        (["compare", child, "--managers", "none,rules", "--seeds", "1", "--out", "out", "--", "text"], 0),
+    ):  # fmt: skip
+        done = subprocess.run([PYTHON, "-m", "trainmgr", *command], cwd=tmp_path, capture_output=True,
+                              timeout=TIME_LIMIT, check=False)  # fmt: skip
+        out = clean(done.stdout.decode() + done.stderr.decode())
+        assert done.returncode == code, out
+
+
 @pytest.mark.parametrize("script", ["escapes", "closing tag", "hidden"], indirect=True)
 def test_the_live_view_in_a_terminal_shows_letters(tmp_path: Path, script: list[str]) -> None:
     text = hostile.TEXTS["escapes"]
