@@ -404,7 +404,7 @@ def test_one_run_under_six_seeds_proves_nothing(manager: str, test: statistics.T
     text = report.markdown(found, sections, test, show_seeds=True)
     warning = (
         f"Warning: seeds 1 to 6 of {manager} gave the same figures to the last digit: the script does not use "
-        "TRAINMGR_SEED, or nothing in it is random. Take the seed from `trainmgr.workload.default_seed()`. All these "
+        "TRAINMGR_SEED, or nothing in it is random. Take the seed from trainmgr.workload.default_seed(). All these "
         "runs are one sample, so no verdict rests on them."
     )
     assert text.index(warning) < text.index("| manager | runs |")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainmgr import protocol, schemas
+from trainmgr import events, protocol, schemas
 from trainmgr.policy import Policy
 from trainmgr.proposal import Proposal
 from trainmgr.protocol import MAX_LINE, Unreadable, parse_telemetry
@@ -256,3 +256,22 @@ def test_what_is_wrong_is_said_in_our_words(model: Any, values: Any, said: str) 
         model.model_validate(values)
     assert said in protocol.explain(caught.value, model)
     assert "nput" not in protocol.explain(caught.value)
+
+
+def test_a_status_is_one_of_a_few() -> None:
+    line = b'{"v":1,"seq":0,"t":0.0,"event":"end","status":"\\u001b[2Jdone","step":4}\n'
+    found = protocol.parse_telemetry(line)
+    assert isinstance(found, protocol.End)
+    assert found.status == "unknown"
+    assert [flaw.kind for flaw in found.flaws] == ["status"]
+    assert found.flaws[0].reason.isprintable()
+    assert isinstance(protocol.parse_telemetry(line.replace(b'"\\u001b[2Jdone"', b"7")), protocol.Unreadable)
+
+
+def test_a_run_whose_log_has_another_status_is_read(manifest: events.Manifest) -> None:
+    closing = {"ended": 1.0, "status": "\x1b[2Jdone", "exit_code": 0, "exit": "ended well", "steps": 1,
+               "interventions": 0, "objective": None, "final": None, "best": None, "best_step": None, "metrics": {},
+               "info": {}}  # fmt: skip
+    file = events.RunFile.model_validate_json(events.render_run_file(plain(manifest), closing))
+    assert file.closing is not None
+    assert file.closing.status == "unknown"

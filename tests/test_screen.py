@@ -69,7 +69,20 @@ def test_a_logarithmic_gauge() -> None:
     assert screen.gauge(parameter).plain.index("●") in (7, 8)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3725, "1:02:05"), (-3, "0:00")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (61.4, "1:01"),
+        (3725, "1:02:05"),
+        (-3, "0:00"),
+        (-math.inf, "0:00"),
+        (math.inf, "inf h"),
+        (math.nan, "nan h"),
+        (1e308, "2.78e+304 h"),
+        (1e9 - 1, "277777:46:39"),
+    ],
+)
 def test_the_clock(seconds: float, text: str) -> None:
     assert display.clock(seconds) == text
 
@@ -205,3 +218,32 @@ def test_what_was_asked_for_and_is_not_in_effect_is_not_said_as_done(
     said = display.event_in_words(event, state, ledger) or ""
     assert said.startswith(text)
     assert ("asked" in said) is ("asked" in text)
+
+
+@pytest.mark.parametrize(("low", "high"), [
+    (-1.7e308, 1.7e308), (0.0, 5e-324), (-5e-324, 5e-324), (1.6e308, 1.6e308), (-1.6e308, -1.6e308), (0.0, 1.7e308),
+])  # fmt: skip
+def test_a_plot_of_numbers_at_the_edge_has_its_scale(low: float, high: float) -> None:
+    rows = screen.plot([(0, low), (2**53 - 1, high)], [], [2**53 - 1], 20, 5).plain.split("\n")
+    scale = [float(row.split()[0]) for row in rows[:5]]
+    assert scale == sorted(scale, reverse=True)
+    assert scale[0] == pytest.approx(high, rel=0.2)
+    assert scale[4] == pytest.approx(low, rel=0.2)
+    assert "▲" in rows[5]
+
+
+@pytest.mark.parametrize(("low", "high", "value", "at"), [
+    (-1.7e308, 1.7e308, 0.0, 8), (-1.7e308, 1.7e308, 1.7e308, 15), (1.0, 1.0, 1.0, 0), (0.0, 5e-324, 5e-324, 0),
+])  # fmt: skip
+def test_a_gauge_of_numbers_at_the_edge(low: float, high: float, value: float, at: int) -> None:
+    parameter = Parameter(name="p", type="float", low=low, high=high, value=value)
+    assert screen.gauge(parameter).plain == "─" * at + "●" + "─" * (15 - at)
+
+
+@pytest.mark.parametrize("t", [1e308, -1e308, 0.0])
+def test_a_pace_that_no_clock_gives_is_not_shown(t: float) -> None:
+    state = fold([start(), evaluation(10, 1.0)])
+    state.first_time, state.last_time = -1e308, t
+    assert screen.pace(state) == (("", "") if t else ("1e-307 steps/s", ""))
+    state.first_time, state.last_time = 0.0, 5e-324
+    assert screen.pace(state) == ("", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,3 +162,15 @@ def test_the_ranks_turn_with_the_signs(differences: list[float]) -> None:
     turned = [-value for value in differences]
     assert statistics.rank_sum(turned) == -statistics.rank_sum(differences)
     assert statistics.signed_rank(turned) == pytest.approx(statistics.signed_rank(differences))
+
+
+def test_more_pairs_than_a_float_has_powers_are_compared() -> None:
+    """1,100 seeds: 2 to the power of them is no float."""
+    assert statistics.least_p(1100) == 0.0
+    assert statistics.least_p(1000) == pytest.approx(2.0**-999)
+    values = [0.05 + math.sin(i) for i in range(1100)]
+    p, interval = statistics.sign_flip(values), statistics.interval(values)
+    assert p is not None
+    assert interval is not None
+    assert p == pytest.approx(statistics.student(values), abs=2e-4)
+    assert interval[0] < sum(values) / len(values) < interval[1]

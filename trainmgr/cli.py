@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from trainmgr import (
     __version__,
@@ -25,6 +26,7 @@ from trainmgr import (
     display,
     errors,
     events,
+    foreign,
     history,
     key,
     launch,
@@ -334,7 +336,7 @@ def runs(runs_dir: RunsDirOption = Path("runs"), json: JsonOption = False) -> No
     if json:
         print(tables.runs_json(found))
     elif not found:
-        narration.print(f"There are no runs in {runs_dir}/ yet. Start one: trainmgr run SCRIPT")
+        _aside(f"There are no runs in {runs_dir}/ yet. Start one: trainmgr run SCRIPT")
     else:
         tables.print_runs(data, found)
 
@@ -467,9 +469,7 @@ def compare(
     print(results.render(found).rstrip() if json else text)
     failed = [(case.name, run) for case in found.cases for run in case.runs if run.failure]
     for name, run in failed:
-        narration.print(
-            f"{name} {run.manager} seed {run.seed} ({run.run}): {run.failure}".lstrip(), style="red", markup=False
-        )
+        _aside(f"{name} {run.manager} seed {run.seed} ({run.run}): {run.failure}".lstrip(), "red")
     raise typer.Exit(errors.EXIT_FAILED if failed else errors.EXIT_OK)
 
 
@@ -640,9 +640,9 @@ def _own_manager(name: str, policy: policies.Policy, runs_dir: Path) -> Any:
         return None
 
 
-def _aside(text: str) -> None:
+def _aside(text: str, style: str = "dim") -> None:
     """A line that a person may want to know, and no program."""
-    narration.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+    narration.print(Text(foreign.on_terminal(text)), style=style, soft_wrap=True)
 
 
 def _ask_again(
@@ -674,7 +674,7 @@ def _train(paths: RunPaths, runs_dir: Path, json: bool) -> NoReturn:
         seed=manifest.seed, runs_dir=runs_dir, name=f"{Path(manifest.script).stem}-replay",
         directory=Path(manifest.directory), replay_of=paths.id, schedule=schedule or None,
     )  # fmt: skip
-    narration.print(f"training {paths.id} again, with {len(schedule)} changes at their recorded steps", highlight=False)
+    _aside(f"training {paths.id} again, with {len(schedule)} changes at their recorded steps")
     with _unhindered():
         again, _ = _watched(lambda listener: launch.launch(request, listener), False, False)
     result = replay.compare_training(paths, again)
@@ -750,6 +750,8 @@ def main() -> None:
         code = errors.EXIT_INTERRUPTED
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else errors.EXIT_FAILED
+    except OSError as error:  # a name that is too long, a folder that nobody may look into
+        code = _refused(UserError(f"{error.filename}: {error.strerror}." if error.filename else str(error)))
     else:
         code = errors.EXIT_OK
     try:
@@ -761,5 +763,5 @@ def main() -> None:
 
 def _refused(error: TrainmgrError) -> int:
     with contextlib.suppress(TrainmgrError):
-        print(f"trainmgr: {error}", file=sys.stderr)
+        print(foreign.on_terminal_in_lines(f"trainmgr: {error}"), file=sys.stderr)
     return error.exit_code

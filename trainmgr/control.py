@@ -6,7 +6,7 @@ from trainmgr import files
 from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths
 from trainmgr.protocol import Command, Control, Issued
-from trainmgr.wire import Value, to_json
+from trainmgr.wire import MAX_INT, Value, to_json
 
 
 def next_control(
@@ -22,15 +22,18 @@ def next_control(
     at_step: int | None,
     keep: str | None = None,
 ) -> Control:
-    """The desired state after ``changes``: everything in force, and the next revision. Pure."""
+    """The desired state after ``changes``: everything in force, and the next revision. Pure.
+
+    A script may count its steps up to the last whole number there is; what would lie beyond is that.
+    """
     return Control(
         run=run,
-        revision=ledger.revision + 1,
+        revision=min(ledger.revision + 1, MAX_INT),
         issued=issued,
         params={**ledger.in_force, **changes},
         based_on_step=based_on_step,
-        valid_until_step=valid_until_step,
-        at_step=at_step,
+        valid_until_step=None if valid_until_step is None else min(valid_until_step, MAX_INT),
+        at_step=None if at_step is None else min(at_step, MAX_INT),
         command=command,
         keep=keep,
         decision=decision,

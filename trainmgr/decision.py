@@ -12,6 +12,7 @@ from typing import Any, Literal
 from trainmgr import control, events, guard, probation, protocol, signals, snapshot
 from trainmgr.ledger import Ledger
 from trainmgr.lineage import TRIAL
+from trainmgr.paths import usable
 from trainmgr.policy import Policy, asks_model
 from trainmgr.run_state import RunState
 from trainmgr.wire import moved, plain, short, to_json
@@ -220,11 +221,14 @@ def crashed(state: RunState, ledger: Ledger, mark: Mark) -> events.Reverted | No
 
 
 def resume(state: RunState, ledger: Ledger) -> str | None:
-    """The checkpoint that a crashed workload goes on from: of before what is on trial, if it was kept, or the last."""
+    """The checkpoint that a crashed workload goes on from: of before what is on trial, if it was kept, or the last.
+
+    None without one, and where its path cannot be used.
+    """
     kept, last = state.lineage.trial, state.lineage.last
     if kept is not None and ledger.trials and kept.step >= ledger.trials[0].step:
-        return kept.path
-    return last.path if last else None
+        last = kept
+    return last.path if last and usable(last.path) else None
 
 
 def own(ledger: Ledger, *, run: str, issued: protocol.Issued) -> events.OverrideIssued | None:

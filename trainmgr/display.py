@@ -10,20 +10,17 @@ from collections.abc import Callable, Iterable
 from typing import IO
 
 from trainmgr import events, protocol
+from trainmgr.foreign import in_json, on_terminal
 from trainmgr.interventions import Drift, Intervention
 from trainmgr.ledger import Ailment, Ledger
 from trainmgr.lineage import is_trial
 from trainmgr.notices import Kind
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Item
-from trainmgr.wire import Value, moved, plain, same
+from trainmgr.wire import Value, moved, plain, same, short
 
+LONG = 1e9  # seconds
 TOLD = 256  # parameters that are not what they were set to, each named once
-
-
-def clean(text: str) -> str:
-    """Text without control characters: what a workload writes must not reach the terminal as commands."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def number(value: float | None) -> str:
@@ -31,8 +28,10 @@ def number(value: float | None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
+    """m:ss, or h:mm:ss; in hours alone beyond LONG."""
+    if not seconds < LONG:
+        return f"{seconds / 3600:.3g} h"
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
@@ -295,7 +294,7 @@ class Keyboard:
         """Wait for the answer to the question that is returned; None where nobody can be asked, which is told once."""
         if self._there:
             self._waiting.put(answer)
-            return f"Apply? {clean(proposal_in_words(ruling))}  [y/N]"
+            return f"Apply? {on_terminal(proposal_in_words(ruling))}  [y/N]"
         if not self._told:
             self._told = True
             tell(self.NOBODY)
@@ -346,7 +345,7 @@ class Lines:
         self._told = Told(["warning"])  # which are lines of their own
 
     def _say(self, step: int, text: str) -> None:
-        self._line(f"step {step:>7}  {clean(text)}")
+        self._line(f"step {step:>7}  {on_terminal(text)}")
 
     def _line(self, text: str) -> None:
         self._out.write(f"{text}\n")  # at once: a line is shown whole, or not at all
@@ -359,16 +358,15 @@ class Lines:
             self._say(state.step, text)
         match record:
             case protocol.Start():
-                self._say(
-                    state.step, f"{record.workload} started, {record.total_steps or '?'} steps, seed {record.seed}"
-                )
+                planned = record.total_steps or "?"
+                self._say(state.step, f"{short(record.workload, 200)} started, {planned} steps, seed {record.seed}")
                 if lacking := unguarded_in_words(state, self._ledger):
                     self._say(state.step, lacking)
             case protocol.Eval() if state.start is not None and state.start.objective.metric in record.metrics:
                 mark = "  best" if state.best is not None and state.evals_since_best == 0 else ""
                 self._say(record.step, f"{state.start.objective.metric} {number(state.latest)}{mark}")
             case protocol.Log():
-                self._say(state.step, f"{record.level}: {record.message[:200]}")
+                self._say(state.step, f"{short(record.level, 16)}: {record.message[:200]}")
             case protocol.End():
                 self._say(record.step, f"{record.status}")
         for text in self._told.new(state):
@@ -403,7 +401,7 @@ class JsonLines(Lines):
         self._data = data
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
-        self._data.write(f"{json.dumps(plain(event))}\n")
+        self._data.write(f"{in_json(json.dumps(plain(event)))}\n")
         self._data.flush()
 
     def record(self, record: Item, state: RunState) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, field_validator
 
@@ -16,6 +16,12 @@ from trainmgr.protocol import Command, Control
 from trainmgr.wire import NON_FINITE, Number, Value, Wire
 
 RunMode = Literal["auto", "shadow", "approve"]
+Status = Literal["completed", "stopped", "interrupted", "failed", "killed", "hung", "unknown"]
+
+
+def _status(value: object) -> object:
+    """Versions that let scripts name their own end have other texts in their logs."""
+    return "unknown" if isinstance(value, str) and value not in get_args(Status) else value
 
 
 class Git(Wire):
@@ -61,8 +67,8 @@ class Closing(Wire):
 
     ended: float
     """Seconds since 1970."""
-    status: str
-    """completed, stopped, failed, killed, hung, interrupted."""
+    status: Annotated[Status, BeforeValidator(_status)]
+    """Read as unknown: any other text."""
     exit_code: int
     """The child's; 128 + n for signal n."""
     exit: str

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +148,37 @@ class Tail:
         self.offset += size
         self._hash = self._ahead
         return data if self._limit is None or size <= self._limit else self._begin + b"\n"
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)  # fmt: skip
+
+
+def open_regular(path: Path) -> io.FileIO:
+    """Open a file for reading, without a buffer. Never waits, whatever is there instead of a file.
+
+    Raises FileNotFoundError; another OSError where it is no regular file, also at the end of links.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        kind = next((words for known, words in _KINDS if known(mode)), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, where a file belongs", str(path))
+    return os.fdopen(fd, "rb", buffering=0)
+
+
+def read_regular(path: Path, limit: int = 1 << 26) -> bytes:
+    """The content of a file of at most ``limit`` bytes. Raises OSError as ``open_regular`` does, and for more."""
+    with open_regular(path) as file:
+        data = bytearray()
+        while len(data) <= limit and (piece := file.read(min(Tail.CHUNK, limit + 1 - len(data)))):
+            data += piece
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
+    return bytes(data)
 
 
 def sha256(data: bytes) -> str:

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trainmgr import protocol
-from trainmgr.wire import MAX_NAME, short
+from trainmgr.paths import usable
+from trainmgr.wire import MAX_NAME, quoted, short
 
 TEXT = 200  # characters
 
 Kind = Literal[
-    "unreadable", "unknown", "left out", "spelling", "name", "back", "beyond", "apart", "gap", "end", "warning"
-]
+    "unreadable", "unknown", "left out", "spelling", "name", "back", "beyond", "apart", "gap", "path", "status", "end",
+    "warning",
+]  # fmt: skip
 
 _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to do
     "unreadable": (
@@ -61,6 +63,16 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to 
         "{} records are missing or came twice",
         "One process alone reports, and counts seq from 0, one up for each record.",
     ),
+    "path": (
+        "1 checkpoint has a path that cannot be used",
+        "{} checkpoints have paths that cannot be used",
+        "A path is relative to the run directory and leads nowhere out of it. No other is gone on from after a crash.",
+    ),
+    "status": (
+        "the status at the end is none that is known",
+        "{} times the status at the end was none that is known",
+        "It is completed, stopped, interrupted or failed. Of any other nothing is believed, and the exit code tells.",
+    ),
     "end": (
         "the run went on after its end",
         "the run went on after its end {} times",
@@ -68,7 +80,18 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to 
     ),
     "warning": ("the script warned once", "the script warned {} times", ""),
 }
-LACKING: tuple[Kind, ...] = ("unknown", "left out", "spelling", "name", "back", "beyond", "apart", "end")
+LACKING: tuple[Kind, ...] = (
+    "unknown",
+    "left out",
+    "spelling",
+    "name",
+    "back",
+    "beyond",
+    "apart",
+    "path",
+    "status",
+    "end",
+)
 """The record was read, and something about it is not as it should be."""
 
 
@@ -129,6 +152,8 @@ class Notices:
                     text = f"an evaluation at step {record.step:,}; the one before it came after step {self.reached:,}"
                     self.note("back", line, text)
                 self.reached = self.stepped
+            case protocol.Checkpoint() if not usable(record.path):
+                self.note("path", line, quoted(record.path))
             case protocol.Log() if record.level.lower() in ("warning", "warn"):
                 self.note("warning", line, record.message)
             case protocol.Start():

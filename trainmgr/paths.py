@@ -10,7 +10,7 @@ import secrets
 import stat
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from trainmgr.errors import UserError
 
@@ -37,6 +37,7 @@ SECRET_VARIABLES = (  # never given to the child
 )
 API_KEY_NAME = re.compile(r"([A-Z][A-Z0-9_]*_)?API_KEY(_[A-Z0-9_]+)?")  # a variable that is a key by its name
 
+LONGEST = 4095  # characters of a path, as Linux has it
 INLINE = 3  # names in a sentence; more get a line each
 ALIKE = 0.8  # of two names: the share that is the same, from which one may be meant by the other
 
@@ -83,6 +84,12 @@ class RunPaths:
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+
+def usable(path: str) -> bool:
+    """Whether a checkpoint's path, as a script reports it, can be given to it again: relative to the run directory and
+    leading nowhere out of it, or absolute where a script saves elsewhere."""
+    return 0 < len(path) <= LONGEST and "\0" not in path and ".." not in PurePath(path).parts
 
 
 def new_run(runs_dir: Path, name: str, now: datetime) -> RunPaths:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from trainmgr import toml
 from trainmgr.action_space import ActionSpace
 from trainmgr.errors import PolicyError
 from trainmgr.protocol import explain
@@ -445,12 +445,7 @@ def load(path: Path | None) -> Policy:
     """
     if path is None:
         return Policy()
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PolicyError(f"The policy file {path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or beyond what Python parses
-        raise PolicyError(f"The policy file {path} is not TOML: {error}.") from None
+    values = toml.load(path, "policy file", PolicyError)
     _no_secrets(path, values)
     try:
         return Policy.model_validate(values)

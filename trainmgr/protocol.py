@@ -25,6 +25,7 @@ MAX_LINE = 64 * 1024  # bytes of one telemetry record, line break included
 
 CommandName = Literal["checkpoint", "rollback", "stop"]
 Mode = Literal["min", "max"]
+EndStatus = Literal["completed", "stopped", "interrupted", "failed", "unknown"]
 
 
 class Command(Wire):
@@ -41,8 +42,8 @@ class Command(Wire):
 class Flaw(NamedTuple):
     """Something in a line of telemetry that cost a part of the record, and not the record."""
 
-    kind: Literal["left out", "spelling"]
-    """left out: a part that cannot be read is not there; spelling: it was read all the same."""
+    kind: Literal["left out", "spelling", "status"]
+    """left out: a part that cannot be read is not there; spelling: it was read all the same; status: as unknown."""
     reason: str
 
 
@@ -225,8 +226,8 @@ class End(Record):
     """The workload is done."""
 
     event: Literal["end"]
-    status: str
-    """completed, stopped, interrupted or failed."""
+    status: EndStatus
+    """How. Any other text is read as unknown: then the exit code tells."""
     step: Whole
     metrics: dict[str, Number] = {}
     """Final metrics; those of a test set may appear here, and only here."""
@@ -322,6 +323,9 @@ def _mended(value: Any, error: ValidationError) -> Telemetry:
             flaws[path] = Flaw("spelling", f"{_shown(path)}: {found} without quotes")
         elif isinstance(found, float) and found.is_integer() and items[0]["type"] in ("int_type", "literal_error"):
             parent[path[-1]] = int(found)
+        elif path == ("status",) and isinstance(found, str):
+            parent["status"] = "unknown"
+            flaws[path] = Flaw("status", quoted(found))
         elif path[0] == "action_space":
             _make_whole(found)
         elif len(entry) > 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,7 +16,6 @@ from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -23,6 +23,7 @@ from rich.text import Text
 
 from trainmgr import display, events
 from trainmgr.action_space import Parameter
+from trainmgr.foreign import on_terminal
 from trainmgr.ledger import Ledger
 from trainmgr.run_state import RunState
 from trainmgr.telemetry import Item
@@ -30,12 +31,21 @@ from trainmgr.telemetry import Item
 FRAMES = 4  # per second
 GAUGE = 16  # characters
 SHOWN = 6  # interventions
+_HIDE = {ord("["): "\ue000", ord("\\"): "\ue001"}  # characters for private use: none is left in a clean text
+_SHOW = {ord(hidden): shown for shown, hidden in (("[", "\ue000"), ("\\", "\ue001"))}
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode braille, rows from above
 
 
 def quoted(text: str) -> str:
-    """Text from elsewhere as rich shows it letter by letter: no markup, no control sequences."""
-    return escape(display.clean(text))
+    """Text from elsewhere within markup of ours, for ``marked`` alone: no part of it can begin, end or close a tag."""
+    return on_terminal(text).translate(_HIDE)
+
+
+def marked(markup: str) -> Text:
+    """Our markup, with what is ``quoted`` in it letter by letter."""
+    text = Text.from_markup(markup, emoji=False)
+    text.plain = text.plain.translate(_SHOW)
+    return text
 
 
 def render(state: RunState, ledger: Ledger, manifest: events.Manifest, height: int = 8, width: int = 100) -> Group:
@@ -52,8 +62,9 @@ def render(state: RunState, ledger: Ledger, manifest: events.Manifest, height: i
 def _head(state: RunState, ledger: Ledger, manifest: events.Manifest) -> RenderableType:
     total = state.total_steps
     line = Table.grid(padding=(0, 2))
-    title = Text(manifest.id, style="bold")
-    line.add_row(title, f"manager {manifest.manager}", f"mode {manifest.mode}", _status(state, ledger))
+    parts = (f"manager {manifest.manager}", f"mode {manifest.mode}")
+    title = Text(on_terminal(manifest.id), style="bold")
+    line.add_row(title, *(Text(on_terminal(part)) for part in parts), _status(state, ledger))
     grid = Table.grid(padding=(0, 2))
     speed, left = pace(state)
     if total and state.overrun:
@@ -65,7 +76,7 @@ def _head(state: RunState, ledger: Ledger, manifest: events.Manifest) -> Rendera
         grid.add_row(f"step {state.step:,}", speed)
     more = [Text(text, style="dim") for text in (display.spent_in_words(ledger),) if text]
     if watched := display.watched_in_words(state, ledger):
-        more.append(Text(display.clean(watched), style="yellow" if ledger.reversals else "dim"))
+        more.append(Text(on_terminal(watched), style="yellow" if ledger.reversals else "dim"))
     return Group(line, grid, *more)
 
 
@@ -89,9 +100,12 @@ def pace(state: RunState) -> tuple[str, str]:
     if state.first_time is None or state.last_time is None or state.last_time <= state.first_time or not state.step:
         return "", ""
     speed = state.step / (state.last_time - state.first_time)
+    if not 0 < speed < math.inf:  # times that no clock has
+        return "", ""
     if state.steps_left is None or not state.total_steps or state.end is not None:
         return f"{speed:.3g} steps/s", ""
-    return f"{speed:.3g} steps/s", f"{display.clock(state.steps_left / speed)} left"
+    left = state.steps_left / speed
+    return f"{speed:.3g} steps/s", f"{display.clock(left)} left" if left < display.LONG else ""
 
 
 def _curves(state: RunState, height: int, width: int) -> RenderableType:
@@ -107,8 +121,9 @@ def _curves(state: RunState, height: int, width: int) -> RenderableType:
     marks = [i.step for i in state.interventions]
     chart = plot(values, train, marks, width, height)
     legend = f"[bold]●[/] {quoted(objective.metric)}" + (f"  [dim]● {quoted(name)}[/]" if name and train else "")
-    return Panel(chart, title=title, subtitle=legend + ("  [yellow]▲[/] change" if marks else ""), title_align="left",
-                 subtitle_align="left", border_style="dim")  # fmt: skip
+    legend += "  [yellow]▲[/] change" if marks else ""
+    return Panel(chart, title=marked(title), subtitle=marked(legend), title_align="left", subtitle_align="left",
+                 border_style="dim")  # fmt: skip
 
 
 def plot(
@@ -121,14 +136,17 @@ def plot(
     low, high = min(v for _, v in both), max(v for _, v in both)
     first, last = min(s for s, _ in both), max(s for s, _ in both)
     if high == low:  # a flat curve lies in the middle
-        low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
+        air = abs(low) / 10 or 0.5
+        low, high = max(low - air, -sys.float_info.max), min(high + air, sys.float_info.max)
+    unit = 1.0 if math.isfinite(high - low) else 4.0  # the difference of two numbers may be none
+    low, high = low / unit, high / unit
     last = last if last > first else first + 1
     cells = [[0] * width for _ in range(height)]
     styles = [[""] * width for _ in range(height)]
 
     def draw(points: list[tuple[int, float]], style: str) -> None:
         for x, y in line([
-            ((step - first) / (last - first) * (2 * width - 1), (high - value) / (high - low) * (4 * height - 1))
+            ((step - first) / (last - first) * (2 * width - 1), (high - value / unit) / (high - low) * (4 * height - 1))
             for step, value in points
         ]):  # fmt: skip
             cells[y // 4][x // 2] |= DOTS[y % 4][x % 2]
@@ -138,8 +156,8 @@ def plot(
     draw(values, "bold cyan")
     text = Text()
     for row in range(height):
-        scale = high - (high - low) * row / max(1, height - 1)
-        text.append(f"{scale:>9.4g} ", style="dim")
+        scale = high - (high - low) * (row / max(1, height - 1))
+        text.append(f"{scale * unit:>9.4g} ", style="dim")
         for cell, style in zip(cells[row], styles[row], strict=True):
             text.append(chr(0x2800 + cell) if cell else " ", style=style)
         text.append("\n")
@@ -170,12 +188,12 @@ def _recipe(state: RunState) -> RenderableType:
         first = state.begun[begun.name]
         changed = parameter.value != first
         table.add_row(
-            quoted(begun.name),
-            Text(display.clean(display.shown(parameter.value)), style="bold yellow" if changed else ""),
+            Text(on_terminal(begun.name)),
+            Text(on_terminal(display.shown(parameter.value)), style="bold yellow" if changed else ""),
             gauge(parameter),
             "" if begun.low is None else display.shown(begun.low),
             "" if begun.high is None else display.shown(begun.high),
-            Text(display.clean(display.shown(first)), style="dim"),
+            Text(on_terminal(display.shown(first)), style="dim"),
         )
     return table
 
@@ -183,13 +201,14 @@ def _recipe(state: RunState) -> RenderableType:
 def gauge(parameter: Parameter) -> Text:
     """Where the value lies between its bounds."""
     if parameter.low is None or parameter.high is None or isinstance(parameter.value, str):
-        return Text(display.clean(", ".join(parameter.choices or [])), style="dim")
+        return Text(on_terminal(", ".join(parameter.choices or [])), style="dim")
     low, high, value = float(parameter.low), float(parameter.high), float(parameter.value)
     if not low <= value <= high:
         return Text("off".center(GAUGE), style="dim")
     if parameter.scale == "log":
         low, high, value = math.log(low), math.log(high), math.log(value)
-    at = round((value - low) / (high - low) * (GAUGE - 1))
+    span = high / 2 - low / 2  # of the largest numbers, too
+    at = round((value / 2 - low / 2) / span * (GAUGE - 1)) if span else 0
     return Text("─" * at + "●" + "─" * (GAUGE - 1 - at), style="cyan")
 
 
@@ -206,12 +225,14 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
         table.add_row(
             f"{item.step:,}",
             Text(
-                (decision.diagnosis or "") if decision else display.origin_in_words(ledger, item.revision),
+                (decision.diagnosis or "") if decision else on_terminal(display.origin_in_words(ledger, item.revision)),
                 style="yellow",
             ),
-            quoted(todo)
-            + ("  [red](taken back)[/]" if item.revision in ledger.taken_back else "")
-            + (f"  [red]({quoted(display.lost_in_words(item))})[/]" if item.lost else ""),
+            marked(
+                quoted(todo)
+                + ("  [red](taken back)[/]" if item.revision in ledger.taken_back else "")
+                + (f"  [red]({quoted(display.lost_in_words(item))})[/]" if item.lost else "")
+            ),
             f"{display.number(item.before)} → {since}",
         )
     hidden = state.intervention_count - min(SHOWN, len(state.interventions))
@@ -219,10 +240,10 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
     if hidden > 0:
         parts.append(Text(f"and {hidden} before", style="dim"))
     if ledger.rejections:
-        parts.append(Text(display.clean(f"last not applied: {ledger.rejections[-1]}"), style="dim"))
+        parts.append(Text(on_terminal(f"last not applied: {ledger.rejections[-1]}"), style="dim"))
     if state.texts:
         level, message = state.texts[-1]
-        parts.append(Text(display.clean(f"workload {level}: {message}"), style="dim"))
+        parts.append(Text(on_terminal(f"workload {level}: {message}"), style="dim"))
     return Group(*parts)
 
 
@@ -251,15 +272,15 @@ class LiveView:
 
     def record(self, record: Item, state: RunState) -> None:
         for text in (*self._drifts.new(state), *self._told.new(state)):
-            self._console.print(Text(display.clean(text), style="yellow"))
+            self._console.print(Text(on_terminal(text), style="yellow"))
 
     def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
         if isinstance(event, events.Approval):
             self._question = None
         if isinstance(event, events.Failure | events.Restarted | events.Stalled | events.Operator | events.Signalled):
-            self._console.print(Text(display.clean(display.event_in_words(event, state) or ""), style="yellow"))
+            self._console.print(Text(on_terminal(display.event_in_words(event, state) or ""), style="yellow"))
         if ailment := display.begun(event, ledger):
-            self._console.print(Text(display.clean(display.ailment_in_words(ailment, ledger)), style="yellow"))
+            self._console.print(Text(on_terminal(display.ailment_in_words(ailment, ledger)), style="yellow"))
         self._drawn = 0.0
         self.tick(state, ledger)
 

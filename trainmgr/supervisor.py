@@ -155,7 +155,7 @@ class Supervisor:
         self._child: Child | Adopted | None = None
         self._pending: Pending | None = None
         self._ending: Ending | None = None
-        self._status: str | None = None
+        self._status: events.Status | None = None
         self._resume: str | None = None  # the checkpoint that the child was last started from
         self._heard = 0.0
         self._leave: float | None = None  # until when a workload that said that it stops may take further steps
@@ -787,8 +787,8 @@ class Supervisor:
         if self._pending is not None:
             self._fail("manager", OVER, self._pending.id)
         state = self.state
-        status = self._status or (state.end.status if state.end else None)
-        if status is None or (end.code != 0 and status in ("completed", "stopped") and self._status is None):
+        status: events.Status = self._status or (state.end.status if state.end else "unknown")
+        if status == "unknown" or (end.code != 0 and status in ("completed", "stopped") and self._status is None):
             status = "completed" if end.code == 0 else "killed" if end.code > 128 else "failed"
         state.finish()
         for outcome in decision.outcomes(state, self.ledger, self._feed.offset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -19,7 +20,7 @@ from trainmgr.opinions import Opinion, Reworded
 from trainmgr.paths import RunPaths
 from trainmgr.process import last_lines, no_room
 from trainmgr.run_state import RunState, figures
-from trainmgr.screen import quoted
+from trainmgr.screen import marked, quoted
 from trainmgr.wire import plain, pretty
 
 LISTED = 12  # interventions in the last lines of a run
@@ -27,8 +28,8 @@ DIED = "supervisor died"
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """One line of words: not wrapped where nobody reads it on a screen, never coloured by guesswork."""
-    console.print(text, style=style, highlight=False, soft_wrap=not console.is_terminal)
+    """One line of words in our markup: not wrapped where nobody reads it on a screen, never coloured by guesswork."""
+    console.print(marked(text), style=style, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def counted(number: int, what: str) -> str:
@@ -36,11 +37,16 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def grid(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+class Grid(Table):
+    """Columns without lines; headers and cells are our markup, with the rest ``quoted``."""
+
+    def __init__(self, *columns: str) -> None:
+        super().__init__(box=None, padding=(0, 2), header_style="dim")
+        for column in columns:
+            self.add_column(marked(column), overflow="fold")
+
+    def row(self, *cells: str) -> None:
+        self.add_row(*map(marked, cells))
 
 
 def print_closing(
@@ -77,7 +83,7 @@ def print_closing(
         if state.overwritten:
             lost = counted(sum(state.overwritten.values()), "change")
             out(f"[yellow]{lost} of {', '.join(map(quoted, state.overwritten))} did not last: something in the script "
-                f"overwrites them. What helps: trainmgr check {quoted(manifest.script)}[/]")  # fmt: skip
+                f"overwrites them. What helps: trainmgr check {quoted(shlex.quote(manifest.script))}[/]")  # fmt: skip
     else:
         out(f"No interventions (manager {quoted(manifest.manager)}, mode {manifest.mode}).")
     if manifest.mode == "shadow" and ledger.accepted:
@@ -129,12 +135,13 @@ def print_closing(
     if closing is not None and state.start is None:
         wrote = f"{counted(state.lines, 'line')} of telemetry and no `start` record that can be read"
         out(f"[yellow]The script wrote {wrote if state.lines or torn else 'no telemetry'}, so nothing was supervised. "
-            f"Try: trainmgr check {quoted(manifest.script)}[/]")  # fmt: skip
+            f"Try: trainmgr check {quoted(shlex.quote(manifest.script))}[/]")  # fmt: skip
     if lacking:
         out("[red]The files of the run do not hold together any more, so all of this is from memory: "
             f"{quoted(lacking.rstrip('.'))}.[/]")  # fmt: skip
     elif closing is None or state.start is not None:  # else there is nothing to look at
-        out(f"Next: trainmgr show {manifest.id} | trainmgr audit {manifest.id} | trainmgr replay {manifest.id}")
+        run = quoted(shlex.quote(manifest.id))
+        out(f"Next: trainmgr show {run} | trainmgr audit {run} | trainmgr replay {run}")
 
 
 def _went_on(state: RunState, closing: events.Closing) -> bool:
@@ -199,18 +206,18 @@ def _probation(reversals: int, lost: int, vain: int, demoted: bool) -> str:
 
 
 def print_proof(console: Console, result: proof.Proof) -> None:
-    table = grid("step", "why", "what", "expected", "objective before → since")
+    table = Grid("step", "why", "what", "expected", "objective before → since")
     for change in result.changes:
         pairs = {name: (pair[0], pair[1]) for name, pair in change.changes.items()}
         what = "; ".join(part for part in (change.command or "", display.changes_in_words(pairs)) if part)
         since = " ".join(display.number(value) for _, value in change.after) or "–"
-        table.add_row(
+        table.row(
             f"{change.step:,}",
             quoted(f"{change.diagnosis or ''}: {change.evidence}"),
             quoted(what),
             quoted(change.expected or "–"),
             f"{display.number(change.before)} → {since}"
-            + (f"; taken back by probation: {change.taken_back}" if change.taken_back else "")
+            + (f"; taken back by probation: {quoted(change.taken_back)}" if change.taken_back else "")
             + (f"; {quoted(change.overwritten)}" if change.overwritten else ""),
         )
     if result.changes:
@@ -226,12 +233,12 @@ def print_proof(console: Console, result: proof.Proof) -> None:
     if result.holds:
         say(
             console,
-            f"[green]✓[/] {result.run}: {result.events} events and {result.records} telemetry records hold "
-            f"({result.checks} checks{f', with the key {result.key}' if result.proven else ''}).",
+            f"[green]✓[/] {quoted(result.run)}: {result.events} events and {result.records} telemetry records hold "
+            f"({result.checks} checks{f', with the key {quoted(result.key)}' if result.proven else ''}).",
         )
         say(console, proof.KEYED_CANNOT_SEE if result.proven else proof.CANNOT_SEE, "dim")
     else:
-        say(console, f"[red]{result.run} does not hold: {counted(len(result.findings), 'finding')}.[/]")
+        say(console, f"[red]{quoted(result.run)} does not hold: {counted(len(result.findings), 'finding')}.[/]")
 
 
 def proof_json(result: proof.Proof) -> str:
@@ -245,7 +252,7 @@ def print_rebuilt(console: Console, result: replay.Rebuilt) -> None:
     if result.differences:
         say(console, f"[red]{len(result.differences)} differences[/] ({counts} compared).")
     else:
-        say(console, f"[green]✓[/] {result.run}: {counts or 'nothing to decide'}: the same, byte for byte.")
+        say(console, f"[green]✓[/] {quoted(result.run)}: {counts or 'nothing to decide'}: the same, byte for byte.")
 
 
 def _plural(kind: str, count: int) -> str:
@@ -254,10 +261,11 @@ def _plural(kind: str, count: int) -> str:
 
 
 def print_opinions(console: Console, found: list[Opinion], recorded: str, other: str) -> None:
-    table = grid("decision", "step", recorded, other, "valid", "same action", "seconds", "tokens", "cost")
+    recorded, other = quoted(recorded), quoted(other)
+    table = Grid("decision", "step", recorded, other, "valid", "same action", "seconds", "tokens", "cost")
     for opinion in found:
-        table.add_row(
-            opinion.decision, f"{opinion.step:,}", quoted(opinion.recorded), quoted(opinion.other),
+        table.row(
+            quoted(opinion.decision), f"{opinion.step:,}", quoted(opinion.recorded), quoted(opinion.other),
             "yes" if opinion.valid else "[red]no[/]", "yes" if opinion.same_action else "no",
             f"{opinion.seconds:.2f}", f"{opinion.tokens:,}" if opinion.tokens else "–", display.number(opinion.money),
         )  # fmt: skip
@@ -276,10 +284,10 @@ def print_opinions(console: Console, found: list[Opinion], recorded: str, other:
 def print_reworded(console: Console, found: list[Reworded], manager: str) -> None:
     """How much the wording of the prompt matters."""
     count = len(found[0].answers) if found else 0
-    table = grid("decision", "step", *(f"wording {i}" for i in range(count)), "same action", "same diagnosis")
+    table = Grid("decision", "step", *(f"wording {i}" for i in range(count)), "same action", "same diagnosis")
     for item in found:
-        table.add_row(
-            item.decision, f"{item.step:,}", *map(quoted, item.answers),
+        table.row(
+            quoted(item.decision), f"{item.step:,}", *map(quoted, item.answers),
             f"{item.same_action} of {item.asked}", f"{item.same_diagnosis} of {item.asked}",
         )  # fmt: skip
     console.print(table)
@@ -288,18 +296,19 @@ def print_reworded(console: Console, found: list[Reworded], manager: str) -> Non
     share = max(1, asked)
     say(
         console,
-        f"{len(found)} snapshots in {count} wordings, {manager}: of {asked} reworded questions {action} "
+        f"{len(found)} snapshots in {count} wordings, {quoted(manager)}: of {asked} reworded questions {action} "
         f"({action / share:.0%}) got the same action and {diagnosis} ({diagnosis / share:.0%}) the same diagnosis.",
     )
 
 
 def print_comparison(console: Console, a: RunPaths, b: RunPaths, result: replay.Comparison) -> None:
+    one, two = quoted(a.id), quoted(b.id)
     if result.first:
-        say(console, f"[red]✗[/] {a.id} and {b.id} differ after {result.compared} records: {quoted(result.first)}")
+        say(console, f"[red]✗[/] {one} and {two} differ after {result.compared} records: {quoted(result.first)}")
     else:
         say(
             console,
-            f"[green]✓[/] {b.id} repeats {a.id}: {result.compared} records with {result.values} values, bit for bit.",
+            f"[green]✓[/] {two} repeats {one}: {result.compared} records with {result.values} values, bit for bit.",
         )
 
 
@@ -318,21 +327,21 @@ def runs_json(found: list[tuple[RunPaths, events.RunFile | None]]) -> str:
 
 
 def print_runs(console: Console, found: list[tuple[RunPaths, events.RunFile | None]]) -> None:
-    table = grid("run", "manager", "seed", "status", "steps", "objective", "final", "best", "changes", "took")
+    table = Grid("run", "manager", "seed", "status", "steps", "objective", "final", "best", "changes", "took")
     died = []
     for paths, file in found:
         status = status_of(paths, file)
         if file is None:
-            table.add_row(paths.id, f"[red]{status}[/]")
+            table.row(quoted(paths.id), f"[red]{status}[/]")
             continue
         manifest, closing = file.manifest, file.closing
         if closing is None:
-            table.add_row(paths.id, manifest.manager, _seed(manifest), status)
+            table.row(quoted(paths.id), quoted(manifest.manager), _seed(manifest), status)
             if status == DIED:
-                died.append(paths.id)
+                died.append(quoted(paths.id))
             continue
-        table.add_row(
-            paths.id, manifest.manager, _seed(manifest), status, f"{closing.steps:,}",
+        table.row(
+            quoted(paths.id), quoted(manifest.manager), _seed(manifest), status, f"{closing.steps:,}",
             quoted(closing.objective or "–"), display.number(closing.final), display.number(closing.best),
             str(closing.interventions), f"{closing.ended - manifest.created:.0f} s",
         )  # fmt: skip
@@ -359,10 +368,18 @@ def print_checked(console: Console, checked: Checked) -> None:
     say(console, f"{quoted(checked.script)} {verdict} ({checked.records} records).")
 
 
+def _date(seconds: float) -> str | None:
+    """In ISO 8601; None for a time that no calendar has."""
+    try:
+        return datetime.fromtimestamp(seconds).astimezone().isoformat()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledger: Ledger) -> str:
     values: dict[str, Any] = {
         "run": paths.id,
-        "created": datetime.fromtimestamp(manifest.created).astimezone().isoformat(),
+        "created": _date(manifest.created),
         "manager": manifest.manager,
         "mode": manifest.mode,
         "seed": manifest.seed,

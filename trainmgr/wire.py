@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import pydantic_core
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from trainmgr.foreign import in_json
+
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 MAX_INT = 2**53 - 1  # the whole numbers that every JSON reader knows exactly; larger ones overflow a float besides
 MAX_NAME = 64  # characters of a parameter, a choice or a metric
@@ -124,5 +126,10 @@ def moved(changes: Mapping[str, tuple[Value, Value]]) -> dict[str, tuple[Value, 
 
 
 def pretty(value: Any) -> str:
-    """Any value as JSON for programs that read our output: indented, NaN and the infinities as in our records."""
-    return pydantic_core.to_json(value, indent=2, inf_nan_mode="strings").decode()
+    """Any value as JSON for programs that read our output: indented, NaN and the infinities as in our records, and what
+    is not printable as escapes."""
+    try:
+        text = pydantic_core.to_json(value, indent=2, inf_nan_mode="strings").decode()
+    except pydantic_core.PydanticSerializationError:  # the lone surrogates of a path that is not UTF-8
+        text = json.dumps(pydantic_core.to_jsonable_python(value, inf_nan_mode="strings"), indent=2)
+    return in_json(text)

@@ -17,15 +17,15 @@ from statistics import fmean
 from typing import Literal
 
 from trainmgr.comparison import samples, statistics
-from trainmgr.comparison.results import Case, Results, Run, goal_of, metric_names
+from trainmgr.comparison.results import Case, Results, Run, check, goal_of, metric_names
 from trainmgr.comparison.samples import Copies, finite, named
 from trainmgr.comparison.statistics import Summary, Test
 from trainmgr.protocol import Mode
 
-SEEDS = "See what the script does with TRAINMGR_SEED (`trainmgr.workload.default_seed()`)."
+SEEDS = "See what the script does with TRAINMGR_SEED (trainmgr.workload.default_seed())."
 NO_SEED = (
     "the script does not use TRAINMGR_SEED, or nothing in it is random. Take the seed from "
-    "`trainmgr.workload.default_seed()`. All these runs are one sample, so no verdict rests on them."
+    "trainmgr.workload.default_seed(). All these runs are one sample, so no verdict rests on them."
 )
 ALIKE = {
     "figures": "gave the same figures to the last digit",
@@ -161,7 +161,8 @@ class Section:
 
 
 def analyse(results: Results, test: Test) -> list[Section]:
-    """Everything that the tables show."""
+    """Everything that the tables show. Raises UserError where there is nothing to compare with."""
+    check(results)
     return [_section(results, case, test) for case in results.cases]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from trainmgr import toml
 from trainmgr.errors import UserError
 from trainmgr.protocol import Mode, explain
 from trainmgr.wire import Wire, quoted
@@ -114,12 +114,7 @@ def load(path: Path) -> Experiment:
 
     Raises UserError, with the key, for everything that is not exactly as documented.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"The experiment file {path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or beyond what Python parses
-        raise UserError(f"The experiment file {path} is not TOML: {error}.") from None
+    values = toml.load(path, "experiment file")
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 from statistics import fmean
 
@@ -15,6 +14,7 @@ from trainmgr.comparison.samples import finite
 from trainmgr.comparison.statistics import Test
 from trainmgr.errors import UserError
 from trainmgr.files import replace
+from trainmgr.foreign import in_html
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #ffffff; --faint: #d9d9d9;
@@ -38,9 +38,9 @@ th, td { border-bottom: 1px solid var(--faint); padding: .25rem .75rem .25rem 0;
 
 def render(results: Results, sections: list[Section], test: Test) -> str:
     """The whole page."""
-    title = escape(results.title or results.script)
+    title = in_html(results.title or results.script)
     body = "\n".join(part for section in sections for part in _section(section, test))
-    notes = "".join(f"<p>{escape(text)}</p>" for text in report.footnotes(results, sections, test))
+    notes = "".join(f"<p>{in_html(text)}</p>" for text in report.footnotes(results, sections, test))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"/>\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n"
@@ -73,25 +73,25 @@ def write(folder: Path, results: Results, sections: list[Section], test: Test) -
 
 def _section(section: Section, test: Test) -> Iterable[str]:
     if section.case.name:
-        yield f"<h2>{escape(section.case.name)}</h2>"
-    yield from (f'<p class="warning">{escape(text)}</p>' for text in section.warnings)
+        yield f"<h2>{in_html(section.case.name)}</h2>"
+    yield from (f'<p class="warning">{in_html(text)}</p>' for text in section.warnings)
     for held_out in (False, True):
         metrics = section.shown(held_out=held_out)
         if not metrics and (held_out or section.metrics):
             continue
         if held_out:
-            yield f"<h3>{escape(report.HELD_OUT)}</h3>"
+            yield f"<h3>{in_html(report.HELD_OUT)}</h3>"
         yield _table(report.overview(section, metrics))
         for metric in metrics:
-            yield f"<h4>{escape(metric)}</h4>"
+            yield f"<h4>{in_html(metric)}</h4>"
             yield plots.strips([_strip(i, arm, metric) for i, arm in enumerate(section.arms)], metric)
         differences = report.differences(section, metrics, test)
         if differences[1]:
-            yield f"<h4>Against {escape(section.case.reference)}, on the same seeds</h4>"
+            yield f"<h4>Against {in_html(section.case.reference)}, on the same seeds</h4>"
             yield _table(differences)
     arms = [_curve(i, arm) for i, arm in enumerate(section.arms)]
     if plot := plots.curves(arms, f"{section.case.objective} over steps"):
-        yield f"<h3>{escape(section.case.objective or 'objective')} over steps</h3>"
+        yield f"<h3>{in_html(section.case.objective or 'objective')} over steps</h3>"
         yield (
             "<p>The mean of the seeds, up to the last step that all of them reached with a finite value; "
             "the band holds all of them.</p>"
@@ -105,8 +105,8 @@ def _section(section: Section, test: Test) -> Iterable[str]:
 
 
 def _table(table: report.Table) -> str:
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in table[0])
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in table[1])
+    header = "".join(f"<th>{in_html(cell)}</th>" for cell in table[0])
+    rows = "".join("<tr>" + "".join(f"<td>{in_html(cell)}</td>" for cell in row) + "</tr>\n" for row in table[1])
     return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>\n{rows}</tbody></table></div>'
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
+from trainmgr.foreign import in_html
 from trainmgr.wire import short
 
 WIDTH = 640
@@ -17,6 +17,7 @@ TOP, BOTTOM, RIGHT = 10.0, 26.0, 14.0
 LETTER = 7.2  # width of a character of a label, about
 COLOURS = 8  # that the style sheet has; further arms begin again, dashed
 LABEL = 28  # characters
+TINY = 1e-300  # what is less has no tenth that is a number
 GRID = {"class": "grid"}
 
 Point = tuple[float, float]
@@ -74,7 +75,8 @@ def scale(values: Iterable[float], begin: float, end: float) -> Scale:
     """Over all values with a little air; ``values`` must not be empty."""
     every = list(values)
     low, high = min(every), max(every)
-    air = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    air = (high - low) * 0.05 or abs(high) * 0.05
+    air = air if air > TINY else 1.0
     return Scale(low - air, high + air, begin, end)
 
 
@@ -101,10 +103,10 @@ def strips(arms: Sequence[Strip], title: str) -> str:
             low, high = map(x, arm.interval)
             parts.append(tag("line", **ink, x1=low, x2=high, y1=y, y2=y, stroke_width=3))
         for seed, value in arm.points:
-            tip = tag("title", escape(f"{arm.name} seed {seed}: {value:.6g}"))
+            tip = tag("title", in_html(f"{arm.name} seed {seed}: {value:.6g}"))
             parts.append(tag("circle", tip, **ink, cx=x(value), cy=y, r=4, fill="currentColor", fill_opacity="0.35"))
         if arm.mean is not None:
-            tip, at = tag("title", escape(f"{arm.name} mean: {arm.mean:.6g}")), x(arm.mean)
+            tip, at = tag("title", in_html(f"{arm.name} mean: {arm.mean:.6g}")), x(arm.mean)
             parts.append(tag("line", tip, **ink, x1=at, x2=at, y1=y - 9, y2=y + 9, stroke_width=3))
     return _svg(parts, height, title)
 
@@ -123,7 +125,7 @@ def curves(arms: Sequence[Curve], title: str) -> str:
         parts.append(tag("polygon", **ink, points=band, fill_opacity="0.15"))
     for arm in drawn:
         ink = {"class": _colour(arm.colour), "stroke": "currentColor", "stroke_dasharray": _dashes(arm.colour)}
-        tip = tag("title", escape(arm.name))
+        tip = tag("title", in_html(arm.name))
         parts.append(tag("polyline", tip, **ink, points=_points(x, y, arm.mean), fill="none", stroke_width=2))
     return _svg(parts, HEIGHT, title)
 
@@ -134,7 +136,7 @@ def legend(arms: Sequence[Curve]) -> str:
     for arm in arms:
         ink = {"class": _colour(arm.colour), "stroke": "currentColor", "stroke_dasharray": _dashes(arm.colour)}
         stroke = tag("line", **ink, x1=0, x2=28, y1=5, y2=5, stroke_width=3)
-        parts.append(tag("span", tag("svg", stroke, width=28, height=10, aria_hidden="true") + " " + escape(arm.name)))
+        parts.append(tag("span", tag("svg", stroke, width=28, height=10, aria_hidden="true") + " " + in_html(arm.name)))
     return tag("p", "".join(parts), **{"class": "legend"})
 
 
@@ -142,7 +144,7 @@ def tag(name: str, content: str = "", **attributes: float | str) -> str:
     """An element. The content is markup, attributes are escaped; those with an underscore have a hyphen."""
     written = "".join(
         f' {key.replace("_", "-")}="{value:.1f}"' if isinstance(value, float) else
-        f' {key.replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items()
+        f' {key.replace("_", "-")}="{in_html(value)}"' for key, value in attributes.items()
     )  # fmt: skip
     return f"<{name}{written}>{content}</{name}>"
 
@@ -171,7 +173,7 @@ def _grid_y(y: Scale, left: float, right: float) -> list[str]:
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return tag("text", escape(text), x=x, y=y, text_anchor=anchor)
+    return tag("text", in_html(text), x=x, y=y, text_anchor=anchor)
 
 
 def _svg(parts: Iterable[str], height: float, title: str) -> str:

@@ -9,9 +9,11 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from trainmgr.comparison.trials import Cell, Outcome
 from trainmgr.display import clock
+from trainmgr.foreign import on_terminal
 
 
 class Bar:
@@ -71,7 +73,7 @@ class Bar:
                 self._say(text)
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(Text(on_terminal(text)), soft_wrap=True)
 
     def _draw(self) -> None:
         going = sum(self._shares.values())

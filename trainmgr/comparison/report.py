@@ -14,6 +14,7 @@ from trainmgr.comparison.results import Case, Results, Run
 from trainmgr.comparison.samples import Copies, named
 from trainmgr.comparison.statistics import Summary, Test
 from trainmgr.display import clock
+from trainmgr.foreign import in_csv, in_markdown
 from trainmgr.wire import short
 
 NOTHING = "–"
@@ -227,11 +228,11 @@ def cost(section: Section) -> Table:
 
 def markdown(results: Results, sections: list[Section], test: Test, *, show_seeds: bool = False) -> str:
     """All tables."""
-    parts = [f"# {_escaped(results.title)}"] if results.title else []
+    parts = [f"# {in_markdown(results.title)}"] if results.title else []
     for section in sections:
         if section.case.name:
-            parts.append(f"## {_escaped(section.case.name)}")
-        parts += map(_escaped, section.warnings)
+            parts.append(f"## {in_markdown(section.case.name)}")
+        parts += [in_markdown(text, paragraph=True) for text in section.warnings]
         for held_out in (False, True):
             metrics = section.shown(held_out=held_out)
             if not metrics and (held_out or section.metrics):
@@ -243,9 +244,9 @@ def markdown(results: Results, sections: list[Section], test: Test, *, show_seed
                 parts.append(_table(*by_seed(section, metrics)))
             table = differences(section, metrics, test)
             if table[1]:
-                parts += [f"Against `{section.case.reference}` on the same seeds:", _table(*table)]
+                parts += [f"Against {in_markdown(section.case.reference)} on the same seeds:", _table(*table)]
         parts += ["What it took, on average:", _table(*cost(section))]
-    parts += [_escaped(text) for text in footnotes(results, sections, test)]
+    parts += [in_markdown(text, paragraph=True) for text in footnotes(results, sections, test)]
     return "\n\n".join(parts)
 
 
@@ -342,13 +343,8 @@ def made_with(results: Results) -> str:
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:
-    lines = ["| " + " | ".join(map(_escaped, header)) + " |", "|" + " --- |" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(map(_escaped, row)) + " |" for row in rows)])
-
-
-def _escaped(text: str) -> str:
-    """In one line, and no end of a cell."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    lines = ["| " + " | ".join(map(in_markdown, header)) + " |", "|" + " --- |" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(map(in_markdown, row)) + " |" for row in rows)])
 
 
 # -- CSV ---------------------------------------------------------------------------------------------------------------
@@ -364,7 +360,7 @@ def as_csv(results: Results) -> str:
         copies = {manager: samples.copies(case, runs) for manager, runs in arms.items()}
         for run in case.runs:
             for name, value in _figures(case, copies.get(run.manager, []), run):
-                writer.writerow([case.name, run.manager, run.seed, run.run or "", name, value])
+                writer.writerow(map(in_csv, [case.name, run.manager, run.seed, run.run or "", name, value]))
     return out.getvalue()
 
 

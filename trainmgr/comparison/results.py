@@ -6,14 +6,22 @@ import json
 import operator
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import FailFast, Field, ValidationError
 
 from trainmgr.comparison.experiment import Variant
 from trainmgr.errors import UserError
+from trainmgr.files import read_regular
+from trainmgr.foreign import in_json
 from trainmgr.protocol import Mode, explain
-from trainmgr.wire import Number, Wire, plain
+from trainmgr.wire import Number, Whole, Wire, plain
+
+LARGEST = 8 << 20  # bytes of results.json: thousands of runs
+
+T = TypeVar("T")
+Many = Annotated[list[T], FailFast()]
+"""Read up to what is wrong first: a word on each of a million items would take all memory."""
 
 
 class Run(Wire):
@@ -25,7 +33,7 @@ class Run(Wire):
     """The manager's own name, with the model that an endpoint chose for it; a model's file without its folder."""
     policy_digest: str | None = None
     """Digest of what this manager could read of the policy, defaults of then included."""
-    seed: int
+    seed: Whole
     run: str | None
     """Its id; null where it could not be started."""
     status: str
@@ -35,24 +43,24 @@ class Run(Wire):
     """The script's git revision, with "+" where the tree was dirty; null outside a repository."""
     seconds: float = 0.0
     """From its start to its end, by the clock on the wall."""
-    steps: int = 0
-    changes: int = 0
+    steps: Whole = 0
+    changes: Whole = 0
     """That were applied."""
-    reversals: int | None = None
+    reversals: Whole | None = None
     """How often probation took changes back; null, and so below, where the version of then did not tell."""
     demoted: bool | None = None
     """Whether the manager lost its right to change anything."""
     on_best: bool | None = None
     """Whether it ended on its best checkpoint instead of its last weights."""
-    calls: int = 0
+    calls: Whole = 0
     """Of a language model, retries among them."""
-    tokens: int = 0
+    tokens: Whole = 0
     """Read and written."""
     money: float | None = 0.0
     """In the unit of the policy's prices; null where the price of a call was not known."""
     metrics: dict[str, Number] = {}
     """At the end."""
-    curve: list[tuple[int, Number]] = []
+    curve: Many[tuple[Whole, Number]] = []
     """(step, objective) of the evaluations, thinned."""
     course: Annotated[str | None, Field(exclude_if=operator.not_)] = None
     """Digest of the same, whole and exact; null without any, or, as below, where the version of then did not tell."""
@@ -65,23 +73,23 @@ class Case(Wire):
 
     name: str
     """Empty where the experiment has no cases."""
-    arguments: list[str]
+    arguments: Many[str]
     policy: str | None
     """The policy file, by the name that the experiment has for it."""
     settings: dict[str, Any] = {}
     """What it says that is not the default, without the endpoint."""
-    managers: list[str]
+    managers: Many[str]
     """Or names of variants."""
     variants: Annotated[dict[str, Variant], Field(exclude_if=operator.not_)] = {}
     reference: str
-    seeds: list[int]
+    seeds: Many[Whole]
     objective: str | None
     """The metric that was managed for."""
     goal: Mode | None
     """Which way the objective is better."""
-    held_out: list[str]
+    held_out: Many[str]
     """Test metrics: known at the end only, so that no manager can have seen them."""
-    runs: list[Run]
+    runs: Many[Run]
 
 
 class Results(Wire):
@@ -90,19 +98,19 @@ class Results(Wire):
     format: Literal[1] = 1
     title: str
     script: str
-    metrics: list[str]
+    metrics: Many[str]
     """What the tables show; empty: everything."""
     goals: dict[str, Mode]
     disclosure: str
-    versions: dict[str, list[str]]
+    versions: dict[str, Many[str]]
     """Of trainmgr, Python and packages: every one that a run was made with."""
-    machines: list[dict[str, str | int]]
+    machines: Many[dict[str, str | int]]
     """Every machine that a run was made on."""
-    revisions: dict[str, int]
+    revisions: dict[str, Whole]
     """The script's git revision to the number of runs that were made with it."""
     wall_seconds: float
     """During which at least one of the runs was going on."""
-    cases: list[Case]
+    cases: Many[Case]
 
 
 def load(path: Path) -> Results:
@@ -111,7 +119,7 @@ def load(path: Path) -> Results:
     Raises UserError where the file is none.
     """
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return Results.model_validate_json(read_regular(path, LARGEST))
     except OSError as error:
         raise UserError(f"The results {path} cannot be read: {error.strerror}.") from None
     except ValidationError as error:
@@ -125,12 +133,20 @@ def against(results: Results, reference: str) -> Results:
 
     Raises UserError where a case has no such manager.
     """
-    for case in results.cases:
-        if reference not in case.managers:
-            where = f"Case {case.name!r} of these results" if case.name else "These results"
-            raise UserError(f"{where} has no manager {reference!r}; there are: {', '.join(case.managers)}.")
     cases = [case.model_copy(update={"reference": reference}) for case in results.cases]
-    return results.model_copy(update={"cases": cases})
+    found = results.model_copy(update={"cases": cases})
+    check(found)
+    return found
+
+
+def check(results: Results) -> None:
+    """Raises UserError where a case, maybe one part of an experiment, is without the manager to compare with."""
+    for case in results.cases:
+        if case.reference not in case.managers:
+            where = f"Case {case.name!r} of these results has" if case.name else "These results have"
+            there = ", ".join(case.managers)
+            raise UserError(f"{where} no manager {case.reference!r}; there are: {there}. Compare with one of them: "
+                            "--reference NAME. Of parts of an experiment, name all files.")  # fmt: skip
 
 
 def render(results: Results) -> str:
@@ -138,7 +154,7 @@ def render(results: Results) -> str:
     values = plain(results)
     cases = values.pop("cases")
     head = json.dumps(values, indent=1, ensure_ascii=False)[:-2]
-    return head + ',\n "cases": [\n' + ",\n".join(_case(case) for case in cases) + "\n ]\n}\n"
+    return in_json(head + ',\n "cases": [\n' + ",\n".join(_case(case) for case in cases) + "\n ]\n}\n")
 
 
 def _case(case: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ ALPHA = 0.05
 ROUNDING = 1e-9  # of the figures: what differs by less does not differ
 FEWEST = 3  # pairs for the t test: the spread of two says nothing
 RESAMPLES = 9_999
+AT_ONCE = 4_096_000  # resampled values in memory
 EXACT = 16  # pairs up to which all 2^n sign flips are counted
 COVERAGE = {2: 0.50, 3: 0.75, 4: 0.88, 5: 0.92, 6: 0.93}  # of ``interval``, normal values; with 8 and more 0.94 or 0.95
 SEED = 20_260_101  # of the resampling: the same figures give the same interval
@@ -70,8 +71,9 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     quantile = stats.t.ppf((1 + LEVEL) / 2, n - 1) * math.sqrt(n / (n - 1))
     means = stats.bootstrap(
-        (np.asarray(values),), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(SEED)
-    ).bootstrap_distribution
+        (np.asarray(values),), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(SEED),
+        batch=max(1, min(RESAMPLES, AT_ONCE // n)),
+    ).bootstrap_distribution  # fmt: skip
     low, high = np.quantile(means, [stats.norm.cdf(-quantile), stats.norm.cdf(quantile)])
     return float(low), float(high)
 
@@ -95,7 +97,8 @@ def sign_flip(differences: Sequence[float]) -> float | None:
     exact = len(differences) <= EXACT
     return float(
         stats.permutation_test(
-            (np.asarray(differences),), mean, permutation_type="samples", vectorized=True, batch=4096,
+            (np.asarray(differences),), mean, permutation_type="samples", vectorized=True,
+            batch=max(1, min(4096, AT_ONCE // len(differences))),
             n_resamples=np.inf if exact else 99_999, rng=np.random.default_rng(SEED),
         ).pvalue
     )  # fmt: skip
@@ -164,7 +167,7 @@ def least_p(pairs: int, arms: int = 1, test: Test = "permutation") -> float:
     """
     if test == "t":
         return 0.0 if pairs >= FEWEST else 1.0
-    return min(1.0, arms * 2.0 / 2.0**pairs)
+    return min(1.0, math.ldexp(2.0 * arms, -pairs))  # 0.0 beyond what a float can be
 
 
 def needed(arms: int = 1, test: Test = "permutation") -> int:
