@@ -355,9 +355,9 @@ class Prover:
 
     def _rest(self, last: events.Payload | None) -> None:
         if isinstance(last, events.RunEnded):
-            behind = self._history.feed.tail.rest()
-            if (files.sha256(behind) if behind else "") != last.torn:
-                begin, end = last.telemetry_length, last.telemetry_length + len(behind)
+            size, digest = self._history.feed.tail.rest()
+            if digest != last.torn:
+                begin, end = last.telemetry_length, last.telemetry_length + size
                 self._find(
                     f"telemetry.jsonl bytes {begin} to {end} (lines {self._anchor[1] + 1} and after)",
                     "not what stood at the end of the run: written or cut after it",

@@ -614,7 +614,7 @@ class Supervisor:
                 closing=closing,
                 telemetry_length=self._feed.offset,
                 telemetry_sha256=self._feed.digest(),
-                torn=files.sha256(torn) if (torn := self._feed.tail.rest()) else "",
+                torn=self._feed.tail.rest()[1],
                 run_json_sha256=files.sha256(content),
             )
         )
