@@ -63,7 +63,7 @@ ALLOWED: dict[str, str] = {
     "decision": "control events guard ledger lineage policy probation protocol run_state signals snapshot wire",
     "audit": "errors events files protocol wire",
     "manifest": "errors events",
-    "history": "audit errors events ledger paths protocol run_state telemetry",
+    "history": "audit errors events files ledger paths protocol run_state telemetry",
     "managers.__init__": "",
     "managers.base": "budget events snapshot",
     "managers.none": "proposal snapshot wire",
@@ -144,6 +144,7 @@ LONG = {
     "policy": "every key that an operator can set, with its explanation",
     "events": "every kind of record in the log, with its explanation",
     "supervisor": "the one thread that owns all state, in one place",
+    "proof": "every check of an audit, in one walk",
     "cli": "one body for each command",
 }
 

@@ -271,8 +271,8 @@ STEPS = st.fixed_dictionaries({
 PIECES = st.sampled_from([
     b"", b'"', b"\\", b"\\u0061", b"-", b"0", b"1", b"9" * 20, b".", b"e5", b"1e999", b"-0", b"-0.0", b"1.0", b"true",
     b"null", b"NaN", b"Infinity", b"{", b"}", b"[", b"]", b",", b":", b" ", b"\t", b"\r", b"\n", b"\x0b", b"\x00",
-    b"\xff", b"\xef\xbb\xbf", b"\xc3\xa9", b'"seq":3,', b'"step":"step",', b'"metrics":{},', b'"x":1,"x":2,', b'"new":1,',
-    b'"loss":null,', b"//", b"'",
+    b"\xff", b"\xef\xbb\xbf", b"\xc3\xa9", b'"seq":3,', b'"step":"step",', b'"metrics":{},', b'"x":1,"x":2,',
+    b'"new":1,', b'"loss":null,', b"//", b"'",
 ]) | st.binary(max_size=3)  # fmt: skip
 EDITS = st.lists(st.tuples(st.integers(0, 400), st.sampled_from([0, 0, 1, 2, 6]), PIECES), max_size=3)
 

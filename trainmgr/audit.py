@@ -9,6 +9,7 @@ digest that was kept elsewhere (``trainmgr audit --head``) shows that.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -16,18 +17,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from trainmgr import events
 from trainmgr.errors import RecordError, UserError
-from trainmgr.files import Appender, Tail, sha256
+from trainmgr.files import Appender, open_regular, sha256
 from trainmgr.protocol import explain
 from trainmgr.wire import Wire, to_json
 
 GENESIS = "0" * 64
 TRIES, PAUSE = 10, 0.02  # how often the lock is tried, and the seconds between
+MAX_LINE = 1 << 24  # bytes of an event; a prompt as long as any model reads is far shorter
 _HASH = re.compile(rb',"hash":"([0-9a-f]{64})"\}\n\Z')
 
 
@@ -38,7 +40,7 @@ class Body(Wire):
     """Counts from 0."""
     t: float
     """When, in seconds since 1970."""
-    data: events.Payload
+    data: Annotated[events.Payload, Field(discriminator="kind")]
     prev: str
 
 
@@ -117,22 +119,48 @@ def is_held(path: Path) -> bool | None:
     return False
 
 
-def read(path: Path) -> Iterator[Event]:
-    """The events of a log, each link checked.
+class Reading(Iterator[Event]):
+    """The events of a log as it was when it was opened, each link checked, and then what is behind them.
 
-    Raises RecordError, naming the line, where the chain does not hold; FileNotFoundError without a file.
+    Raises RecordError, naming the line, where the chain does not hold or cannot be read; FileNotFoundError without a
+    file.
     """
-    if not path.exists():
-        raise FileNotFoundError(path)
-    head, tail = GENESIS, Tail(path)
-    number = 0
-    for number, line in enumerate(tail.lines(), start=1):
-        yield check_line(line, number, head)
-        head = sha256(line)
-    if tail.offset != path.stat().st_size:
-        raise RecordError(
-            f"audit.jsonl line {number + 1}: {path.stat().st_size - tail.offset} bytes without a line break"
-        )
+
+    def __init__(self, path: Path) -> None:
+        self.offset = 0
+        """Bytes of the events so far."""
+        self.torn = 0
+        """In the end: the bytes behind the last line break, of a line that a crash cut short or that is being written
+        right now."""
+        self._events = self._read(path)
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def _read(self, path: Path) -> Iterator[Event]:
+        head, number = GENESIS, 1
+        try:
+            with io.BufferedReader(open_regular(path), buffer_size=1 << 16) as file:
+                end = os.fstat(file.fileno()).st_size
+                while self.offset < end and (line := file.readline(MAX_LINE + 1)):
+                    if len(line) > MAX_LINE:
+                        raise RecordError(f"audit.jsonl line {number}: more than {MAX_LINE:,} bytes, as no event has")
+                    if not line.endswith(b"\n"):
+                        self.torn = len(line)
+                        return
+                    event = check_line(line, number, head)
+                    head, number = event.line_hash, number + 1
+                    self.offset += len(line)
+                    yield event
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RecordError(f"audit.jsonl line {number}: it cannot be read: {error.strerror}") from None
+
+
+def read(path: Path) -> Reading:
+    """The events of a log, as ``Reading`` has them: complete lines, whatever is behind the last."""
+    return Reading(path)
 
 
 def check_line(line: bytes, number: int, head: str) -> Event:

@@ -11,7 +11,6 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 
 def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -112,7 +111,7 @@ class Tail:
         cannot be read, as often as it is tried; then, too, nothing is lost or doubled.
         """
         with contextlib.ExitStack() as stack:
-            file: BinaryIO | None = None
+            file: io.FileIO | None = None
             end = 0
             while True:
                 lines = self._lines
@@ -139,7 +138,7 @@ class Tail:
                             return
                         yield end_of_line
 
-    def _opened(self, stack: contextlib.ExitStack) -> tuple[BinaryIO | None, int]:
+    def _opened(self, stack: contextlib.ExitStack) -> tuple[io.FileIO | None, int]:
         """The file and its size, where it is still the one that was read before."""
         try:
             file = stack.enter_context(open_regular(self.path))
@@ -157,7 +156,7 @@ class Tail:
         self._inode = status.st_ino
         return file, status.st_size
 
-    def _fill(self, file: BinaryIO, end: int) -> bool:
+    def _fill(self, file: io.FileIO, end: int) -> bool:
         """Read on, when everything read was handed out; whether a line, or the beginning of a long one, came of it."""
         if self._over:
             return True
@@ -176,7 +175,7 @@ class Tail:
             self._lines = io.BytesIO(data[: cut + 1]).readlines()
         return True
 
-    def _to_its_end(self, file: BinaryIO, end: int) -> bytes | None:
+    def _to_its_end(self, file: io.FileIO, end: int) -> bytes | None:
         """Read on in a line that is too long; what is handed out of it, once its end is there."""
         while data := self._piece(file, self.offset + self._over, end):
             cut = data.find(b"\n") + 1
@@ -192,7 +191,7 @@ class Tail:
         self._last = (self._last + data)[-self.LAST :]
         self._ahead.update(data)
 
-    def _piece(self, file: BinaryIO, position: int, end: int) -> bytes:
+    def _piece(self, file: io.FileIO, position: int, end: int) -> bytes:
         return _read_at(file, max(0, min(self.CHUNK, end - position)), position)
 
     def _settle(self) -> None:
@@ -204,7 +203,7 @@ class Tail:
             self._settled = self._next
 
 
-def _read_at(file: BinaryIO, size: int, position: int) -> bytes:
+def _read_at(file: io.FileIO, size: int, position: int) -> bytes:
     return os.pread(file.fileno(), size, position) if size else b""
 
 
@@ -214,7 +213,7 @@ _KINDS = (
 )  # fmt: skip
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.FileIO:
     """Open a file for reading, without a buffer. Never waits, whatever is there instead of a file.
 
     Raises FileNotFoundError; another OSError where it is no regular file, also at the end of links.

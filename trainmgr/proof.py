@@ -120,20 +120,23 @@ class Prover:
                 if isinstance(last, events.RunEnded):
                     self._find(f"audit.jsonl line {self.proof.events}", "an event after the end of the run")
                 last = moment.event.data
-                self._telemetry(self._history.items)
+                self._telemetry()
                 self._moment(moment)
         except FileNotFoundError:
             self._find("audit.jsonl", "there is none")
             return self.proof
         except RecordError as error:
-            place, _, what = str(error).partition(": ")
-            self._find(place, what)
+            self._unreadable(error)
             if self._closing is None:  # reading stopped before the end: run.json cannot be compared
                 self._manifest = None
         broken = bool(self.proof.findings)
         self.proof.ended = isinstance(last, events.RunEnded)
+        self._torn_event()
         if not broken or self.proof.ended:
-            self._rest(last)
+            try:
+                self._rest(last)
+            except RecordError as error:
+                self._unreadable(error)
         self._run_file(last)
         if self.proof.ended and not broken:
             self._control_file()
@@ -196,8 +199,24 @@ class Prover:
             if found.get(name) != wanted.get(name):
                 self._find(place, f"closing: `{name}` is {found.get(name)!r}; the run says {wanted.get(name)!r}")
 
+    def _torn_event(self) -> None:
+        """A line of the log without its end: written to this day, or cut short by a crash; none behind the last one."""
+        log = self._history.log
+        if not log.torn:
+            return
+        place, what = f"audit.jsonl line {self.proof.events + 1}", f"{log.torn} bytes without a line break"
+        if self.proof.ended:
+            self._find(place, f"{what}, behind the end of the run")
+            return
+        self.proof.notes.append(f"{place}: {what} (bytes {log.offset} to {log.offset + log.torn}), which count for "
+                                "nothing: a crash cut the line short, or it is being written right now.")  # fmt: skip
+
     def _folded(self, item: Item) -> None:
-        """After each record: whether probation had something to say of it, which must be on record right behind it."""
+        """After each record: is it one, and was it asked for. Whether probation had something to say of it, which must
+        be on record right behind it."""
+        self.proof.checks += 1
+        if type(item) is not protocol.Step or self._torn is not None:
+            self._record(item, self._history.lines)
         if isinstance(item, protocol.Eval) and not self._beyond:
             if self._owed is not None:
                 self._find("audit.jsonl", f"there is no {self._owed}")
@@ -215,7 +234,7 @@ class Prover:
         if isinstance(data, events.Outcome | events.Failure):  # these may come in between
             return
         if isinstance(data, events.Judgment):
-            after = copy.deepcopy(ledger)
+            after = copy.copy(ledger)  # its fold replaces what it holds, and changes none of it
             after.fold(data)
             self._owed = self._due(after)
         elif self._owed is not None:
@@ -315,24 +334,24 @@ class Prover:
 
     # -- telemetry ---------------------------------------------------------------------------------------------------
 
-    def _telemetry(self, items: list[tuple[int, Item]]) -> None:
+    def _record(self, item: Item, line: int) -> None:
+        if isinstance(item, protocol.Unreadable):
+            if item.kind == "garbage":
+                self._torn = line
+            return
+        if isinstance(item, protocol.Start):
+            self._torn = None  # a line that a crash cut short comes right before the restart
+        elif self._torn is not None:
+            self._find(f"telemetry.jsonl line {self._torn}", "not a record")
+            self._torn = None
+        if isinstance(item, protocol.Applied) and item.revision not in self._single:
+            self._find(f"telemetry.jsonl line {line}", f"revision {item.revision} applied, which was never issued")
+
+    def _telemetry(self) -> None:
         """The records that were folded up to this event: none missing, no change without an override."""
-        for line, item in items:
-            self.proof.checks += 1
-            if isinstance(item, protocol.Unreadable):
-                if item.kind == "garbage":
-                    self._torn = line
-                continue
-            if isinstance(item, protocol.Start):
-                self._torn = None  # a line that a crash cut short comes right before the restart
-            elif self._torn is not None:
-                self._find(f"telemetry.jsonl line {self._torn}", "not a record")
-                self._torn = None
-            if isinstance(item, protocol.Applied) and item.revision not in self._single:
-                self._find(f"telemetry.jsonl line {line}", f"revision {item.revision} applied, which was never issued")
         state = self._history.state
         if state.gaps and not any("seq" in finding.what for finding in self.proof.findings):
-            self._find(f"telemetry.jsonl line {items[0][0] if items else 1} and after",
+            self._find(f"telemetry.jsonl line {self._history.first} and after",
                        f"{state.gaps} records are missing in the count of seq")  # fmt: skip
         fresh = state.drifts[-(state.drift_count - self._drifts) :] if state.drift_count > self._drifts else []
         self._drifts = state.drift_count
@@ -355,7 +374,7 @@ class Prover:
 
     def _rest(self, last: events.Payload | None) -> None:
         if isinstance(last, events.RunEnded):
-            size, digest = self._history.feed.tail.rest()
+            size, digest = self._history.behind()
             if digest != last.torn:
                 begin, end = last.telemetry_length, last.telemetry_length + size
                 self._find(
@@ -364,7 +383,8 @@ class Prover:
                 )
             return
         self._beyond = True
-        self._telemetry(self._history.rest())
+        self._history.rest()
+        self._telemetry()
         self.proof.notes.append("The run has not ended, or its supervisor died: what came since is not anchored.")
 
     def _run_file(self, last: events.Payload | None) -> None:
@@ -372,7 +392,7 @@ class Prover:
             return
         expected = events.render_run_file(self._manifest, self._closing)
         try:
-            found = self.paths.manifest.read_bytes()
+            found = files.read_regular(self.paths.manifest)
         except OSError as error:
             self._find("run.json", f"cannot be read: {error.strerror}")
             return
@@ -395,13 +415,23 @@ class Prover:
                 break
         else:
             possible.append(None)
-        found = self.paths.control.read_bytes() if self.paths.control.exists() else None
         self.proof.checks += 1
+        try:
+            found: bytes | None = files.read_regular(self.paths.control)
+        except FileNotFoundError:
+            found = None
+        except OSError as error:
+            self._find("control.json", f"cannot be read: {error.strerror}")
+            return
         if found not in possible:
             last = self._controls[-1].revision if self._controls else None
             self._find(
                 "control.json", f"not {f'revision {last}, as the log has it' if last else 'nothing: none was issued'}"
             )
+
+    def _unreadable(self, error: RecordError) -> None:
+        place, _, what = str(error).partition(": ")
+        self._find(place, what)
 
     def _find(self, place: str, what: str) -> None:
         self.proof.findings.append(Finding(place, what))

@@ -42,14 +42,15 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
     for moment in History(paths).moments():
         data = moment.event.data
         line = moment.event.seq + 1
-        if isinstance(data, events.SnapshotTaken):
-            views[data.decision] = snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)
+        asks = manager is not None and manager.deterministic
+        if asks and isinstance(data, events.SnapshotTaken):  # one at a time is under way
+            views = {data.decision: snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)}
         expected = derived(moment)
         if expected is not None:
             result.counts[data.kind] = result.counts.get(data.kind, 0) + 1
         if (text := difference(data, expected)) is not None:
             result.differences.append((line, text))
-        if isinstance(data, events.Response) and manager is not None and manager.deterministic:
+        if isinstance(data, events.Response) and manager is not None and asks and data.decision in views:
             result.counts["proposal"] = result.counts.get("proposal", 0) + 1
             raw = manager.decide(views[data.decision])
             if json.dumps(raw) != json.dumps(data.raw):
