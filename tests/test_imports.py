@@ -39,7 +39,7 @@ ALLOWED: dict[str, str] = {
     "policy": "action_space errors protocol wire",
     "forecast": "wire",
     "budget": "policy",
-    "process": "errors paths",
+    "process": "errors files paths",
     "telemetry": "files protocol",
     "lineage": "protocol",
     "evaluations": "",
@@ -53,7 +53,7 @@ ALLOWED: dict[str, str] = {
     "signals": "forecast run_state wire",
     "snapshot": "action_space ledger policy proposal run_state signals wire",
     "prompts.__init__": "",
-    "prompt": "proposal snapshot wire",
+    "prompt": "prompts.__init__ proposal snapshot wire",
     "answer": "proposal protocol snapshot wire",
     "completion": "wire",
     "endpoint": "completion errors policy process wire",
@@ -80,10 +80,10 @@ ALLOWED: dict[str, str] = {
     "managers.replay": "audit errors events paths proposal snapshot wire",
     "managers.llm": "answer budget completion endpoint errors events managers.base managers.rules policy prompt "
     "proposal snapshot wire",
-    "managers.catalog": "errors managers.adversaries managers.base managers.llm managers.local managers.none "
-    "managers.replay managers.rules managers.schedules paths policy",
-    "replay": "answer audit decision errors events history ledger lineage managers.base paths prompt protocol snapshot "
-    "telemetry wire",
+    "managers.catalog": "errors managers.__init__ managers.adversaries managers.base managers.llm managers.local "
+    "managers.none managers.replay managers.rules managers.schedules paths policy",
+    "replay": "answer audit decision errors events history ledger lineage managers.base paths prompt prompts.__init__ "
+    "protocol snapshot telemetry wire",
     "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
     "run_state snapshot telemetry",
     "proof": "audit decision errors events files history interventions ledger notices paths protocol replay run_state "
@@ -169,8 +169,8 @@ def own(path: Path) -> set[str]:
         head, _, rest = name.partition(".")
         if head == "trainmgr":
             parts = rest.split(".")
-            known = [".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in MODULES]
-            found.add(known[0] if known else "__init__")
+            places = (".".join(parts[:2]), parts[0], f"{parts[0]}.__init__")
+            found.add(next((place for place in places if place in MODULES), "__init__"))
     return found
 
 

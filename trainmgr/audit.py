@@ -110,7 +110,7 @@ class Log:
 def is_held(path: Path) -> bool | None:
     """Whether a living process writes to a log; None where that cannot be told (no log yet, no locks)."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see each other
     except BlockingIOError:
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -90,6 +91,15 @@ def list_runs(runs_dir: Path) -> list[RunPaths]:
         return []
     roots = [root for root in runs_dir.iterdir() if RUN_ID.fullmatch(root.name) and root.is_dir()]
     return [RunPaths(root.resolve()) for root in sorted(roots, key=lambda root: (root.name[:15], root.stat().st_mtime))]
+
+
+def run_ids(runs_dir: Path) -> list[str]:
+    """The ids of all runs of a folder, latest first, for who types one: nothing in them is looked at."""
+    try:
+        with os.scandir(runs_dir) as entries:
+            return sorted((entry.name for entry in entries if RUN_ID.fullmatch(entry.name)), reverse=True)
+    except OSError:
+        return []
 
 
 def find_run(runs_dir: Path, reference: str) -> RunPaths:

@@ -14,6 +14,7 @@ from trainmgr.ledger import Ledger
 from trainmgr.lineage import is_trial
 from trainmgr.managers.base import Manager
 from trainmgr.paths import RunPaths
+from trainmgr.prompts import VARIANTS
 from trainmgr.telemetry import Feed
 from trainmgr.wire import to_json
 
@@ -130,7 +131,7 @@ def derived(moment: Moment) -> events.Payload | None:
 def _request(request: events.Request, moment: Moment) -> events.Request | None:
     """The request with its prompt rendered anew; None where this version does not have its templates."""
     version, _, variant = request.template.partition("/")
-    if moment.view is None or version != prompt.VERSION or not variant.isdigit() or int(variant) >= prompt.VARIANTS:
+    if moment.view is None or version != prompt.VERSION or not variant.isdigit() or int(variant) >= VARIANTS:
         return None
     view = snapshot.Snapshot.model_validate_json(json.dumps(moment.view))
     said = [reply.text for earlier, reply in moment.calls if earlier.purpose == "reason" and reply is not None]
