@@ -224,9 +224,10 @@ def run(
         request.say("manager: {} ({})".format(*catalog.choose(manager, request.policy)))
     known: list[Supervisor] = []
     paths, closing = _watched(lambda listener: launch.launch(request, listener, known.append), quiet, json)
+    read = _read_back(paths, known)
     if not json:
-        _closing_words(paths, known)
-    raise typer.Exit(_exit_code(paths, closing, known))
+        _closing_words(paths, *read)
+    raise typer.Exit(_exit_code(closing, *read[1:3]))
 
 
 @app.command()
@@ -243,9 +244,10 @@ def attach(
     paths = find_run(runs_dir, run)
     known: list[Supervisor] = []
     closing = _watched(lambda listener: launch.attach(paths, runs_dir, listener, known.append), quiet, json)
+    read = _read_back(paths, known)
     if not json:
-        _closing_words(paths, known)
-    raise typer.Exit(_exit_code(paths, closing, known))
+        _closing_words(paths, *read)
+    raise typer.Exit(_exit_code(closing, *read[1:3]))
 
 
 @app.command()
@@ -536,8 +538,9 @@ def _watched(call: Any, quiet: bool, json: bool) -> Any:
             view.__exit__(None, None, None)
 
 
-def _closing_words(paths: RunPaths, known: Sequence[Supervisor] = ()) -> None:
-    manifest, state, ledger, lacking = _read_back(paths, known)
+def _closing_words(
+    paths: RunPaths, manifest: events.Manifest, state: run_state.RunState, ledger: ledgers.Ledger, lacking: str = ""
+) -> None:
     tables.print_closing(data, manifest, state, ledger, stderr=paths.stderr, lacking=lacking)
 
 
@@ -553,9 +556,8 @@ def _read_back(
         return known[0].manifest, known[0].state, known[0].ledger, str(error)
 
 
-def _exit_code(paths: RunPaths, closing: Any, known: Sequence[Supervisor]) -> int:
+def _exit_code(closing: Any, state: run_state.RunState, ledger: ledgers.Ledger) -> int:
     """The script's own, except where there is more to say than it knows."""
-    _, state, ledger, _ = _read_back(paths, known)
     if closing.status == "interrupted":
         return errors.EXIT_INTERRUPTED
     if closing.status == "failed" and ledger.failure is not None and ledger.failure.where == "policy":
@@ -639,7 +641,7 @@ def _watch(paths: RunPaths, speed: float) -> None:
                 time.sleep(min(1.0, max(0.0, (t - before) / speed)))
             before = t
             view.tick(moment.state, moment.ledger)
-    _closing_words(paths)
+    _closing_words(paths, *history.latest(paths))
 
 
 def _experiment(
