@@ -29,6 +29,9 @@ CANNOT_SEE = (
 )
 
 
+FINDINGS = 1000  # that are listed: millions of lines of garbage are one finding each
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that does not hold, and where."""
@@ -171,7 +174,7 @@ class Prover:
                 self._closing = event.values()["closing"]
                 self._figures(event.data.closing, place)
             case events.Verdict():
-                self._verdicts[event.data.decision] = event.data
+                self._verdicts[event.data.decision] = event.data.model_copy(update={"checks": []})  # the bulk of it
             case events.Approval():
                 self._approvals[event.data.decision] = event.data.answer
             case events.OverrideIssued():
@@ -268,6 +271,8 @@ class Prover:
 
     def _override(self, event: events.OverrideIssued, moment: Moment, place: str) -> None:
         control = event.control
+        if self._controls and self._controls[-1].revision not in self._unwritten:
+            del self._controls[:-1]  # what is before the last that was written is not there any more
         self._controls.append(control)
         expected = moment.ledger.revision + 1
         first = control.schedule[0].revision if control.schedule else control.revision
@@ -434,7 +439,11 @@ class Prover:
         self._find(place, what)
 
     def _find(self, place: str, what: str) -> None:
-        self.proof.findings.append(Finding(place, what))
+        findings = self.proof.findings
+        if len(findings) < FINDINGS:
+            findings.append(Finding(place, what))
+        elif len(findings) == FINDINGS:
+            findings.append(Finding("and more", f"only the first {FINDINGS} findings are listed"))
 
 
 def prove(paths: RunPaths) -> Proof:
