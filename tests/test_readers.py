@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from trainmgr import audit, errors, events, managers
+from trainmgr import audit, errors, events, managers, proof
 from trainmgr.managers.schedules import SCHEDULES
 from trainmgr.paths import RunPaths
 from trainmgr.wire import plain
@@ -184,6 +184,15 @@ def test_memory_does_not_grow_with_the_records(tmp_path: Path, manifest: events.
         assert child.returncode == errors.EXIT_OK
         assert "300,000" in said or "300001 telemetry records" in said
         assert usage.ru_maxrss < 150 * 1024
+
+
+def test_an_audit_of_garbage_lists_the_first_of_it(tmp_path: Path, run: RunPaths) -> None:
+    whole = run.telemetry.read_bytes().splitlines(keepends=True)
+    run.telemetry.write_bytes(b"".join(b"garbage\n" + line for line in whole * 2))
+    run.audit.write_bytes(run.audit.read_bytes().splitlines(keepends=True)[0])
+    found = proof.prove(run)
+    assert len(whole) * 2 > proof.FINDINGS == len(found.findings) - 1
+    assert str(found.findings[-1]) == "and more: only the first 1000 findings are listed"
 
 
 # -- completion --------------------------------------------------------------------------------------------------------
