@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import random
+import socket
+import stat
 import tempfile
-from itertools import pairwise
+import tracemalloc
+from collections.abc import Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +24,11 @@ from trainmgr.files import Appender, Tail
 CONTENT = st.lists(st.binary(max_size=12) | st.text(max_size=6).map(str.encode) | st.just(b"\r"), max_size=12).map(
     b"\n".join
 )
+
+
+def behind(data: bytes) -> tuple[int, str]:
+    """What ``Tail.rest`` says of these bytes."""
+    return len(data), files.sha256(data) if data else ""
 
 
 @settings(deadline=None, max_examples=80)
@@ -36,7 +47,7 @@ def test_tail_over_any_cut_gives_every_complete_line_once(data: bytes, cuts: lis
             assert b"".join(got) == complete
             assert (tail.offset, tail.digest()) == (len(complete), hashlib.sha256(complete).hexdigest())
         assert got == [line + b"\n" for line in data.split(b"\n")[:-1]]
-        assert tail.rest() == data[tail.offset :]
+        assert tail.rest() == behind(data[tail.offset :])
         assert not tail.truncated
 
 
@@ -109,7 +120,7 @@ def test_what_a_consumer_left_is_handed_out_next_time(tmp_path: Path) -> None:
 def test_no_file_yet(tmp_path: Path) -> None:
     tail = Tail(tmp_path / "t")
     assert list(tail.lines()) == []
-    assert tail.rest() == b""
+    assert tail.rest() == (0, "")
     (tmp_path / "t").write_bytes(b"a\n")
     assert list(tail.lines()) == [b"a\n"]
 
@@ -200,3 +211,132 @@ def test_a_failed_append_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest
     appender.close()
     assert path.read_bytes() == b"first\nthird\n"
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_going_on_after_any_line_reads_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a supervisor does that reads a few records, looks at its queue, and reads on."""
+    path = tmp_path / "t"
+    data = b"".join(b"%d\n" % i for i in range(5_000))
+    path.write_bytes(data)
+    read, sizes = os.pread, [0]
+
+    def counted(fd: int, size: int, position: int) -> bytes:
+        found = read(fd, size, position)
+        sizes[0] += len(found)
+        return found
+
+    monkeypatch.setattr(os, "pread", counted)
+    tail, got = Tail(path), b""
+    while some := list(islice(tail.lines(), 7)):
+        got += b"".join(some)
+        assert tail.offset == len(got)
+        assert tail.digest() == files.sha256(got)
+    assert got == data
+    assert sizes[0] <= len(data) + 2 * Tail.LAST
+
+
+@pytest.mark.parametrize("call", ["open", "pread"])
+@pytest.mark.parametrize("limit", [None, 6])
+def test_a_failed_read_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, limit: int | None
+) -> None:
+    path = tmp_path / "t"
+    data = b"a\nbcd\n" + b"x" * 30 + b"\nefg\n\ntorn"
+    path.write_bytes(data)
+    real, chance = getattr(os, call), random.Random(1)
+
+    def fails(*arguments: object) -> object:
+        if chance.random() < 0.2:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(*arguments)
+
+    monkeypatch.setattr(os, call, fails)
+    tail, got, failed = Tail(path, limit), [], 0
+    tail.CHUNK = 4
+    for _ in range(300):
+        try:
+            for line in tail.lines():
+                got.append(line)
+        except OSError:
+            failed += 1
+    monkeypatch.undo()
+    assert failed > 10
+    long = b"x" * 30 if limit is None else b"x" * limit
+    assert got == [b"a\n", b"bcd\n", long + b"\n", b"efg\n", b"\n"]
+    assert (tail.offset, tail.digest()) == (len(data) - 4, files.sha256(data[:-4]))
+    assert tail.rest() == behind(b"torn")
+    assert not tail.truncated
+
+
+def test_reading_ends_although_the_writer_is_faster(tmp_path: Path) -> None:
+    """The file is taken as it was when it was opened; what came since is for the next look."""
+    path = tmp_path / "t"
+    path.write_bytes(b"a\nb\n")
+    tail, got = Tail(path), []
+    with path.open("ab", buffering=0) as file:
+        for line in tail.lines():
+            got.append(line)
+            file.write(b"more\n")
+    assert got == [b"a\n", b"b\n"]
+    assert list(tail.lines()) == [b"more\n"] * 2
+
+
+@pytest.fixture(params=["directory", "FIFO", "socket", "device", "link to a device"])
+def odd(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Something else where a file belongs."""
+    path = tmp_path / "odd"
+    with socket.socket(socket.AF_UNIX) as server:
+        match request.param:
+            case "directory":
+                path.mkdir()
+            case "FIFO":
+                os.mkfifo(path)
+            case "socket":
+                server.bind(str(path))
+            case "device":
+                if os.geteuid():
+                    pytest.skip("only root can make a device")
+                os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero, which never ends
+            case _:
+                path.symlink_to("/dev/zero")
+        yield path
+
+
+def test_what_is_no_file_is_refused_at_once(odd: Path) -> None:
+    tail = Tail(odd)
+    for read in (lambda: list(tail.lines()), tail.rest, lambda: files.read_regular(odd)):
+        with pytest.raises(OSError, match=r"it is a \w+, where a file belongs|No such device or address"):
+            read()
+    assert (tail.offset, tail.truncated) == (0, False)
+
+
+def test_a_link_to_nothing_is_no_file_yet(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    path.symlink_to(tmp_path / "later")
+    tail = Tail(path)
+    assert list(tail.lines()) == []
+    (tmp_path / "later").write_bytes(b"a\n")
+    assert list(tail.lines()) == [b"a\n"]
+
+
+def test_what_is_behind_the_last_line_is_hashed_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    with path.open("wb") as file:
+        file.write(b"a\n")
+        file.truncate(200_000_002)  # a hole, which costs no disk
+    tail = Tail(path)
+    assert next(tail.lines()) == b"a\n"
+    tracemalloc.start()
+    size, digest = tail.rest()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (size, digest) == (200_000_000, files.sha256(bytes(200_000_000)))
+    assert peak < 8 << 20
+
+
+def test_a_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    path.write_bytes(b"x" * 100)
+    assert files.read_regular(path, 100) == b"x" * 100
+    with pytest.raises(OSError, match="it has more than 99 bytes"):
+        files.read_regular(path, 99)

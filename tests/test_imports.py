@@ -43,7 +43,7 @@ ALLOWED: dict[str, str] = {
     "policy": "action_space errors protocol toml wire",
     "forecast": "wire",
     "budget": "policy",
-    "process": "errors paths wire",
+    "process": "errors files paths wire",
     "telemetry": "files protocol",
     "lineage": "protocol",
     "evaluations": "",
@@ -57,7 +57,7 @@ ALLOWED: dict[str, str] = {
     "signals": "forecast run_state wire",
     "snapshot": "action_space ledger policy proposal run_state signals wire",
     "prompts.__init__": "",
-    "prompt": "proposal snapshot wire",
+    "prompt": "prompts.__init__ proposal snapshot wire",
     "answer": "proposal protocol snapshot wire",
     "completion": "wire",
     "endpoint": "completion errors policy process wire",
@@ -69,7 +69,7 @@ ALLOWED: dict[str, str] = {
     "audit": "errors events files paths protocol wire",
     "manifest": "errors events process",
     "journal": "audit events ledger",
-    "history": "audit errors events ledger paths protocol run_state telemetry",
+    "history": "audit errors events files ledger paths protocol run_state telemetry",
     "managers.__init__": "",
     "managers.base": "budget events snapshot",
     "managers.none": "proposal snapshot wire",
@@ -86,10 +86,10 @@ ALLOWED: dict[str, str] = {
     "managers.replay": "audit errors events paths proposal snapshot wire",
     "managers.llm": "answer budget completion endpoint errors events key managers.base managers.rules paths policy "
     "prompt proposal snapshot wire",
-    "managers.catalog": "errors managers.adversaries managers.base managers.llm managers.local managers.none "
-    "managers.replay managers.rules managers.schedules paths policy",
-    "replay": "answer audit decision errors events history ledger lineage managers.base paths prompt protocol snapshot "
-    "telemetry wire",
+    "managers.catalog": "errors managers.__init__ managers.adversaries managers.base managers.llm managers.local "
+    "managers.none managers.replay managers.rules managers.schedules paths policy",
+    "replay": "answer audit decision errors events history ledger lineage managers.base paths prompt prompts.__init__ "
+    "protocol snapshot telemetry wire",
     "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
     "run_state snapshot telemetry",
     "sequence": "decision errors events history ledger protocol run_state telemetry",
@@ -153,6 +153,7 @@ LONG = {
     "policy": "every key that an operator can set, with its explanation",
     "events": "every kind of record in the log, with its explanation",
     "supervisor": "the one thread that owns all state, in one place",
+    "proof": "every check of an audit, in one walk",
     "cli": "one body for each command",
 }
 
@@ -177,8 +178,8 @@ def own(path: Path) -> set[str]:
         head, _, rest = name.partition(".")
         if head == "trainmgr":
             parts = rest.split(".")
-            known = [".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in MODULES]
-            found.add(known[0] if known else "__init__")
+            places = (".".join(parts[:2]), parts[0], f"{parts[0]}.__init__")
+            found.add(next((place for place in places if place in MODULES), "__init__"))
     return found
 
 

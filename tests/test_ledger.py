@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainmgr import events, ledger
+from trainmgr import audit, events, ledger
 from trainmgr.control import next_control
 from trainmgr.ledger import Ledger
 from trainmgr.protocol import Control, Issued
@@ -113,3 +114,17 @@ def test_memory_is_bounded_and_the_fold_can_be_cut() -> None:
     assert len(state.rejections) == 4
     assert len(pickle.dumps(state)) < size * 1.1 + 500
     assert list(state.decisions)[-1] == "d500"
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    """The auditor asks a shallow copy what follows from an event: folding changes nothing of what is held."""
+    (run,) = (Path(__file__).parent / "example").iterdir()
+    state = Ledger()
+    for event in audit.read(run / "audit.jsonl"):
+        before = pickle.dumps(state)
+        ahead = copy.copy(state)
+        ahead.fold(event.data)
+        assert pickle.dumps(state) == before
+        state = ahead
+    assert state.ended is not None
+    assert state.applied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,74 @@ def test_a_run_whose_log_has_another_status_is_read(manifest: events.Manifest) -
     file = events.RunFile.model_validate_json(events.render_run_file(plain(manifest), closing))
     assert file.closing is not None
     assert file.closing.status == "unknown"
+
+
+# -- the quick way of plain steps ----------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["loss", "grad_norm", "a b", "é", "", "NaN", "step", "x" * 80]) | st.text(max_size=5)
+STEPS = st.fixed_dictionaries({
+    "v": st.just(1), "seq": st.integers(0, 2**54), "t": st.floats(0, 1e308) | st.integers(0, 2**54),
+    "event": st.just("step"), "step": st.integers(-5, 2**54),
+    "metrics": st.dictionaries(NAMES, st.floats(allow_nan=False) | st.integers(-(2**64), 2**64)
+                               | st.sampled_from(["NaN", "Infinity", "-Infinity", "nan", True, None, [1]]), max_size=4),
+})  # fmt: skip
+PIECES = st.sampled_from([
+    b"", b'"', b"\\", b"\\u0061", b"-", b"0", b"1", b"9" * 20, b".", b"e5", b"1e999", b"-0", b"-0.0", b"1.0", b"true",
+    b"null", b"NaN", b"Infinity", b"{", b"}", b"[", b"]", b",", b":", b" ", b"\t", b"\r", b"\n", b"\x0b", b"\x00",
+    b"\xff", b"\xef\xbb\xbf", b"\xc3\xa9", b'"seq":3,', b'"step":"step",', b'"metrics":{},', b'"x":1,"x":2,',
+    b'"new":1,', b'"loss":null,', b"//", b"'",
+]) | st.binary(max_size=3)  # fmt: skip
+EDITS = st.lists(st.tuples(st.integers(0, 400), st.sampled_from([0, 0, 1, 2, 6]), PIECES), max_size=3)
+
+
+def inside(item: protocol.Telemetry | Unreadable) -> tuple[Any, ...]:
+    """Everything that a record holds; NaN is not equal to itself, and 1 is equal to 1.0."""
+    private = item.__pydantic_private__
+    return type(item), repr(item.__dict__), sorted(item.model_fields_set), item.__pydantic_extra__, private
+
+
+@settings(deadline=None, max_examples=1500)
+@given(STEPS, st.permutations(["v", "seq", "t", "event", "step", "metrics"]), st.booleans(), EDITS)
+def test_a_plain_step_is_read_as_every_other_line(
+    step: dict[str, Any], order: list[str], tight: bool, edits: list[tuple[int, int, bytes]]
+) -> None:
+    """Whatever is done to it: what is refused, mended and noted is the same, too."""
+    text = json.dumps({key: step[key] for key in order}, separators=(",", ":") if tight else None, ensure_ascii=tight)
+    line = text.encode(errors="replace")
+    for place, length, piece in edits:
+        place %= len(line) + 1
+        line = line[:place] + piece + line[place + length :]
+    assert inside(parse_telemetry(line + b"\n")) == inside(protocol._parsed(line + b"\n"))
+
+
+@pytest.mark.parametrize("line", [
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{"loss":0.5,"grad_norm":"NaN","n":3}}\n',
+    b'{"metrics": {}, "step": 0, "event": "step", "t": 3, "seq": 0, "v": 1}\r\n',
+])  # fmt: skip
+def test_plain_steps_are_read_the_quick_way(line: bytes) -> None:
+    """Else the test above would compare a thing with itself."""
+    quick = protocol._plain_step(line)
+    assert quick is not None
+    assert inside(quick) == inside(protocol._parsed(line))
+    assert pickle.loads(pickle.dumps(quick)) == quick or "nan" in repr(quick)
+    assert to_json(quick) == to_json(protocol._parsed(line))
+    assert not quick.flaws
+
+
+@pytest.mark.parametrize("line", [
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{"a":1.0,"a":null}}\n',
+    b'{"v":1,"seq":3,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{}}\n',
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{"\\u0061":1.0}}\n',
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{"a":NaN}}\n',
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{"a":1e999}}\n',
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{"a":true}}\n',
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{"a":9007199254740993}}\n',
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7.0,"metrics":{}}\n',
+    b'{"v":true,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{}}\n',
+    b'{"v":1,"seq":-1,"t":1.5,"event":"step","step":7,"metrics":{}}\n',
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{},"new":1}\n',
+    b'\xef\xbb\xbf{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{}}\n',
+    b'{"v":1,"seq":3,"t":1.5,"event":"step","step":7,"metrics":{' + b" " * MAX_LINE + b"}}\n",
+])  # fmt: skip
+def test_what_is_odd_is_not(line: bytes) -> None:
+    assert protocol._plain_step(line) is None

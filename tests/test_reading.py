@@ -130,6 +130,8 @@ def test_telemetry_without_a_start_that_can_be_read_is_not_no_telemetry(tmp_path
     )
     assert "wrote no telemetry" not in done.stdout
     assert "line 1: start.seed: must be a whole number (found 'three')." in done.stderr
+    shown = trainmgr(tmp_path, "show")
+    assert (shown.returncode, shown.stderr) == (errors.EXIT_OK, "")
 
 
 def test_records_that_no_line_break_ends_are_not_no_telemetry(tmp_path: Path) -> None:

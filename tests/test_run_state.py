@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import statistics
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainmgr import protocol, run_state
+from trainmgr.evaluations import NORMS, SPIKE, USUAL, Norms
 from trainmgr.protocol import parse_telemetry
 from trainmgr.run_state import RunState
 
@@ -331,3 +333,14 @@ def test_a_change_that_changes_nothing_that_is_shown_is_no_intervention() -> Non
     assert [(item.changes, item.command is not None) for item in state.interventions] == [({}, True)]
     fold([applied(10, 3, {"lr": (1e-3, 1.001e-3)})], state)
     assert state.intervention_count == 2
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 1.5, 11.0, 200.0, -3.0, 1e308]) | st.floats(0, 30), max_size=150))
+def test_outliers_are_those_of_the_median_of_the_last_norms(values: list[float]) -> None:
+    norms, outlying = Norms(), 0
+    for number, value in enumerate(values):
+        before = values[max(0, number - NORMS) : number]
+        outlying += len(before) >= USUAL and value > SPIKE * statistics.median(before)
+        norms.add(value)
+    assert (norms.count, norms.outlying, list(norms.recent)) == (len(values), outlying, values[-NORMS:])

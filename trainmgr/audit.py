@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
+import io
 import json
 import os
 import re
@@ -21,19 +22,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from trainmgr import events
 from trainmgr.errors import RecordError, UserError
-from trainmgr.files import Appender, Tail, sha256
+from trainmgr.files import Appender, open_regular, sha256
 from trainmgr.paths import AUDIT_KEY_FILE_VARIABLE, AUDIT_KEY_VARIABLE
 from trainmgr.protocol import explain
 from trainmgr.wire import Wire, to_json
 
 GENESIS = "0" * 64
 TRIES, PAUSE = 10, 0.02  # how often the lock is tried, and the seconds between
+MAX_LINE = 1 << 24  # bytes of an event; a prompt as long as any model reads is far shorter
 LEAST_KEY, LARGEST_KEY = 16, 4096  # bytes
 _HASH = re.compile(rb',"hash":"([0-9a-f]{64})"\}\n\Z')
 
@@ -45,7 +47,7 @@ class Body(Wire):
     """Counts from 0."""
     t: float
     """When, in seconds since 1970."""
-    data: events.Payload
+    data: Annotated[events.Payload, Field(discriminator="kind")]
     prev: str
 
 
@@ -181,7 +183,7 @@ class Log:
 def is_held(path: Path) -> bool | None:
     """Whether a living process writes to a log; None where that cannot be told (no log yet, no locks)."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see each other
     except BlockingIOError:
         return True
@@ -190,21 +192,51 @@ def is_held(path: Path) -> bool | None:
     return False
 
 
-def read(path: Path, key: bytes | None = None) -> Iterator[Event]:
-    """The events of a log, each link checked; with a ``key``, that somebody who has it wrote each of them.
+class Reading(Iterator[Event]):
+    """The events of a log as it was when it was opened, each link checked, and then what is behind them. With a
+    ``key``, also that somebody who has it wrote each of them.
 
-    Raises RecordError, naming the line, where the chain does not hold; FileNotFoundError without a file.
+    Raises RecordError, naming the line, where the chain does not hold or cannot be read; FileNotFoundError without a
+    file.
     """
-    if not path.exists():
-        raise FileNotFoundError(path)
-    head, tail, mark = GENESIS, Tail(path), ""
-    number = 0
-    for number, line in enumerate(tail.lines(), start=1):
-        event = check_line(line, number, head, key, mark)
-        if number == 1:
-            mark = _mark(event.data)
-        yield event
-        head = event.line_hash
+
+    def __init__(self, path: Path, key: bytes | None = None) -> None:
+        self._key = key
+        self.offset = 0
+        """Bytes of the events so far."""
+        self.torn = 0
+        """In the end: the bytes behind the last line break, of a line that a crash cut short or that is being written
+        right now."""
+        self._events = self._read(path)
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def _read(self, path: Path) -> Iterator[Event]:
+        head, number, mark = GENESIS, 1, ""
+        try:
+            with io.BufferedReader(open_regular(path), buffer_size=1 << 16) as file:
+                end = os.fstat(file.fileno()).st_size
+                while self.offset < end and (line := file.readline(MAX_LINE + 1)):
+                    if len(line) > MAX_LINE:
+                        raise RecordError(f"audit.jsonl line {number}: more than {MAX_LINE:,} bytes, as no event has")
+                    if not line.endswith(b"\n"):
+                        self.torn = len(line)
+                        return
+                    event = check_line(line, number, head, self._key, mark)
+                    mark = _mark(event.data) if number == 1 else mark
+                    head, number = event.line_hash, number + 1
+                    self.offset += len(line)
+                    yield event
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RecordError(f"audit.jsonl line {number}: it cannot be read: {error.strerror}") from None
+
+
+def read(path: Path, key: bytes | None = None) -> Reading:
+    """The events of a log, as ``Reading`` has them: complete lines, whatever is behind the last."""
+    return Reading(path, key)
 
 
 def check_line(line: bytes, number: int, head: str, key: bytes | None = None, mark: str = "") -> Event:

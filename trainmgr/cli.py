@@ -6,6 +6,8 @@ Data goes to stdout, narration to stderr.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
 import os
 import signal
 import sys
@@ -14,54 +16,14 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from trainmgr import (
-    __version__,
-    breaches,
-    display,
-    errors,
-    events,
-    foreign,
-    history,
-    key,
-    launch,
-    opinions,
-    output,
-    process,
-    prompt,
-    proof,
-    replay,
-    schemas,
-    screen,
-    tables,
-)
-from trainmgr import (
-    audit as audit_log,
-)
-from trainmgr import (
-    check as checking,
-)
-from trainmgr import manifest as manifests
-from trainmgr import policy as policies
-from trainmgr.comparison import (
-    analysis,
-    experiment,
-    gathering,
-    page,
-    pooling,
-    progress,
-    report,
-    results,
-    statistics,
-    trials,
-)
+from trainmgr import __version__, errors, foreign, managers, output, process
 from trainmgr.errors import RecordError, TrainmgrError, UserError
-from trainmgr.managers import catalog
 from trainmgr.paths import (
     AUDIT_KEY_FILE_VARIABLE,
     AUDIT_KEY_VARIABLE,
@@ -72,10 +34,69 @@ from trainmgr.paths import (
     RunPaths,
     find_run,
     list_runs,
+    run_ids,
     stranger,
 )
-from trainmgr.supervisor import Supervisor
-from trainmgr.wire import pretty
+from trainmgr.prompts import VARIANTS
+
+if TYPE_CHECKING:
+    from trainmgr import audit as audit_log
+    from trainmgr import (
+        breaches,
+        display,
+        events,
+        history,
+        key,
+        launch,
+        opinions,
+        proof,
+        replay,
+        schemas,
+        screen,
+        tables,
+        wire,
+    )
+    from trainmgr import check as checking
+    from trainmgr import manifest as manifests
+    from trainmgr import policy as policies
+    from trainmgr.comparison import (
+        analysis,
+        experiment,
+        gathering,
+        page,
+        pooling,
+        progress,
+        report,
+        results,
+        statistics,
+        trials,
+    )
+    from trainmgr.managers import catalog
+    from trainmgr.supervisor import Supervisor
+else:
+
+    class Later:
+        """A module that is imported when something of it is asked for first: all of them take longer than `runs`."""
+
+        def __init__(self, name: str) -> None:
+            self._name = f"trainmgr.{name}"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(importlib.import_module(self._name), name)
+
+    breaches, display, history, key, launch, opinions, proof, replay, schemas, screen, tables, wire = map(
+        Later,
+        ("breaches", "display", "history", "key", "launch", "opinions", "proof", "replay", "schemas", "screen",
+         "tables", "wire"),
+    )  # fmt: skip
+    audit_log, checking, manifests, policies, catalog = map(
+        Later, ("audit", "check", "manifest", "policy", "managers.catalog")
+    )
+    analysis, experiment, gathering, page, pooling, progress, report, results, statistics, trials = map(
+        Later,
+        [f"comparison.{name}" for name in ("analysis", "experiment", "gathering", "page", "pooling", "progress",
+                                           "report", "results", "statistics", "trials")],
+    )  # fmt: skip
 
 EXIT_TEXT = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in errors.EXIT_CODES.items()) + "."
 
@@ -106,8 +127,51 @@ class SignificanceTest(StrEnum):
     t = "t"
 
 
+# -- what a Tab offers: nothing is imported for it ---------------------------------------------------------------------
+
+
+def _runs(context: typer.Context, incomplete: str) -> list[str]:
+    """The ids of the folder that the command line, or the environment, names."""
+    folder = context.params.get("runs_dir") or os.environ.get(RUNS_DIR_VARIABLE) or "runs"
+    return [name for name in ("latest", *run_ids(Path(folder))) if name.startswith(incomplete)]
+
+
+def _managers(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of managers; behind `replay:` the runs."""
+    kind, colon, begun = incomplete.partition(":")
+    if kind == "replay" and colon:
+        found = [f"replay:{run}" for run in _runs(context, begun)]
+    else:
+        names = [name if "[" not in name else name[: name.index("[")] for name in managers.NAMES]
+        names = [name if name.islower() else name[: name.index(":") + 1] for name in names]  # replay:RUN
+        found = [name for name in names if name.startswith(incomplete)]
+    return found
+
+
+def _complete_bash() -> None:
+    """What bash is offered. It breaks words at colons, so that `replay:2026` arrives in three, and it replaces only
+    what stands behind the last of them."""
+    words, place = os.environ.get("COMP_WORDS", "").split("\n"), os.environ.get("COMP_CWORD", "")
+    joined: list[str] = []
+    for number, word in enumerate(words[: int(place) + 1] if place.isdigit() else []):
+        if number > 1 and ":" in (word, words[number - 1]):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    if joined:
+        os.environ.update(COMP_WORDS="\n".join(joined), COMP_CWORD=str(len(joined) - 1))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            app()
+    finally:
+        cut = joined[-1].rfind(":") + 1 if joined else 0
+        print("".join(line[cut:] for line in said.getvalue().splitlines(keepends=True)), end="")
+
+
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's id, the beginning of one, a path, or `latest`.")
+    str,
+    typer.Argument(metavar="RUN", help="A run's id, the beginning of one, a path, or `latest`.", autocompletion=_runs),
 ]
 ScriptArgument = Annotated[
     Path, typer.Argument(metavar="SCRIPT", help="A .py file, or anything executable.", show_default=False)
@@ -142,8 +206,9 @@ SendKeyOption = Annotated[
     ),
 ]  # fmt: skip
 ManagerOption = Annotated[
-    str, typer.Option("--manager", "-m", help=f"Who decides: {', '.join(catalog.NAMES)}.", metavar="NAME")
-]
+    str, typer.Option("--manager", "-m", help=f"Who decides: {', '.join(managers.NAMES)}.", metavar="NAME",
+                      autocompletion=_managers)
+]  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)
@@ -270,7 +335,10 @@ def replay_run(
     run: RunArgument = "latest",
     runs_dir: RunsDirOption = Path("runs"),
     manager: Annotated[
-        str | None, typer.Option("--manager", "-m", metavar="NAME", help="Put the snapshots to this manager.")
+        str | None,
+        typer.Option(
+            "--manager", "-m", metavar="NAME", help="Put the snapshots to this manager.", autocompletion=_managers
+        ),
     ] = None,
     train: Annotated[
         bool, typer.Option("--train", help="Train again with the recorded changes at their steps; compare bit for bit.")
@@ -282,7 +350,7 @@ def replay_run(
         typer.Option(
             help="With --manager llm or local: ask each snapshot in so many other wordings of the prompt too.",
             min=0,
-            max=prompt.VARIANTS - 1,
+            max=VARIANTS - 1,
         ),
     ] = 0,
     policy: Annotated[
@@ -320,7 +388,7 @@ def replay_run(
         return
     result = replay.rebuild(paths, _own_manager(record.manager, record.policy, runs_dir))
     if json:
-        print(pretty(vars(result)))
+        print(wire.pretty(vars(result)))
     else:
         tables.print_rebuilt(data, result)
     raise typer.Exit(errors.EXIT_FAILED if result.differences else errors.EXIT_OK)
@@ -376,7 +444,7 @@ def check_script(
     launch.end_as_at_the_keyboard()
     checked = checking.Probe(script, arguments or [], seconds, deterministic=deterministic).run()
     if json:
-        print(pretty(breaches.as_json(checked)))
+        print(wire.pretty(breaches.as_json(checked)))
     else:
         tables.print_checked(data, checked)
     raise typer.Exit(errors.EXIT_OK if checked.ok else errors.EXIT_FAILED)
@@ -659,7 +727,7 @@ def _ask_again(
             _aside(f"{item.decision} (step {item.step}) is answered")
             found.append(item)
     if json:
-        print(pretty([vars(item) for item in found]))
+        print(wire.pretty([vars(item) for item in found]))
     elif paraphrase:
         tables.print_reworded(data, found, other.name)
     else:
@@ -679,7 +747,7 @@ def _train(paths: RunPaths, runs_dir: Path, json: bool) -> NoReturn:
         again, _ = _watched(lambda listener: launch.launch(request, listener), False, False)
     result = replay.compare_training(paths, again)
     if json:
-        print(pretty({"run": paths.id, "again": again.id, **vars(result)}))
+        print(wire.pretty({"run": paths.id, "again": again.id, **vars(result)}))
     else:
         tables.print_comparison(data, paths, again, result)
     raise typer.Exit(errors.EXIT_FAILED if result.first else errors.EXIT_OK)
@@ -743,7 +811,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit code of a child is known
     process.conceal()  # before anything is started that could look
     try:
-        app()
+        _complete_bash() if os.environ.get("_TRAINMGR_COMPLETE") == "complete_bash" else app()
     except TrainmgrError as error:
         code = _refused(error)
     except KeyboardInterrupt:

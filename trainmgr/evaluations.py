@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 NORMS = 64  # gradient norms in the running median
 SPIKE = 10.0  # a gradient norm above this many times that is an outlier
 USUAL = 8  # gradient norms before there is one
 
 
-@dataclass
+@dataclass(slots=True)
 class Window:
     """One training metric between two evaluations."""
 
@@ -22,14 +22,17 @@ class Window:
     last: float = math.nan
     non_finite: int = 0
 
-    def add(self, value: float) -> None:
+    def add(self, value: float) -> bool:
+        """Take a value in; whether it is finite."""
         self.last = value
-        if math.isfinite(value):
-            self.count += 1
-            self.total += value
-            self.high = max(self.high, value)
-        else:
+        if not math.isfinite(value):
             self.non_finite += 1
+            return False
+        self.count += 1
+        self.total += value
+        if value > self.high:
+            self.high = value
+        return True
 
     @property
     def mean(self) -> float:
@@ -44,11 +47,19 @@ class Norms:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=NORMS))
     count: int = 0
     outlying: int = 0
+    _sorted: list[float] = field(default_factory=list, repr=False, compare=False)
+    """The same, in order: the median of every record by sorting would be half of all the time that folding takes."""
 
     def add(self, value: float) -> None:
+        """Take a finite value in."""
+        recent, ordered = self.recent, self._sorted
         self.count += 1
-        self.outlying += len(self.recent) >= USUAL and value > SPIKE * median(self.recent)
-        self.recent.append(value)
+        if len(recent) >= USUAL and value > SPIKE * _middle(ordered):
+            self.outlying += 1
+        if len(recent) == NORMS:
+            del ordered[bisect_left(ordered, recent[0])]
+        recent.append(value)
+        insort(ordered, value)
 
     def restart(self) -> None:
         """Count anew. What is usual stays."""
@@ -58,6 +69,12 @@ class Norms:
     def spikes(self) -> float:
         """The share of outliers; 0 where there was no norm."""
         return self.outlying / self.count if self.count else 0.0
+
+
+def _middle(ordered: list[float]) -> float:
+    """The median of what is in order."""
+    half, odd = divmod(len(ordered), 2)
+    return ordered[half] if odd else (ordered[half - 1] + ordered[half]) / 2
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,9 @@ class Tail:
         self.offset = 0
         self.truncated = False
         self._limit = limit
+        self._lines: list[bytes] = []  # that were read ...
+        self._next = 0  # ... how many of them are handed out ...
+        self._settled = 0  # ... and how many are in the hash, which is cheaper in blocks
         self._hash = hashlib.sha256()
         self._inode: int | None = None
         self._last = b""
@@ -98,56 +101,127 @@ class Tail:
         self._ahead = self._hash  # the hash with these bytes
 
     def digest(self) -> str:
+        self._settle()
         return self._hash.hexdigest()
 
-    def rest(self) -> bytes:
-        """What stands behind the complete lines that were handed out."""
+    def rest(self) -> tuple[int, str]:
+        """What stands behind the complete lines that were handed out: how many bytes, and their SHA-256; "" for none.
+
+        Raises OSError where it cannot be read.
+        """
+        size, digest = 0, hashlib.sha256()
         try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                return file.read()
+            with open_regular(self.path) as file:
+                end = os.fstat(file.fileno()).st_size
+                while piece := self._piece(file, self.offset + size, end):
+                    digest.update(piece)
+                    size += len(piece)
         except FileNotFoundError:
-            return b""
+            pass
+        return size, digest.hexdigest() if size else ""
 
     def lines(self, until: int | None = None) -> Iterator[bytes]:
-        """The complete lines that are there now, each with its line break; with ``until``, none beyond that offset."""
+        """The complete lines that are there now, each with its line break; with ``until``, none beyond that offset.
+
+        "Now" is when the file is opened: a writer that is faster than the reader does not keep it for ever. Whoever
+        leaves early goes on later with the next line, without reading anything again. Raises OSError where the file
+        cannot be read, as often as it is tried; then, too, nothing is lost or doubled.
+        """
+        with contextlib.ExitStack() as stack:
+            file: io.FileIO | None = None
+            end = 0
+            while True:
+                lines = self._lines
+                while self._next < len(lines):
+                    line = lines[self._next]
+                    size = len(line)
+                    if until is not None and self.offset + size > until:
+                        return
+                    self._next += 1
+                    self.offset += size
+                    yield line if self._limit is None or size <= self._limit else line[: self._limit] + b"\n"
+                    if lines is not self._lines:  # somebody else has read on meanwhile
+                        break
+                else:
+                    if until is not None and self.offset >= until:
+                        return
+                    if file is None:
+                        file, end = self._opened(stack)
+                    if file is None or not self._fill(file, end):
+                        return
+                    if self._over:
+                        end_of_line = self._to_its_end(file, end if until is None else min(end, until))
+                        if end_of_line is None:
+                            return
+                        yield end_of_line
+
+    def _opened(self, stack: contextlib.ExitStack) -> tuple[io.FileIO | None, int]:
+        """The file and its size, where it is still the one that was read before."""
         try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                position = self.offset + self._over
-                if status.st_size < position or (self._inode is not None and status.st_ino != self._inode):
-                    self.truncated = True
-                file.seek(position - len(self._last))
-                if self.truncated or file.read(len(self._last)) != self._last:
-                    self.truncated = True
-                    return
-                self._inode = status.st_ino
-                rest = b""
-                while chunk := file.read(self.CHUNK if until is None else min(self.CHUNK, max(0, until - file.tell()))):
-                    *complete, rest = (rest + chunk).split(b"\n")
-                    for line in complete:
-                        yield self._complete(line + b"\n")
-                    if self._over or (self._limit is not None and len(rest) > self._limit):
-                        self._take(rest)
-                        rest = b""
+            file = stack.enter_context(open_regular(self.path))
         except FileNotFoundError:
             self.truncated |= self._inode is not None
+            return None, 0
+        self._settle()
+        status = os.fstat(file.fileno())
+        position = self.offset + self._over
+        if status.st_size < position or (self._inode is not None and status.st_ino != self._inode):
+            self.truncated = True
+        if self.truncated or _read_at(file, len(self._last), position - len(self._last)) != self._last:
+            self.truncated = True
+            return None, 0
+        self._inode = status.st_ino
+        return file, status.st_size
+
+    def _fill(self, file: io.FileIO, end: int) -> bool:
+        """Read on, when everything read was handed out; whether a line, or the beginning of a long one, came of it."""
+        if self._over:
+            return True
+        data = self._piece(file, self.offset, end)
+        while (cut := data.rfind(b"\n")) < 0 and (self._limit is None or len(data) <= self._limit):
+            more = self._piece(file, self.offset + len(data), end)
+            if not more:
+                return False
+            data += more
+        self._settle()
+        self._lines, self._next, self._settled = [], 0, 0
+        if cut < 0:
+            self._begin, self._last, self._ahead = data[: self._limit], b"", self._hash.copy()
+            self._take(data)
+        else:
+            self._lines = io.BytesIO(data[: cut + 1]).readlines()
+        return True
+
+    def _to_its_end(self, file: io.FileIO, end: int) -> bytes | None:
+        """Read on in a line that is too long; what is handed out of it, once its end is there."""
+        while data := self._piece(file, self.offset + self._over, end):
+            cut = data.find(b"\n") + 1
+            self._take(data[:cut] if cut else data)
+            if cut:
+                self.offset += self._over
+                self._hash, self._over = self._ahead, 0
+                return self._begin + b"\n"
+        return None
 
     def _take(self, data: bytes) -> None:
-        """Read on in a line."""
-        if not self._over:
-            self._begin, self._last, self._ahead = data[: self._limit], b"", self._hash.copy()
         self._over += len(data)
         self._last = (self._last + data)[-self.LAST :]
         self._ahead.update(data)
 
-    def _complete(self, data: bytes) -> bytes:
-        """Read a line to its end, which ``data`` is; what is handed out of it."""
-        self._take(data)
-        size, self._over = self._over, 0
-        self.offset += size
-        self._hash = self._ahead
-        return data if self._limit is None or size <= self._limit else self._begin + b"\n"
+    def _piece(self, file: io.FileIO, position: int, end: int) -> bytes:
+        return _read_at(file, max(0, min(self.CHUNK, end - position)), position)
+
+    def _settle(self) -> None:
+        """Bring the hash up to what is handed out."""
+        if self._settled < self._next:
+            block = b"".join(self._lines[self._settled : self._next])
+            self._hash.update(block)
+            self._last = (self._last + block[-self.LAST :])[-self.LAST :]
+            self._settled = self._next
+
+
+def _read_at(file: io.FileIO, size: int, position: int) -> bytes:
+    return os.pread(file.fileno(), size, position) if size else b""
 
 
 _KINDS = (

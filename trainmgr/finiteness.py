@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from trainmgr.wire import MAX_NAME, parts
 
@@ -23,7 +24,7 @@ LOSSES = frozenset(("loss", "losses", "nll", "bce", "ce", "mse"))  # as parts of
 GRADIENTS = frozenset(("grad", "grads", "gradient", "gradients", "gradnorm"))
 
 
-@dataclass
+@dataclass(slots=True)
 class Reports:
     """What was reported of one metric."""
 
@@ -46,7 +47,8 @@ class Reports:
         if math.isfinite(value):
             if self.missing:
                 self.longest = max(self.longest, self.missing + self.undone)
-            self.known, self.missing, self.undone, self.fine = True, 0, 0, now
+                self.missing = 0
+            self.known, self.undone, self.fine = True, 0, now
         else:
             self.since = self.since if self.missing else now
             self.missing += 1
@@ -110,15 +112,16 @@ class Finiteness:
 
     def step(self, metrics: Mapping[str, float]) -> None:
         """Take a step of training in."""
-        self.records += 1
+        self.records = now = self.records + 1
+        steps = self.steps
         for name, value in metrics.items():
-            found = self.steps.get(name)
+            found = steps.get(name)
             if found is None:
-                patience = _patience(name) if len(name) <= MAX_NAME and len(self.steps) < KEPT else None
+                patience = _patience(name) if len(name) <= MAX_NAME and len(steps) < KEPT else None
                 if patience is None:
                     continue
-                found = self.steps[name] = Reports(patience)
-            found.add(value, self.records)
+                found = steps[name] = Reports(patience)
+            found.add(value, now)
 
     def evaluate(self, metrics: dict[str, float], objective: str, counterpart: str | None) -> None:
         """Take an evaluation in. The objective is what counts: it is lost at once."""
@@ -173,6 +176,7 @@ class Finiteness:
         return reversed(self.evals.items())
 
 
+@lru_cache(maxsize=256)
 def _patience(name: str) -> int | None:
     """None for a metric that may be NaN for reasons of its own."""
     found = parts(name)

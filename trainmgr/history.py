@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainmgr import audit, events, protocol
+from trainmgr import audit, events, files, protocol
 from trainmgr.errors import RecordError
 from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths
@@ -41,23 +41,22 @@ class Moment:
 
 
 class History:
-    """Reads a run directory. ``items`` are the telemetry records that the last step folded, with their line numbers.
-
-    ``folded`` is called after each record, with the state that it left. ``key`` is that of the log, if it is to be
-    proven with it.
+    """Reads a run directory, in constant memory. ``folded`` is called after each record of telemetry, which is line
+    number ``lines``, with the state that it left; those since the last event begin at line ``first``. ``key``
+    is that of the log, if it is to be proven with it.
     """
 
     def __init__(
         self, paths: RunPaths, folded: Callable[[Item], None] = lambda _: None, *, key: bytes | None = None
     ) -> None:
         self.paths = paths
-        self._key = key
         self._folded = folded
         self.state = RunState()
         self.ledger = Ledger()
         self.feed = Feed(paths.telemetry)
-        self.items: list[tuple[int, Item]] = []
         self.lines = 0
+        self.first = 1
+        self.log = audit.read(paths.audit, key)
         self._raw: Any = None
         self._ruling: events.Verdict | None = None
         self._answer: protocol.Applied | protocol.Refused | None = None
@@ -67,11 +66,11 @@ class History:
     def moments(self) -> Iterator[Moment]:
         """Each event in turn; the state is shared, so look before you go on.
 
-        Raises RecordError where the chain breaks or telemetry is shorter than the log says; FileNotFoundError without a
-        log.
+        Raises RecordError where the chain breaks, telemetry is shorter than the log says, or one of them cannot be
+        read; FileNotFoundError without a log.
         """
-        for event in audit.read(self.paths.audit, self._key):
-            self.items = []
+        for event in self.log:
+            self.first = self.lines + 1
             offset = offset_of(event.data)
             if offset is not None:
                 self._advance(offset, event.seq + 1)
@@ -105,11 +104,23 @@ class History:
             case _:
                 pass
 
-    def rest(self) -> list[tuple[int, Item]]:
-        """Fold what no event refers to: the end of a run that has not ended, or what was appended to one that has."""
-        self.items = []
+    def rest(self) -> None:
+        """Fold what no event refers to: the end of a run that has not ended, or what was appended to one that has.
+
+        Raises RecordError where it cannot be read.
+        """
+        self.first = self.lines + 1
         self._fold(None)
-        return self.items
+
+    def behind(self) -> tuple[int, str]:
+        """What stands behind the lines of telemetry that were folded: how many bytes, and their SHA-256; "" for none.
+
+        Raises RecordError where it cannot be read.
+        """
+        try:
+            return self.feed.tail.rest()
+        except OSError as error:
+            raise _unread(error) from None
 
     def _advance(self, offset: int, line: int) -> None:
         before = self.feed.offset
@@ -123,13 +134,20 @@ class History:
             )
 
     def _fold(self, until: int | None) -> None:
-        for item in self.feed.records(until):
-            self.lines += 1
-            self.state.fold(item)
-            self.items.append((self.lines, item))
-            if isinstance(item, protocol.Applied | protocol.Refused):
-                self._answer = item
-            self._folded(item)
+        fold, folded = self.state.fold, self._folded
+        try:
+            for item in self.feed.records(until):
+                self.lines += 1
+                fold(item)
+                if isinstance(item, protocol.Applied | protocol.Refused):
+                    self._answer = item
+                folded(item)
+        except OSError as error:
+            raise _unread(error) from None
+
+
+def _unread(error: OSError) -> RecordError:
+    return RecordError(f"telemetry.jsonl: it cannot be read: {error.strerror}")
 
 
 def offset_of(payload: events.Payload) -> int | None:
@@ -181,6 +199,6 @@ def latest(paths: RunPaths) -> tuple[events.Manifest, RunState, Ledger]:
 def run_file(paths: RunPaths) -> events.RunFile | None:
     """run.json, or None where there is none that can be read."""
     try:
-        return events.RunFile.model_validate_json(paths.manifest.read_bytes())
+        return events.RunFile.model_validate_json(files.read_regular(paths.manifest))
     except (OSError, ValidationError):
         return None

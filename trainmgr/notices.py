@@ -135,12 +135,13 @@ class Notices:
             self.note(flaw.kind, line, flaw.reason)
         match record:
             case protocol.Step():
-                if self.stepped is not None and record.step < self.stepped:
-                    self.note("back", line, f"from {self.stepped:,} to {record.step:,}")
+                step = record.step
+                if self.stepped is not None and step < self.stepped:
+                    self.note("back", line, f"from {self.stepped:,} to {step:,}")
                     self.reached = None  # the evaluations go back with it
-                self.stepped = record.step
-                if self.planned is not None and record.step > self.planned:
-                    self.note("beyond", line, f"step {record.step:,} of {self.planned:,}")
+                self.stepped = step
+                if self.planned is not None and step > self.planned:
+                    self.note("beyond", line, f"step {step:,} of {self.planned:,}")
             case protocol.Eval():
                 if self.planned is not None and record.step > self.planned:
                     self.note("beyond", line, f"an evaluation at step {record.step:,} of {self.planned:,}")

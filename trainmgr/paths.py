@@ -153,6 +153,15 @@ def _other(status: os.stat_result) -> str | None:
         return f"the user {status.st_uid}"
 
 
+def run_ids(runs_dir: Path) -> list[str]:
+    """The ids of all runs of a folder, latest first, for who types one: nothing in them is looked at."""
+    try:
+        with os.scandir(runs_dir) as entries:
+            return sorted((entry.name for entry in entries if RUN_ID.fullmatch(entry.name)), reverse=True)
+    except OSError:
+        return []
+
+
 def find_run(runs_dir: Path, reference: str) -> RunPaths:
     """The run that an id, a unique prefix of one, a path or ``latest`` names.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmgr.errors import WorkloadError
+from trainmgr.files import open_regular
 from trainmgr.paths import (
     API_KEY_NAME,
     AUDIT_KEY_FILE_VARIABLE,
@@ -421,8 +422,8 @@ def no_room(folder: Path) -> bool:
 def last_lines(path: Path, count: int = 8, limit: int = 16_384) -> list[str]:
     """The last lines of a log file, for a person; none where there is no file."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - limit))
-            return file.read().decode(errors="replace").splitlines()[-count:]
+        with open_regular(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
+            return file.read(limit).decode(errors="replace").splitlines()[-count:]
     except OSError:
         return []

@@ -17,13 +17,13 @@ from importlib import resources
 from string import Template
 from typing import Literal, TypeVar, get_args
 
+from trainmgr.prompts import VARIANTS
 from trainmgr.proposal import Diagnosis
 from trainmgr.snapshot import Past, RecipeRow, Snapshot
 from trainmgr.wire import MAX_NAME, Value, short
 
 T = TypeVar("T")
 VERSION = "v3"
-VARIANTS = 4  # wordings of the system prompt: 0 is used, the others show how much the wording matters
 Task = Literal["decide", "reason", "format"]
 TASKS: tuple[Task, ...] = get_args(Task)
 NAME = 40  # characters of a foreign name

@@ -33,6 +33,9 @@ KEYED_CANNOT_SEE = (
 )
 
 
+FINDINGS = 1000  # that are listed: millions of lines of garbage are one finding each
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that does not hold, and where."""
@@ -127,7 +130,7 @@ class Prover:
                 if isinstance(last, events.RunEnded):
                     self._find(f"audit.jsonl line {self.proof.events}", "an event after the end of the run")
                 last = moment.event.data
-                self._telemetry(self._history.items)
+                self._telemetry()
                 self._moment(moment)
         except FileNotFoundError:
             self._find("audit.jsonl", "there is none")
@@ -151,9 +154,13 @@ class Prover:
                 "wrote it. Without it, a log that was rewritten as a whole is not seen."
             )
         self.proof.ended = isinstance(last, events.RunEnded)
+        self._torn_event()
         if not broken or self.proof.ended:
-            self._rest(last)
-            self.proof.notes += self._sequence.close()
+            try:
+                self._rest(last)
+                self.proof.notes += self._sequence.close()
+            except RecordError as error:
+                self._unreadable(error)
         self._run_file(last)
         if self.proof.ended and not broken:
             self._control_file()
@@ -191,7 +198,7 @@ class Prover:
                 self._closing = event.values()["closing"]
                 self._figures(event.data.closing, place)
             case events.Verdict():
-                self._verdicts[event.data.decision] = event.data
+                self._verdicts[event.data.decision] = event.data.model_copy(update={"checks": []})  # the bulk of it
             case events.OverrideIssued():
                 self._override(event.data, moment, place)
             case events.Failure(where="control") if self._controls:
@@ -218,12 +225,28 @@ class Prover:
             if found.get(name) != wanted.get(name):
                 self._find(place, f"closing: `{name}` is {found.get(name)!r}; the run says {wanted.get(name)!r}")
 
+    def _torn_event(self) -> None:
+        """A line of the log without its end: written to this day, or cut short by a crash; none behind the last one."""
+        log = self._history.log
+        if not log.torn:
+            return
+        place, what = f"audit.jsonl line {self.proof.events + 1}", f"{log.torn} bytes without a line break"
+        if self.proof.ended:
+            self._find(place, f"{what}, behind the end of the run")
+            return
+        self.proof.notes.append(f"{place}: {what} (bytes {log.offset} to {log.offset + log.torn}), which count for "
+                                "nothing: a crash cut the line short, or it is being written right now.")  # fmt: skip
+
     def _folded(self, item: Item) -> None:
+        """After each record: is it one, and was it asked for; and what must be on record right behind it."""
+        self.proof.checks += 1
+        if type(item) is protocol.Step and self._torn is None and self._sequence.over is None:
+            return  # of these there may be millions
         history = self._history
-        if type(item) is not protocol.Step or self._sequence.over is not None:  # of steps there may be millions
-            self._sequence.record(
-                item, history.lines, history.feed.offset, history.state, history.ledger, heard=not self._beyond
-            )
+        self._record(item, history.lines)
+        self._sequence.record(
+            item, history.lines, history.feed.offset, history.state, history.ledger, heard=not self._beyond
+        )
 
     def _taken_back(self, event: events.Reverted) -> None:
         expected = "nothing" if event.forecast is None else f"{event.forecast:.4g}"
@@ -245,6 +268,8 @@ class Prover:
 
     def _override(self, event: events.OverrideIssued, moment: Moment, place: str) -> None:
         control = event.control
+        if self._controls and self._controls[-1].revision not in self._unwritten:
+            del self._controls[:-1]  # what is before the last that was written is not there any more
         self._controls.append(control)
         expected = moment.ledger.revision + 1
         first = control.schedule[0].revision if control.schedule else control.revision
@@ -308,24 +333,24 @@ class Prover:
 
     # -- telemetry ---------------------------------------------------------------------------------------------------
 
-    def _telemetry(self, items: list[tuple[int, Item]]) -> None:
+    def _record(self, item: Item, line: int) -> None:
+        if isinstance(item, protocol.Unreadable):
+            if item.kind == "garbage":
+                self._torn = line
+            return
+        if isinstance(item, protocol.Start):
+            self._torn = None  # a line that a crash cut short comes right before the restart
+        elif self._torn is not None:
+            self._find(f"telemetry.jsonl line {self._torn}", "not a record")
+            self._torn = None
+        if isinstance(item, protocol.Applied) and item.revision not in self._single:
+            self._find(f"telemetry.jsonl line {line}", f"revision {item.revision} applied, which was never issued")
+
+    def _telemetry(self) -> None:
         """The records that were folded up to this event: none missing, no change without an override."""
-        for line, item in items:
-            self.proof.checks += 1
-            if isinstance(item, protocol.Unreadable):
-                if item.kind == "garbage":
-                    self._torn = line
-                continue
-            if isinstance(item, protocol.Start):
-                self._torn = None  # a line that a crash cut short comes right before the restart
-            elif self._torn is not None:
-                self._find(f"telemetry.jsonl line {self._torn}", "not a record")
-                self._torn = None
-            if isinstance(item, protocol.Applied) and item.revision not in self._single:
-                self._find(f"telemetry.jsonl line {line}", f"revision {item.revision} applied, which was never issued")
         state = self._history.state
         if state.gaps and not any("seq" in finding.what for finding in self.proof.findings):
-            self._find(f"telemetry.jsonl line {items[0][0] if items else 1} and after",
+            self._find(f"telemetry.jsonl line {self._history.first} and after",
                        f"{state.gaps} records are missing in the count of seq")  # fmt: skip
         fresh = state.drifts[-(state.drift_count - self._drifts) :] if state.drift_count > self._drifts else []
         self._drifts = state.drift_count
@@ -348,16 +373,17 @@ class Prover:
 
     def _rest(self, last: events.Payload | None) -> None:
         if isinstance(last, events.RunEnded):
-            behind = self._history.feed.tail.rest()
-            if (files.sha256(behind) if behind else "") != last.torn:
-                begin, end = last.telemetry_length, last.telemetry_length + len(behind)
+            size, digest = self._history.behind()
+            if digest != last.torn:
+                begin, end = last.telemetry_length, last.telemetry_length + size
                 self._find(
                     f"telemetry.jsonl bytes {begin} to {end} (lines {self._anchor[1] + 1} and after)",
                     "not what stood at the end of the run: written or cut after it",
                 )
             return
         self._beyond = True
-        self._telemetry(self._history.rest())
+        self._history.rest()
+        self._telemetry()
         self.proof.notes.append("The run has not ended, or its supervisor died: what came since is not anchored.")
 
     def _run_file(self, last: events.Payload | None) -> None:
@@ -365,7 +391,7 @@ class Prover:
             return
         expected = events.render_run_file(self._manifest, self._closing)
         try:
-            found = self.paths.manifest.read_bytes()
+            found = files.read_regular(self.paths.manifest)
         except OSError as error:
             self._find("run.json", f"cannot be read: {error.strerror}")
             return
@@ -388,16 +414,30 @@ class Prover:
                 break
         else:
             possible.append(None)
-        found = self.paths.control.read_bytes() if self.paths.control.exists() else None
         self.proof.checks += 1
+        try:
+            found: bytes | None = files.read_regular(self.paths.control)
+        except FileNotFoundError:
+            found = None
+        except OSError as error:
+            self._find("control.json", f"cannot be read: {error.strerror}")
+            return
         if found not in possible:
             last = self._controls[-1].revision if self._controls else None
             self._find(
                 "control.json", f"not {f'revision {last}, as the log has it' if last else 'nothing: none was issued'}"
             )
 
+    def _unreadable(self, error: RecordError) -> None:
+        place, _, what = str(error).partition(": ")
+        self._find(place, what)
+
     def _find(self, place: str, what: str) -> None:
-        self.proof.findings.append(Finding(place, what))
+        findings = self.proof.findings
+        if len(findings) < FINDINGS:
+            findings.append(Finding(place, what))
+        elif len(findings) == FINDINGS:
+            findings.append(Finding("and more", f"only the first {FINDINGS} findings are listed"))
 
 
 def prove(paths: RunPaths, key: bytes | None = None) -> Proof:

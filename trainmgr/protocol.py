@@ -7,6 +7,7 @@ Read leniently (a newer workload may know more, and one bad metric must not cost
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
 from functools import reduce
@@ -14,10 +15,10 @@ from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 
 from trainmgr.action_space import Boundary, Parameter
-from trainmgr.wire import MAX_INT, Lenient, Name, Number, Value, Whole, Wire, quoted, short
+from trainmgr.wire import MAX_INT, NON_FINITE, Lenient, Name, Number, Value, Whole, Wire, quoted, short
 
 VERSION = 1
 MAX_PARAMETERS = 64
@@ -61,7 +62,9 @@ class Record(Lenient):
     @property
     def flaws(self) -> tuple[Flaw, ...]:
         """What was wrong with the line it was read from."""
-        return self._flaws
+        private = self.__pydantic_private__  # as pydantic reads it, and much faster: a look at every record
+        flaws: tuple[Flaw, ...] = private["_flaws"] if private else ()
+        return flaws
 
 
 class Objective(Lenient):
@@ -268,6 +271,71 @@ def parse_telemetry(line: bytes) -> Telemetry | Unreadable:
     Left out is what is no number among metrics and no value among parameters. NaN and the infinities are read without
     quotes too, whole numbers in the form 100.0, and a byte order mark before the line is skipped.
     """
+    return _plain_step(line) or _parsed(line)
+
+
+_FLOATS = {float}
+_STEP_FIELDS = set(Step.model_fields)
+_FIELDS = len(_STEP_FIELDS)
+_QUOTES = 2 * (_FIELDS + 1)  # of its keys and of "step"
+
+
+def _plain_step(line: bytes) -> Step | None:
+    """A training step with nothing odd about it, as nearly every line is: the same record that ``_parsed`` makes of it,
+    in a fifth of the time. None where anything is odd, or the line is something else.
+    """
+    try:
+        value = from_json(line)
+        seq, t, step, metrics = value["seq"], value["t"], value["step"], value["metrics"]
+        if value["event"] != "step" or len(value) != _FIELDS or type(v := value["v"]) is not int or v != 1:
+            return None
+        if type(t) is int and -MAX_INT <= t <= MAX_INT:
+            t = float(t)
+        texts = 0
+        if {*map(type, metrics.values())} != _FLOATS:
+            texts = _convert(metrics)
+        elif not math.isfinite(sum(metrics.values())):
+            return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if (
+        type(seq) is not int or type(step) is not int or type(t) is not float
+        or not 0 <= seq <= MAX_INT or not -MAX_INT <= step <= MAX_INT or not math.isfinite(t)
+        or len(line) > MAX_LINE
+        # A key that comes twice, or is spelled with an escape, shows in the count of quotes.
+        or b"\\" in line or line.count(b'"') != _QUOTES + 2 * (len(metrics) + texts)
+    ):  # fmt: skip
+        return None
+    record = _new(Step)
+    _set(record, "__dict__", {"v": 1, "seq": seq, "t": t, "event": "step", "step": step, "metrics": metrics})
+    _set(record, "__pydantic_fields_set__", _STEP_FIELDS)
+    _set(record, "__pydantic_extra__", None)
+    _set(record, "__pydantic_private__", {"_flaws": ()})
+    return record
+
+
+_new, _set = object.__new__, object.__setattr__  # a frozen model, without its validation
+
+
+def _convert(metrics: dict[str, Any]) -> int:
+    """Make floats of whole numbers and of the strings of the protocol; how many strings there were.
+
+    Raises ValueError for anything else.
+    """
+    texts = 0
+    for name, value in metrics.items():
+        if type(value) is str and value in NON_FINITE:
+            metrics[name] = NON_FINITE[value]
+            texts += 1
+        elif type(value) is int and -MAX_INT <= value <= MAX_INT:
+            metrics[name] = float(value)
+        elif type(value) is not float or not math.isfinite(value):
+            raise ValueError
+    return texts
+
+
+def _parsed(line: bytes) -> Telemetry | Unreadable:
+    """Any line as a record, or why it is none."""
     if len(line) > MAX_LINE:
         return _unreadable(line, f"too long: a line has at most {MAX_LINE} bytes")
     line = line.removeprefix(_BOM)

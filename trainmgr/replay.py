@@ -14,6 +14,7 @@ from trainmgr.ledger import Ledger
 from trainmgr.lineage import is_trial
 from trainmgr.managers.base import Manager
 from trainmgr.paths import RunPaths
+from trainmgr.prompts import VARIANTS
 from trainmgr.telemetry import Feed
 from trainmgr.wire import to_json
 
@@ -42,14 +43,15 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
     for moment in History(paths).moments():
         data = moment.event.data
         line = moment.event.seq + 1
-        if isinstance(data, events.SnapshotTaken) and moment.state.start is not None:
-            views[data.decision] = snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)
+        asks = manager is not None and manager.deterministic
+        if asks and isinstance(data, events.SnapshotTaken) and moment.state.start is not None:  # one at a time
+            views = {data.decision: snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)}
         expected = derived(moment)
         if expected is not None:
             result.counts[data.kind] = result.counts.get(data.kind, 0) + 1
         if (text := difference(data, expected)) is not None:
             result.differences.append((line, text))
-        if isinstance(data, events.Response) and manager is not None and manager.deterministic:
+        if isinstance(data, events.Response) and manager is not None and asks:
             if data.decision not in views:
                 result.differences.append((line, f"{data.decision} is answered, and nobody was asked about it"))
                 continue
@@ -148,7 +150,7 @@ def _override(data: events.OverrideIssued, moment: Moment, manifest: events.Mani
 def _request(request: events.Request, moment: Moment) -> events.Request | None:
     """The request with its prompt rendered anew; None where this version does not have its templates."""
     version, _, variant = request.template.partition("/")
-    if moment.view is None or version != prompt.VERSION or not variant.isdigit() or int(variant) >= prompt.VARIANTS:
+    if moment.view is None or version != prompt.VERSION or not variant.isdigit() or int(variant) >= VARIANTS:
         return None
     view = snapshot.Snapshot.model_validate_json(json.dumps(moment.view))
     said = [reply.text for earlier, reply in moment.calls if earlier.purpose == "reason" and reply is not None]

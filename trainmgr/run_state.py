@@ -181,12 +181,13 @@ class RunState:
             self.notices.unreadable(record, self.lines)
             return
         self.records += 1
-        self.notices.record(record, self.lines)
-        if record.seq != self.next_seq:
-            self.gaps += max(1, record.seq - self.next_seq)
-            if not 0 < record.seq - self.next_seq <= self.unreadable:
+        self.notices.record(record, self.records + self.garbage + self.unknown)
+        seq = record.seq
+        if seq != self.next_seq:
+            self.gaps += max(1, seq - self.next_seq)
+            if not 0 < seq - self.next_seq <= self.unreadable:
                 self.notices.gap(record, self.next_seq, self.lines)
-        self.next_seq, self.unreadable = record.seq + 1, 0
+        self.next_seq, self.unreadable = seq + 1, 0
         if self.end is not None and isinstance(record, protocol.Step | protocol.Eval):
             self.notices.went_on(record, self.lines)
             self.end = None
@@ -259,21 +260,24 @@ class RunState:
 
     def _goes_to(self, step: int) -> None:
         self.step = step
-        self.overrun = self.overrun or (self.total_steps is not None and step > self.total_steps)
+        if not self.overrun:
+            total = self.total_steps
+            self.overrun = total is not None and step > total
 
     def _step(self, record: protocol.Step) -> None:
-        self._goes_to(record.step)
-        self.trained_since |= not self.evaluations or record.step != self.evaluations[-1].step
-        self.finiteness.step(record.metrics)
-        for name, value in record.metrics.items():
-            window = self.windows.get(name)
+        step, metrics, windows = record.step, record.metrics, self.windows
+        self._goes_to(step)
+        if not self.trained_since:
+            self.trained_since = not self.evaluations or step != self.evaluations[-1].step
+        self.finiteness.step(metrics)
+        for name, value in metrics.items():
+            window = windows.get(name)
             if window is None:
-                if len(self.windows) >= NAMES or len(name) > MAX_NAME:
+                if len(windows) >= NAMES or len(name) > MAX_NAME:
                     self._skip([name])
                     continue
-                window = self.windows[name] = Window()
-            window.add(value)
-            if not math.isfinite(value):
+                window = windows[name] = Window()
+            if not window.add(value):
                 self.non_finite += 1
                 self.non_finite_total += 1
             elif "grad_norm" in name:

@@ -51,7 +51,7 @@ def marked(markup: str) -> Text:
 def render(state: RunState, ledger: Ledger, manifest: events.Manifest, height: int = 8, width: int = 100) -> Group:
     """Everything at once."""
     parts: list[RenderableType] = [_head(state, ledger, manifest)]
-    if state.evaluations:
+    if state.evaluations and state.start is not None:  # else nobody knows which of the metrics is the objective
         parts.append(_curves(state, height, max(30, width - 26)))
     if state.start is not None and state.start.action_space:
         parts.append(_recipe(state))

@@ -19,7 +19,11 @@ Item = Telemetry | Unreadable
 
 
 class Feed:
-    """Reads the records that are new; remembers how far, and the SHA-256 of what was read."""
+    """Reads the records that are new; remembers how far, and the SHA-256 of what was read.
+
+    ``records`` may be left after any record, and raises OSError where the file cannot be read: the next call goes on
+    behind the last record that was handed out, which is where ``offset`` and ``digest()`` are.
+    """
 
     def __init__(self, path: Path) -> None:
         self.tail = Tail(path, MAX_LINE)

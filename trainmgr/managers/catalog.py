@@ -5,30 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainmgr.errors import UserError
-from trainmgr.managers import llm
+from trainmgr.managers import NAMES, llm
 from trainmgr.managers.adversaries import Adversary, FlipFlop, Late, Random
 from trainmgr.managers.base import Manager
 from trainmgr.managers.local import LocalServer
 from trainmgr.managers.none import NoManager
 from trainmgr.managers.replay import Recorded
 from trainmgr.managers.rules import RulesManager
-from trainmgr.managers.schedules import SCHEDULES, Schedule
+from trainmgr.managers.schedules import Schedule
 from trainmgr.paths import find_run
 from trainmgr.policy import Policy
-
-NAMES = (
-    "auto",
-    "llm[:MODEL]",
-    "local:FILE.gguf",
-    "rules",
-    *(f"schedule:{name}" for name in SCHEDULES),
-    "replay:RUN",
-    "random[:STREAM]",
-    "adversary",
-    "flipflop",
-    "late[:SECONDS]",
-    "none",
-)
 
 
 def known(name: str) -> bool:
