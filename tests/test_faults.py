@@ -417,6 +417,25 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path) -> None:
         holds(paths)
 
 
+def test_a_script_that_cannot_report_on_a_full_disk_does_not_hang(tmp_path: Path) -> None:
+    body = FULL + LINE.replace(
+        "            until(lambda: settled(evals))\n",
+        """
+            if evals == 4:
+                full(4096)
+            if evals == 8:
+                time.sleep(3.0)  # longer than the limit
+                (RUN.parent / "filler").unlink()
+""",
+    )
+    policy = EXACT.model_copy(update={"process": Process(stall_timeout=2.0)})
+    script = write_child(tmp_path, body)
+    with tmpfs(tmp_path / "runs", "256k"):
+        paths, closing, _ = supervise(tmp_path, script, policy=policy)
+        assert (closing.status, closing.steps) == ("completed", 24)
+        holds(paths)
+
+
 def test_a_disk_that_stays_full_ends_no_training_and_the_run_is_closed_later(tmp_path: Path) -> None:
     body = FULL + LINE.replace(
         "            until(lambda: settled(evals))\n",

@@ -16,7 +16,7 @@ from trainmgr.checked import Checked
 from trainmgr.interventions import Drift
 from trainmgr.paths import CHECK_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
 from trainmgr.policy import Process
-from trainmgr.process import Child, Exit, clean_environment, last_lines
+from trainmgr.process import Child, Exit, clean_environment, end_all, last_lines
 from trainmgr.protocol import Command, Control, Issued
 from trainmgr.run_state import RunState
 from trainmgr.seen import KEPT, Rollback, Seen, Sent, alike, kept_path
@@ -181,6 +181,7 @@ class Probe:
                 child.join(ENDS)
             finally:  # who asks twice to be ended does not want to wait
                 child.signal(9)  # and what it started
+                end_all(RUN_DIR_VARIABLE, str(attempt.paths.root))
                 child.join(ENDS)
         attempt.read()
         return over

@@ -664,12 +664,11 @@ def _watched(call: Any, quiet: bool, json: bool) -> Any:
 
 
 def _closing_words(supervisor: Supervisor) -> None:
-    """From the files of the run; where they are gone or damaged, from what its supervisor knows."""
-    lacking, known = "", (supervisor.manifest, supervisor.state, supervisor.ledger)
-    try:
-        known = history.latest(supervisor.paths)
-    except (RecordError, OSError) as error:
-        lacking = str(error)
+    """What its supervisor knows: to read a long run again would take a while. It did not read one that was over."""
+    lacking, known = supervisor.lacking(), (supervisor.manifest, supervisor.state, supervisor.ledger)
+    if not supervisor.state.records:
+        with contextlib.suppress(RecordError, OSError):
+            known = history.latest(supervisor.paths)
     tables.print_closing(data, *known, stderr=supervisor.paths.stderr, lacking=lacking)
 
 

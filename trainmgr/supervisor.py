@@ -35,6 +35,7 @@ from trainmgr.process import (
     described,
     end_all,
     living,
+    no_room,
     signal_name,
     staying,
 )
@@ -255,6 +256,7 @@ class Supervisor:
 
     def close(self) -> events.Closing:
         """Close a run that ``take_up`` has found over: what its script reported is all that is known of its end."""
+        self._read_to_the_end()  # it may have ended since that was read
         ended = min(self._clock(), max(self.manifest.created, self.state.last_time or 0.0))
         return self._close(Exit(0 if self.state.end is not None else 1, known=False), ended)
 
@@ -265,6 +267,16 @@ class Supervisor:
     def signalled(self, number: int) -> None:
         """A signal came that asks nothing of us: it is passed on if it is for the script. Safe in a signal handler."""
         self._queue.put(Signalled(number))
+
+    def lacking(self) -> str:
+        """What is wrong with the files of the run, as far as a look at them tells; "" for nothing."""
+        for path, length in ((self.paths.telemetry, self._feed.offset), (self.paths.audit, 1)):
+            try:
+                if (size := path.stat().st_size) < length:
+                    return f"{path.name} has {size} bytes, of {length} that were read"
+            except OSError as error:
+                return f"{path.name}: {error.strerror}"
+        return f"{self.paths.telemetry.name} was changed" if self._truncated else ""
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -687,8 +699,11 @@ class Supervisor:
             self._approved(Approved(pending.id, None))
         limit = self.policy.process.stall_timeout
         paused = self.manifest.blocking and pending is not None
-        deaf = self._truncated or self._unread
-        if limit is not None and not paused and not deaf and now - self._heard > limit:
+        if limit is None or paused or self._truncated or now - self._heard <= limit:
+            return
+        if self._unread or no_room(self.paths.root):  # its silence is none of its own: it gets the time again
+            self._heard = now
+        else:
             self._append(events.Stalled(seconds=round(now - self._heard, 1), step=self.state.step))
             self._status = "hung"
             self._finish_child(signal.SIGTERM)

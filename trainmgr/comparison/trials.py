@@ -349,6 +349,8 @@ def _run(
     try:
         paths, closing = launch(replace(cell.request, say=watcher.note), lambda *_: _Share(cell, watcher), started)
     except Exception as error:  # whatever it is, the other runs go on
+        for supervisor in own:  # what it left running is no run of its manager any more
+            _bury(supervisor.paths)
         known = isinstance(error, TrainmgrError | OSError)
         return Outcome(cell, None, None, str(error) if known else f"{type(error).__name__}: {error}")
     finally:
