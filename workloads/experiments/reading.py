@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -88,6 +89,41 @@ with Workload("decided", objective="val_loss", total_steps=10 * count) as w:
             before = control()
             w.eval(step, {"val_loss": 1 / step})
             settle(step // 10, before)
+"""
+
+FAST = """
+import json, os, sys, time
+from pathlib import Path
+
+count, block, seq = int(sys.argv[1]), 1000, 0
+run = Path(os.environ["TRAINMGR_RUN_DIR"])
+file = (run / "telemetry.jsonl").open("ab", buffering=0)
+step = '{"v":1,"seq":%d,"t":1.7e9,"event":"step","step":%d,"metrics":{"loss":1.2345,"grad_norm":0.5}}\\n'
+
+
+def put(event, **more):
+    global seq
+    file.write(json.dumps({"v": 1, "seq": seq, "t": time.time(), "event": event, **more}).encode() + b"\\n")
+    seq += 1
+
+
+lr = {"name": "lr", "type": "float", "low": 0.001, "high": 1.0, "value": 0.1, "boundary": "step"}
+put("start", workload="fast", pid=os.getpid(), total_steps=count, objective={"metric": "loss", "mode": "min"},
+    action_space=[lr], commands=["stop"])
+at, status = 0, "completed"
+while at < count:
+    file.write("".join(step % (seq + i, at + i + 1) for i in range(block)).encode())
+    seq, at = seq + block, at + block
+    put("eval", step=at, metrics={"loss": 1 / at})
+    if (run / "control.json").exists():
+        control = json.loads((run / "control.json").read_bytes())
+        if control["command"] and control["command"]["name"] == "stop":
+            (run / "stopped").write_text(f"{time.time()} {seq}")
+            put("applied", revision=control["revision"], step=at, boundary="step", changes={},
+                command=control["command"])
+            status = "stopped"
+            break
+put("end", status=status, step=at)
 """
 
 POLICY = """
@@ -177,6 +213,30 @@ def decisions(folder: Path, count: int) -> None:
         row(f"{command} of {count:,} decisions", *trainmgr(command, paths.root), took[1])
 
 
+def fast(folder: Path, count: int) -> None:
+    """A script that writes as fast as it can, and is told to stop when half of its records are there."""
+    folder.mkdir()
+    script = folder / "script.py"
+    script.write_text(FAST)
+    command = [sys.executable, "-m", "trainmgr", "run", str(script), "--quiet", "--manager", "none", "--runs-dir",
+               str(folder / "runs"), "--", str(2 * count)]  # fmt: skip
+    begin = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        while not (found := list_runs(folder / "runs")) or not found[0].telemetry.exists():
+            time.sleep(0.01)
+        (paths,) = found
+        while paths.telemetry.stat().st_size < 90 * count:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGTERM)
+        told = time.time()
+        child.wait()
+    stopped, written = map(float, (paths.root / "stopped").read_text().split())
+    took = time.perf_counter() - begin
+    print(f"SIGTERM at about {count:,} records of a script that writes as fast as it can: it has its stop "
+          f"{stopped - told:.2f} s later; {written:,.0f} records are supervised to their end in {took:.1f} s "
+          f"({written / took:,.0f} records/s)")  # fmt: skip
+
+
 def folders(folder: Path, count: int) -> None:
     first = made(folder, MANY, 10, "--manager", "none")
     for number in range(count - 1):
@@ -217,7 +277,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = chosen.keep or Path(name)
         folder.mkdir(exist_ok=True)
-        for make, count in ((records, chosen.records), (decisions, chosen.decisions), (folders, chosen.folders)):
+        parts = (
+            (records, chosen.records),
+            (fast, chosen.records),
+            (decisions, chosen.decisions),
+            (folders, chosen.folders),
+        )
+        for make, count in parts:
             if count:
                 make(folder / make.__name__, count)
 
