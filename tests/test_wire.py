@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from factories import JSON, SURROGATE
@@ -51,7 +51,7 @@ TELEMETRY = st.one_of(
            command=COMMAND, groups=st.dictionaries(TEXT, st.lists(st.floats(), max_size=2), max_size=2)),
     record(protocol.Refused, "refused", revision=WHOLE, step=WHOLE, reason=TEXT),
     record(protocol.Log, "log", level=TEXT, message=TEXT),
-    record(protocol.End, "end", status=TEXT, step=WHOLE, metrics=METRICS),
+    record(protocol.End, "end", status=st.sampled_from(get_args(protocol.EndStatus)), step=WHOLE, metrics=METRICS),
 )  # fmt: skip
 AUDIT = st.one_of(
     st.builds(events.Verdict, decision=TEXT, telemetry_offset=WHOLE, telemetry_sha256=TEXT, age_seconds=FINITE,
@@ -73,7 +73,8 @@ AUDIT = st.one_of(
     st.builds(events.Signalled, name=TEXT, passed=st.booleans()),
     st.builds(events.Failure, where=TEXT, message=TEXT, decision=st.none() | TEXT),
     st.builds(events.SnapshotTaken, decision=TEXT, trigger=TEXT, telemetry_offset=WHOLE, telemetry_sha256=TEXT,
-              snapshot=PARAMS),
+              snapshot=st.fixed_dictionaries({"progress": st.fixed_dictionaries({"step": WHOLE, "evaluations": WHOLE}),
+                                              "recipe": PARAMS})),
 )  # fmt: skip
 PROPOSAL = st.builds(Proposal, diagnosis=st.just("plateau"), evidence=TEXT, action=st.just("adjust"), changes=PARAMS,
                      to=st.none() | TEXT, falsifier=TEXT, confidence=st.none() | st.floats(0, 1))  # fmt: skip
