@@ -79,7 +79,7 @@ class Maker:
         pattern = next((found for limit in limits if (found := getattr(limit, "pattern", None))), None)
         if pattern is not None:
             bare = self.text.replace("\0", "")
-            return bare if re.fullmatch(pattern, bare) else "trial"
+            return next(text for text in (bare, "trial", "") if re.fullmatch(pattern, text))
         return self.text[: next((limit.max_length for limit in limits if isinstance(limit, MaxLen)), None)]
 
     def _number(self, kind: type[Any], limits: tuple[Any, ...]) -> Any:

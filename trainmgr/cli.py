@@ -606,7 +606,7 @@ def _unhindered(json: bool = False) -> Iterator[list[output.Printer]]:
                 if out.missing:
                     _aside(f"{out.missing} events were not read from stdout in time; audit.jsonl has all of them")
         finally:
-            narration.file, data.file = sys.stderr, sys.stdout
+            narration.file = data.file = None  # type: ignore[assignment]  # whatever these are then
 
 
 def _supervised(call: Callable[..., events.Closing], quiet: bool, json: bool) -> int:

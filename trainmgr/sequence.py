@@ -196,14 +196,14 @@ class Sequence:
     def _ended(self, closing: events.Closing, moment: Moment, place: str) -> None:
         """What the end is called has its cause on record, and nothing that was measured is left out."""
         status, end = closing.status, moment.state.end
+        said = None if end is None or end.status == "unknown" else f'"{end.status}"'
         if status == "interrupted" and not self._stopped:
             self._find(place, 'closing: `status` is "interrupted"; nobody asked for the end')
         elif status == "hung" and not self._stalled:
             self._find(place, 'closing: `status` is "hung"; it never stalled')
-        elif status == "completed" and (closing.exit_code or (end is not None and end.status != status)):
-            said = f'"{end.status}"' if end is not None else "nothing"
-            self._find(place, f'closing: `status` is "completed"; the workload said {said}, and its exit code is '
-                              f"{closing.exit_code}")  # fmt: skip
+        elif status == "completed" and (closing.exit_code or said not in (None, f'"{status}"')):
+            self._find(place, f'closing: `status` is "completed"; the workload said {said or "nothing"}, and its exit '
+                              f"code is {closing.exit_code}")  # fmt: skip
         for outcome in decision.outcomes(moment.state, moment.ledger, moment.offset, over=True):
             self._find(place, f"before it there is no outcome of revision {outcome.revision}")
 
