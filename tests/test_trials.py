@@ -549,10 +549,10 @@ def test_a_comparison_keeps_no_supervisor_of_a_run_that_is_over(folder: Path) ->
     class Counting(Silent):
         def ended(self, outcome: trials.Outcome) -> None:
             gc.collect()
-            kept.append(sum(isinstance(thing, Supervisor) for thing in gc.get_objects()))
+            kept.append(sum(type(thing) is Supervisor for thing in gc.get_objects()))
 
     gc.collect()
-    before = sum(isinstance(thing, Supervisor) for thing in gc.get_objects())
+    before = sum(type(thing) is Supervisor for thing in gc.get_objects())
     plan = experiment.Experiment(script="code/tiny.py", seeds="1-4", managers=["none"])
     trials.run(trials.balanced(trials.cells(plan, folder, folder / "runs")), folder / "runs", 1, Counting())
     assert len(kept) == 4
