@@ -121,7 +121,7 @@ def test_no_signal_changes_the_exit_code_of_a_run_that_is_over(tmp_path: Path, t
 
 
 def test_what_nobody_took_in_time_is_counted(tmp_path: Path, talkative: list[str | Path]) -> None:
-    patch = "cli.JSON_LIMIT = 9000; output.PATIENCE = 0.2"
+    patch = "cli.JSON_LIMIT = 2000; output.PATIENCE = 0.2"
     words = command(*talkative, "--json", "--manager", "schedule:cosine", patch=patch)
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
