@@ -220,13 +220,23 @@ def crashed(state: RunState, ledger: Ledger, mark: Mark) -> events.Reverted | No
     return probation.crashed(state, ledger, mark.offset, mark.sha256)
 
 
+def restarted(words: str, state: RunState, ledger: Ledger, offset: int) -> events.Restarted:
+    """Of a child that ended as ``words`` say, once what was on trial is taken back."""
+    return events.Restarted(
+        attempt=ledger.restarts + 1, exit=words, resume=resume(state, ledger), telemetry_offset=offset
+    )
+
+
 def resume(state: RunState, ledger: Ledger) -> str | None:
     """The checkpoint that a crashed workload goes on from: of before what is on trial, if it was kept, or the last.
 
     None without one, and where its path cannot be used.
     """
-    kept, last = state.lineage.trial, state.lineage.last
-    if kept is not None and ledger.trials and kept.step >= ledger.trials[0].step:
+    kept, last, due = state.lineage.trial, state.lineage.last, ledger.due
+    since = ledger.trials[0].step if ledger.trials else None
+    if isinstance(due, events.Reverted) and due.why == "crash":  # on record already, right before the restart
+        since = due.since
+    if kept is not None and since is not None and kept.step >= since:
         last = kept
     return last.path if last and usable(last.path) else None
 

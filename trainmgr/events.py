@@ -24,6 +24,10 @@ def _status(value: object) -> object:
     return "unknown" if isinstance(value, str) and value not in get_args(Status) else value
 
 
+def _absent(value: object) -> bool:
+    return value is None
+
+
 class Git(Wire):
     """Where the training script came from."""
 
@@ -421,6 +425,8 @@ class Restarted(Wire):
     """How the child ended, in words."""
     resume: str | None
     """The checkpoint it goes on from; null: from the beginning."""
+    telemetry_offset: Annotated[int | None, Field(exclude_if=_absent)] = None
+    """How many bytes of telemetry.jsonl that rests on; null in logs of older versions, which did not say it."""
 
 
 class Operator(Wire):

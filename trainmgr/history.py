@@ -157,7 +157,14 @@ def offset_of(payload: events.Payload) -> int | None:
             return payload.telemetry_length
         case events.SnapshotTaken() | events.Verdict() | events.Acknowledged() | events.Outcome() | events.Attached():
             return payload.telemetry_offset
-        case events.Unanswered() | events.Reverted() | events.Kept() | events.Challenged() | events.Ending():
+        case (
+            events.Restarted()
+            | events.Unanswered()
+            | events.Reverted()
+            | events.Kept()
+            | events.Challenged()
+            | events.Ending()
+        ):
             return payload.telemetry_offset
         case _:
             return None

@@ -89,5 +89,6 @@ class Journal:
             self._refusal = error.strerror or str(error)
             text = f"audit.jsonl cannot be written: {self._refusal}; what happens is kept, nothing is changed meanwhile"
             failure = events.Failure(where="audit", message=text)
-            self._take_in(failure)
+            if self.ledger.ended is None:  # nothing comes behind the end
+                self._take_in(failure)
             self._tell(failure)

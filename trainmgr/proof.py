@@ -110,6 +110,7 @@ class Prover:
         self._single: dict[int, protocol.Override] = {}
         self._controls: list[protocol.Control] = []
         self._unwritten: set[int] = set()  # revisions whose control file could not be written
+        self._answered: set[int] = set()  # revisions that the workload has read
         self._verdicts: dict[str, events.Verdict] = {}
         self._changes: dict[int, Change] = {}
         self._torn: int | None = None
@@ -219,7 +220,10 @@ class Prover:
         self.proof.checks += 1
 
     def _figures(self, closing: events.Closing, place: str) -> None:
-        known = {**figures(self._history.state), **self._history.ledger.losses()}
+        ledger = self._history.ledger
+        known = {**figures(self._history.state), **ledger.losses()}
+        if ledger.unread and closing.final is None:  # telemetry was cut short, and what came then is not known
+            known["final"] = None
         found, wanted = plain(closing), plain(closing.model_copy(update=known))
         for name in {**found, **wanted}:
             if found.get(name) != wanted.get(name):
@@ -268,8 +272,8 @@ class Prover:
 
     def _override(self, event: events.OverrideIssued, moment: Moment, place: str) -> None:
         control = event.control
-        if self._controls and self._controls[-1].revision not in self._unwritten:
-            del self._controls[:-1]  # what is before the last that was written is not there any more
+        if self._controls and self._controls[-1].revision in self._answered:
+            del self._controls[:-1]  # what is before one that was read is not there any more
         self._controls.append(control)
         expected = moment.ledger.revision + 1
         first = control.schedule[0].revision if control.schedule else control.revision
@@ -299,6 +303,7 @@ class Prover:
 
     def _acknowledged(self, event: events.Acknowledged, place: str) -> None:
         override = self._single.get(event.revision)
+        self._answered.add(event.revision)
         if override is None:
             self._find(place, f"the workload answered revision {event.revision}, which was never issued")
             return
@@ -374,8 +379,11 @@ class Prover:
     def _rest(self, last: events.Payload | None) -> None:
         if isinstance(last, events.RunEnded):
             size, digest = self._history.behind()
-            if digest != last.torn:
-                begin, end = last.telemetry_length, last.telemetry_length + size
+            begin, end = last.telemetry_length, last.telemetry_length + size
+            if digest != last.torn and not last.torn and self._history.ledger.unread:
+                what = "are not anchored: the log says that the supervisor could not read them."
+                self.proof.notes.append(f"telemetry.jsonl bytes {begin} to {end} {what}")
+            elif digest != last.torn:
                 self._find(
                     f"telemetry.jsonl bytes {begin} to {end} (lines {self._anchor[1] + 1} and after)",
                     "not what stood at the end of the run: written or cut after it",
@@ -406,11 +414,15 @@ class Prover:
                 return
 
     def _control_file(self) -> None:
-        """control.json is what was issued last; if that could not be written, which is on record, what was before."""
+        """control.json is what was issued last; if that could not be written, which is on record, what was before.
+
+        What nobody answered may have been superseded before the disk took it.
+        """
         possible: list[bytes | None] = []
         for control in reversed(self._controls):
             possible.append(to_json(control) + b"\n")  # a failed one too: an attach writes it again
-            if control.revision not in self._unwritten:
+            newest = control is self._controls[-1]
+            if control.revision not in self._unwritten and (newest or control.revision in self._answered):
                 break
         else:
             possible.append(None)

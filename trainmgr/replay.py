@@ -120,6 +120,8 @@ def derived(moment: Moment) -> events.Payload | None:
             return decision.crashed(state, ledger, mark)
         case events.Reverted() | events.Kept() | events.Challenged() | events.Ending():
             return decision.watched(state, ledger, policy, mark)
+        case events.Restarted() if data.telemetry_offset is not None:
+            return decision.restarted(data.exit, state, ledger, moment.offset)
         case events.Outcome():
             return next(decision.outcomes(state, ledger, moment.offset, over=data.closed == "end"), None)
         case _:

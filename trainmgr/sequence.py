@@ -22,6 +22,8 @@ AFTER_THE_END = events.Outcome | events.Failure | events.Attached | events.Opera
 """What may still come once measuring ended because the run was over."""
 REACTIONS = events.Acknowledged | events.Judgment
 """What comes of a record at the moment when it is read. (A manager may be asked about those from before a restart.)"""
+TAKING_UP = events.Acknowledged | events.Judgment | events.Unanswered
+"""What a supervisor that takes over puts on record before it says so."""
 
 
 class Sequence:
@@ -41,6 +43,10 @@ class Sequence:
         self._said: str | None = None  # the decision that was answered last, until its verdict
         self._before: events.Payload | None = None  # the last event but for failures, which may come in between
         self._again: tuple[str, int] | None = None  # the last restart, and how many starts there were until then
+        self._between = False  # whether records may be from before it
+        self._unread = False  # whether the log says that the end of telemetry could not be read
+        self._unfinished: tuple[str, str] | None = None  # the place where something was left undone, and what
+        self._dropped: dict[str, str] = {}  # decisions that the log says were not applied, with the place
         self._misfits: list[str] = []  # where the log says that the policy does not fit, ...
         self._misfit = False  # ... and whether it ever did not
         self._stopped = self._stalled = False
@@ -52,6 +58,7 @@ class Sequence:
         if isinstance(item, protocol.Applied | protocol.Refused):
             self._answers.append((line, offset, item))
         elif isinstance(item, protocol.Start):
+            self._between &= state.starts <= ledger.restarts
             self._misfit |= not _fits(state, ledger)
         if not heard:
             return
@@ -61,7 +68,8 @@ class Sequence:
         if isinstance(item, protocol.Eval):
             if self._owed is not None:
                 self._find("audit.jsonl", f"there is no {self._owed}")
-            self._owed = _judgment(state, ledger)
+            # From before a restart in a log that does not say how much was read by then: while the end still went on.
+            self._owed = None if self._between else _judgment(state, ledger)
 
     # -- the log -------------------------------------------------------------------------------------------------
 
@@ -88,6 +96,13 @@ class Sequence:
                 self._stalled = True
             case events.Failure(where="policy"):
                 self._misfits.append(place)
+            case events.Failure(where="telemetry"):
+                self._unread = True
+            case events.Failure(where="audit" | "probation", decision=str(name)):
+                self._not_applied(name, moment.ledger, place)
+            case events.OverrideIssued() if data.decision in self._dropped:
+                self._find(place, f"{data.decision} is issued; {self._dropped[data.decision]} says that it was not "
+                                  "applied")  # fmt: skip
             case events.RunEnded():
                 self._ended(data.closing, moment, place)
             case _:
@@ -166,7 +181,13 @@ class Sequence:
         allowed = ledger.started.manifest.policy.process.restarts if ledger.started else 0
         if event.attempt != ledger.restarts + 1 or event.attempt > allowed:
             self._find(place, f"restart {event.attempt}; {ledger.restarts + 1} was to come, and {allowed} are allowed")
-        self._again = (place, moment.state.starts)
+        self._again = None if self._unread else (place, moment.state.starts)  # else answers of before come behind it
+        self._between = event.telemetry_offset is None
+
+    def _not_applied(self, name: str, ledger: Ledger, place: str) -> None:
+        if name in ledger.revisions.values():
+            self._find(place, f"it says that {name} was not applied, which was issued")
+        self._dropped[name] = place
 
     def _neighbours(self, moment: Moment, place: str) -> None:
         """What comes right behind something else only, or never behind it."""
@@ -180,13 +201,17 @@ class Sequence:
         if origin == "restart" and not isinstance(before, events.Restarted):
             self._find(place, "an override for a restart, which is not on record right before it")
         if isinstance(before, events.Reverted) and before.why == "crash" and not isinstance(data, events.Restarted):
-            self._find(place, "before it changes were taken back for a restart, which is not on record")
+            self._unfinished = (place, "before it changes were taken back for a restart, which is not on record")
         stop = isinstance(before, events.Operator) and before.action == "stop"
         offered = state.start is not None and "stop" in state.start.commands
         if origin == "operator" and not stop:
             self._find(place, "an override of the operator, who asked for nothing right before it")
-        elif stop and offered and origin != "operator" and not isinstance(data, events.Attached):
-            self._find(place, "before it the operator asked for a stop, which was not issued")
+        elif stop and offered and origin != "operator":
+            self._unfinished = (place, "before it the operator asked for a stop, which was not issued")
+        if self._unfinished is not None and origin != "probation" and not isinstance(data, TAKING_UP):
+            if not isinstance(data, events.Attached):  # then the supervisor died in between
+                self._find(*self._unfinished)
+            self._unfinished = None
         if self._again is not None and isinstance(data, REACTIONS):
             restart, starts = self._again
             if state.starts <= starts:
@@ -196,14 +221,14 @@ class Sequence:
     def _ended(self, closing: events.Closing, moment: Moment, place: str) -> None:
         """What the end is called has its cause on record, and nothing that was measured is left out."""
         status, end = closing.status, moment.state.end
-        said = None if end is None or end.status == "unknown" else f'"{end.status}"'
-        if status == "interrupted" and not self._stopped:
+        said = end.status if end is not None else "unknown"  # a script that got the signal itself may say it
+        if status == "interrupted" and not self._stopped and said != status:
             self._find(place, 'closing: `status` is "interrupted"; nobody asked for the end')
         elif status == "hung" and not self._stalled:
             self._find(place, 'closing: `status` is "hung"; it never stalled')
-        elif status == "completed" and (closing.exit_code or said not in (None, f'"{status}"')):
-            self._find(place, f'closing: `status` is "completed"; the workload said {said or "nothing"}, and its exit '
-                              f"code is {closing.exit_code}")  # fmt: skip
+        elif status == "completed" and (closing.exit_code or said not in (status, "unknown")):
+            self._find(place, f'closing: `status` is "completed"; the workload said "{said}", and its exit code is '
+                              f"{closing.exit_code}")  # fmt: skip
         for outcome in decision.outcomes(moment.state, moment.ledger, moment.offset, over=True):
             self._find(place, f"before it there is no outcome of revision {outcome.revision}")
 

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -151,6 +152,7 @@ class Supervisor:
         self._key = key
         self._clock = clock
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._later: deque[Message] = deque()  # what came while the end was read, before what is in the queue
         self._feed = telemetry.Feed(paths.telemetry)
         self._journal: Journal | None = None
         self._child: Child | Adopted | None = None
@@ -209,8 +211,11 @@ class Supervisor:
         Raises UserError for a run that is closed, RecordError where its log does not hold together.
         """
         head, seq, end, seen = audit.GENESIS, 0, 0, 0
+        schedule: protocol.Control | None = None  # of a replay; nobody waits for its acknowledgment
         for event in audit.read(self.paths.audit, self._key):
             self.ledger.fold(event.data)
+            if isinstance(event.data, events.OverrideIssued):
+                schedule = event.data.control if event.data.control.schedule else None
             head, seq, end = event.line_hash, event.seq + 1, end + len(event.line)
             seen = history.offset_of(event.data) or seen
         if self.ledger.ended is not None:
@@ -224,8 +229,8 @@ class Supervisor:
         cut = log.go_on(seq, head, end)
         self._journal = self._on(log)
         known = self.ledger.acknowledged
-        if self.ledger.outstanding is not None:  # it may have died between the log and the file
-            self._put(self.ledger.outstanding)
+        if (content := self.ledger.outstanding or schedule) is not None:  # it may have died between log and file
+            self._put(content)
         self._own()  # what it had on record as due only
         for record in self._feed.records():
             self.state.fold(record)
@@ -312,6 +317,8 @@ class Supervisor:
 
     def _next(self) -> Message:
         """The next message that matters: many looks at the file are one."""
+        if self._later:
+            return self._later.popleft()
         try:
             message = self._queue.get(timeout=0 if self._more else POLL)
             while isinstance(message, Look) and not self._queue.empty():
@@ -724,18 +731,18 @@ class Supervisor:
             self._status = "failed"
             interrupted = True
         if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
-            resume = decision.resume(self.state, self.ledger)
             if (doubt := decision.crashed(self.state, self.ledger, self._mark())) is not None:
                 self._append(doubt)
-            self._append(events.Restarted(attempt=self.ledger.restarts + 1, exit=end.words, resume=resume))
+            again = decision.restarted(end.words, self.state, self.ledger, self._feed.offset)
+            self._append(again)
             self._status = self._ending = self._leave = None
             if self.ledger.due is not None:
                 self._own()
             elif self.ledger.outstanding is not None:
                 self._instead("restart")
-            self._resume = resume
+            self._resume = again.resume
             try:
-                self._start(resume)
+                self._start(again.resume)
             except WorkloadError as error:
                 self._fail("restart", str(error))
                 self._status = "failed"
@@ -750,15 +757,12 @@ class Supervisor:
             if self._unread:
                 tries += 1
                 time.sleep(PAUSE)
-            later = []
             while not self._queue.empty():
                 message = self._queue.get_nowait()
                 if isinstance(message, Interrupt):
                     self._hurried()
                 elif not isinstance(message, Look):
-                    later.append(message)
-            for message in later:
-                self._queue.put(message)
+                    self._later.append(message)
             self._again()
             self._show(lambda: self._listener.tick(self.state, self.ledger))
         if self._unread:
@@ -795,12 +799,15 @@ class Supervisor:
 
     def _close(self, end: Exit, ended: float | None = None) -> events.Closing:
         """``ended``: when, in seconds since 1970; now if that is not said."""
-        while not self._queue.empty():
-            message = self._queue.get_nowait()
+        while self._later or not self._queue.empty():
+            message = self._later.popleft() if self._later else self._queue.get_nowait()
             if isinstance(message, Told):
                 self._append(message.exchange)
         if self._pending is not None:
             self._fail("manager", OVER, self._pending.id)
+        if self._wanted is not None and self._told < self._wanted.revision:
+            self._fail("control", "control.json was not written any more: nobody is left to read it",
+                       self._wanted.decision)  # fmt: skip
         state = self.state
         status: events.Status = self._status or (state.end.status if state.end else "unknown")
         if status == "unknown" or (end.code != 0 and status in ("completed", "stopped") and self._status is None):
