@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import signal
@@ -15,8 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from trainmgr import audit, control, events, files, launch, process, proof, protocol, replay, supervisor
+from trainmgr import (
+    audit,
+    control,
+    events,
+    files,
+    history,
+    launch,
+    process,
+    proof,
+    protocol,
+    replay,
+    supervisor,
+    tables,
+)
 from trainmgr.errors import PolicyError, UserError
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.policy import Policy, Probation, Process, Staleness
@@ -67,6 +82,13 @@ def of(paths: RunPaths, kind: type[Any]) -> list[Any]:
 def holds(paths: RunPaths) -> None:
     assert [str(finding) for finding in proof.prove(paths).findings] == []
     assert replay.rebuild(paths).differences == []
+
+
+def shown(paths: RunPaths) -> str:
+    """The last lines of the run."""
+    said = Console(file=io.StringIO(), width=500)
+    tables.print_closing(said, *history.latest(paths))
+    return said.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
 def messages(paths: RunPaths, where: str) -> list[str]:
@@ -501,6 +523,7 @@ def test_a_revision_that_nobody_answers_is_given_up_and_management_goes_on(tmp_p
     assert len(of(paths, events.SnapshotTaken)) >= 3
     last = of(paths, events.OverrideIssued)[1].control
     assert last.params == {"lr": 0.3}
+    assert f"Not applied: {len(given_up)} answers; the last: not answered by the workload" in shown(paths)
     holds(paths)
 
 
@@ -514,6 +537,7 @@ def test_an_answer_that_comes_after_all_is_in_force(tmp_path: Path) -> None:
     paths, _, _ = supervise(tmp_path, write_shell(tmp_path, mute(plan=False, late=late)), manager, policy=LOOSE)
     assert [event.revision for event in of(paths, events.Unanswered)] == [1]
     assert [(event.revision, event.result) for event in of(paths, events.Acknowledged)] == [(1, "applied")]
+    assert "Not applied" not in shown(paths)
     holds(paths)
 
 

@@ -97,14 +97,17 @@ def test_a_key_goes_where_the_operator_sends_it(settings: dict[str, Any], enviro
 @pytest.mark.parametrize(
     ("settings", "environment", "words"),
     [
-        ({"base_url": PLACE}, {}, f"to {PLACE}, which nothing but the policy names.*--send-key {PLACE}; else go with"),
+        (
+            {"base_url": PLACE},
+            {},
+            f"to {PLACE}, which nothing but the policy names.*--send-key {PLACE} .*; else go with",
+        ),
         ({"base_url": PLACE}, {"OPENAI_BASE_URL": "https://llm.example.org/v2"}, "nothing but the policy"),
         ({"base_url": PLACE}, {"TRAINMGR_SEND_KEY": "http://llm.example.org"}, "nothing but the policy"),
         ({"base_url": PLACE}, {"TRAINMGR_SEND_KEY": "https://llm.example.org.evil"}, "nothing but the policy"),
         ({"base_url": f"{PLACE}/../evil"}, {"TRAINMGR_SEND_KEY": PLACE}, "nothing but the policy"),
         ({"base_url": "https://api.openai.com.evil.example/v1"}, {}, "nothing but the policy"),
         ({"base_url": "https://evilapi.openai.com/v1"}, {}, "nothing but the policy"),
-        ({"base_url": "http://127.0.0.1:8000/v1"}, {}, "nothing but the policy"),
         ({"base_url": PLAIN}, {}, f"to {PLAIN} in clear text.*--send-key {PLAIN}"),
         ({"base_url": PLAIN}, {"OPENAI_BASE_URL": PLAIN}, "in clear text"),
         ({}, {"OPENAI_BASE_URL": PLAIN}, "in clear text"),
@@ -124,6 +127,26 @@ def test_a_key_goes_nowhere_else(
         manager(settings, {**environment, **secret})
     assert re.search(rf"env( -u \w+)* -u {next(iter(secret))}( -u \w+)* trainmgr", str(raised.value))
     assert CANARY not in str(raised.value)
+
+
+def test_a_server_on_this_machine_is_asked_without_the_providers_key() -> None:
+    """vLLM or Ollama in a policy file, and a key of OpenAI in the shell: neither sent nor refused."""
+    with ScriptedEndpoint([Propose(answer())]) as endpoint:
+        for sent in (False, True):
+            environment = {**KEY, "TRAINMGR_SEND_KEY": endpoint.url if sent else PLACE}
+            asked = manager({"base_url": endpoint.url}, environment)
+            asked.open()
+            asked._there().models(TIME_LIMIT)
+            said = f"OPENAI_API_KEY is not sent, since only the policy names {endpoint.url} (--send-key {endpoint.url} "
+            assert (said in asked.preflight()) is not sent
+            asked.close()
+        keys = [request.headers["authorization"] for request in endpoint.requests]
+        assert keys == ["Bearer none", f"Bearer {CANARY}"]
+        for environment in (TOKEN, {**KEY, **TOKEN}, {**KEY, "TRAINMGR_API_KEY_ENV": "OPENAI_API_KEY"}):
+            with pytest.raises(UserError, match="nothing but the policy"):
+                manager({"base_url": endpoint.url}, environment)
+        with pytest.raises(UserError, match="HOUSE_API_KEY would go to"):
+            manager({"base_url": endpoint.url, "api_key_env": "HOUSE_API_KEY"}, {"HOUSE_API_KEY": CANARY})
 
 
 def test_the_policy_of_a_record_sends_no_key_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from trainmgr.endpoint import CUSTOM_HEADERS, Endpoint, sendable
 from trainmgr.errors import UserError
-from trainmgr.paths import API_KEY_NAME, BASE_URL_VARIABLE, KEY_NAME_VARIABLE, SEND_KEY_VARIABLE
+from trainmgr.paths import API_KEY_NAME, API_KEY_VARIABLE, BASE_URL_VARIABLE, KEY_NAME_VARIABLE, SEND_KEY_VARIABLE
 from trainmgr.policy import VARIABLE, Llm
 from trainmgr.process import LEAST_KEY
 
@@ -58,12 +58,16 @@ def value(settings: Llm, environment: Mapping[str, str]) -> str | None:
     return key
 
 
-def permit(endpoint: Endpoint, settings: Llm, environment: Mapping[str, str]) -> None:
-    """Raises UserError where this endpoint must not get what it would be sent: nobody but a policy has named it, or
-    everyone on the way could read it."""
+def permit(endpoint: Endpoint, settings: Llm, environment: Mapping[str, str]) -> bool:
+    """Whether this endpoint gets the key. False: it is asked without one. A server on this machine that nothing but a
+    policy names (vLLM, Ollama) has no use for the provider's own key, which is often in the environment anyway.
+
+    Raises UserError where it must not get what it would be sent: nobody but a policy has named it, or everyone on the
+    way could read it.
+    """
     names = _secrets(settings, environment)
     if not names or _listed(endpoint.url, environment):
-        return
+        return True
     what, url = " and ".join(names), endpoint.url
     without = f"go without (env {' '.join(f'-u {name}' for name in names)} trainmgr ...)"
     if urlsplit(url).scheme == "http" and not endpoint.local:
@@ -72,11 +76,14 @@ def permit(endpoint: Endpoint, settings: Llm, environment: Mapping[str, str]) ->
             f"that you mean it: --send-key {url}."
         )
     named = not settings.base_url or _place(environment.get(BASE_URL_VARIABLE, "")) == url
-    if not (endpoint.official or named):
-        raise UserError(
-            f"{what} would go to {url}, which nothing but the policy names, and a policy may come from anywhere. If "
-            f"you trust this endpoint, say so: --send-key {url}; else {without}."
-        )
+    if endpoint.official or named:
+        return True
+    if endpoint.local and names == [API_KEY_VARIABLE] and not environment.get(KEY_NAME_VARIABLE, "").strip():
+        return False
+    raise UserError(
+        f"{what} would go to {url}, which nothing but the policy names, and a policy may come from anywhere. If you "
+        f"trust this endpoint, say so: --send-key {url} (or {SEND_KEY_VARIABLE}={url}); else {without}."
+    )
 
 
 def checked_place(address: str) -> str:

@@ -123,6 +123,8 @@ class Ledger:
     stops: int = 0
     """Of them, those that were asked for from outside: Ctrl-C, SIGTERM."""
     refused: int = 0
+    lapsed: int = 0
+    """Revisions that the workload did not answer while they were valid."""
     acknowledged: int = 0
     """The highest revision that the workload answered."""
     decisions: dict[str, Decision] = field(default_factory=dict)
@@ -312,6 +314,7 @@ class Ledger:
 
     def _acknowledged(self, payload: events.Acknowledged) -> None:
         self.acknowledged = max(self.acknowledged, payload.revision)
+        self.lapsed -= payload.revision == self.unheard
         if payload.result == "applied":
             self.applied += 1
             self.own += self.origins.get(payload.revision) == "probation"
@@ -334,6 +337,7 @@ class Ledger:
     def _unanswered(self, payload: events.Unanswered) -> None:
         self.in_force, self.outstanding, self.unheard = dict(self.held), None, payload.revision
         self.carrying = None  # the recipe of the start, which nobody tried
+        self.lapsed += 1
         self._rejection(f"not answered by the workload until step {payload.step}")
 
     def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:

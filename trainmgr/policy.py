@@ -272,7 +272,7 @@ class Llm(Section):
     """A second, cheaper model at the same endpoint: `model` reasons in plain English, this one writes it down."""
     base_url: str | None = None
     """The endpoint, up to /v1. Default: the variable OPENAI_BASE_URL, else https://api.openai.com/v1. A key goes to
-    another one than these only where --send-key names it."""
+    another one than these only where --send-key names it; a server on this machine is asked without OPENAI_API_KEY."""
     api_key_env: Annotated[str, Field(pattern=VARIABLE)] = "OPENAI_API_KEY"
     """The NAME of the environment variable that holds the key, like HOUSE_API_KEY; one that is called otherwise, like
     HF_TOKEN, --api-key-env has to name. A key itself belongs into no file."""

@@ -88,9 +88,8 @@ def print_closing(
         out(f"No interventions (manager {quoted(manifest.manager)}, mode {manifest.mode}).")
     if manifest.mode == "shadow" and ledger.accepted:
         out(f"Shadow: {counted(ledger.accepted, 'proposal')} passed the guard, and none was applied.")
-    if ledger.rejections:
-        answers = counted(ledger.rejected + ledger.refused, "answer")
-        out(f"Not applied: {answers}; the last: {quoted(ledger.rejections[-1])}.")
+    if vain := ledger.rejected + ledger.refused + ledger.lapsed:
+        out(f"Not applied: {counted(vain, 'answer')}; the last: {quoted(ledger.rejections[-1])}.")
     for ailment in ledger.ailments.values():
         out(f"[yellow]{quoted(display.ailment_in_words(ailment, ledger))}[/]")
     if ledger.reversals:

@@ -80,7 +80,10 @@ class LlmManager:
         self.variant = 0
         """The wording of the prompt; others than 0 show how much it matters."""
         self._model = model or policy.llm.model
-        self._endpoint = _endpoint(policy, environment) if server is None else None
+        self._endpoint: Endpoint | None = None
+        self._unsent: str | None = None  # the variable whose key this endpoint does not get
+        if server is None:
+            self._endpoint, self._unsent = _endpoint(policy, environment)
         self.name = name or f"llm:{self._model or ''}".rstrip(":")
         self._rules = RulesManager(policy, watched=policy.watches(self.name))
         self._level: Level = policy.llm.level
@@ -131,7 +134,10 @@ class LlmManager:
         else:
             cost = f"at most {money:.4g} by the policy's prices" if money else "free of charge"
         two = f", written down by {settings.formatter}" if settings.formatter else ""
-        return f"{self._model} at {self._there().url}{two}: at most {limits.calls} calls and {tokens:,} tokens; {cost}"
+        url = self._there().url
+        kept = f"; {self._unsent} is not sent, since only the policy names {url} (--send-key {url} sends it)"
+        text = f"{self._model} at {url}{two}: at most {limits.calls} calls and {tokens:,} tokens; {cost}"
+        return text + (kept if self._unsent else "")
 
     def begin(self, decision: str, spent: Spent, tell: Callable[[Exchange], None]) -> None:
         self._decision, self._spent, self._tell, self._calls = decision, spent, tell, 0
@@ -412,8 +418,9 @@ def configured(policy: Policy, environment: Mapping[str, str] = os.environ) -> s
     return None
 
 
-def _endpoint(policy: Policy, environment: Mapping[str, str]) -> Endpoint:
-    """The endpoint that the policy or the environment names, with the key that it may have."""
+def _endpoint(policy: Policy, environment: Mapping[str, str]) -> tuple[Endpoint, str | None]:
+    """The endpoint that the policy or the environment names, with the key that it may have; and the variable whose key
+    it does not get."""
     url = policy.llm.base_url or environment.get(BASE_URL_VARIABLE) or OPENAI
     endpoint = Endpoint(url, held := key.value(policy.llm, environment))
     if endpoint.official and held is None:
@@ -421,5 +428,6 @@ def _endpoint(policy: Policy, environment: Mapping[str, str]) -> Endpoint:
             f"There is no key for {OPENAI}: the environment variable {key.variable(policy.llm, environment)} is not "
             f"set. Set it, or name another endpoint with {BASE_URL_VARIABLE}; --manager rules needs neither."
         )
-    key.permit(endpoint, policy.llm, environment)
-    return endpoint
+    if not key.permit(endpoint, policy.llm, environment):
+        return Endpoint(url, None), key.variable(policy.llm, environment)
+    return endpoint, None
