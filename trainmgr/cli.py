@@ -227,10 +227,12 @@ def run(
         Mode, typer.Option(help="auto: apply; shadow: decide and log only; approve: ask you first.")
     ] = Mode.auto,
     policy: PolicyOption = None,
-    seed: Annotated[int | None, typer.Option(help="Given to the script as TRAINMGR_SEED.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Given to the script as TRAINMGR_SEED.", min=-(2**63), max=2**64 - 1)
+    ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Name in the run's id; default: the script's.")] = None,
-    restarts: Annotated[int | None, typer.Option(help="Start a crashed script again, so often.", min=0)] = None,
+    restarts: Annotated[int | None, typer.Option(help="How often a crashed script is started again.", min=0)] = None,
     stall_timeout: Annotated[
         float | None, typer.Option(help="Seconds without telemetry after which it counts as hung.")
     ] = None,
@@ -584,13 +586,7 @@ def _own(paths: RunPaths, trust: bool, what: str) -> RunPaths:
 
 def _policy(path: Path | None, restarts: int | None, stall_timeout: float | None) -> policies.Policy:
     """The policy file, with what the flags say instead."""
-    policy = policies.load(path)
-    flags: dict[str, Any] = {}
-    if restarts is not None:
-        flags["restarts"] = restarts
-    if stall_timeout is not None:
-        flags["stall_timeout"] = stall_timeout
-    return policy.model_copy(update={"process": policy.process.model_copy(update=flags)}) if flags else policy
+    return policies.with_flags(policies.load(path), restarts=restarts, stall_timeout=stall_timeout)
 
 
 @contextlib.contextmanager

@@ -455,6 +455,22 @@ def load(path: Path | None) -> Policy:
         ) from None
 
 
+def with_flags(policy: Policy, **flags: Any) -> Policy:
+    """The policy with what the command line says of the process; None says nothing.
+
+    Raises PolicyError for what a file may not say either: it would stand in the log, which then could not be read.
+    """
+    said = {name: value for name, value in flags.items() if value is not None}
+    try:
+        process = Process.model_validate({**policy.process.model_dump(), **said})
+    except ValidationError as error:
+        found = explain(error, Process)
+        for name in said:
+            found = found.replace(f"{name}:", f"--{name.replace('_', '-')}")
+        raise PolicyError(f"{found}.") from None
+    return policy.model_copy(update={"process": process})
+
+
 def _no_secrets(path: Path, values: dict[str, Any]) -> None:
     """Refuse a key in the file, without repeating it: the policy becomes a part of run.json."""
     llm = values.get("llm")
