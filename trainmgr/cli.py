@@ -181,9 +181,7 @@ RestArgument = Annotated[
     typer.Argument(metavar="[-- ARGUMENTS...]", help="What the script gets; put `--` before it.", show_default=False),
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", envvar=RUNS_DIR_VARIABLE, help="Folder of all runs.")]
-TrustOption = Annotated[
-    bool, typer.Option("--trust", help="Go on though others than you may have written what the run says.")
-]
+TrustOption = Annotated[bool, typer.Option("--trust", help="Go on even though others may have written to the run.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the last lines.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 PolicyOption = Annotated[
@@ -201,8 +199,8 @@ SendKeyOption = Annotated[
     list[str] | None,
     typer.Option(
         "--send-key", envvar=SEND_KEY_VARIABLE, metavar="URL",
-        help="An endpoint that may have the key although only the policy names it, or it is plain http: then everyone "
-        "on the way can read it. May be repeated.",
+        help="Send the key to this endpoint, even if only the policy names it, or if it is plain http (anyone on the "
+        "network can then read the key). May be repeated.",
     ),
 ]  # fmt: skip
 ManagerOption = Annotated[
@@ -283,7 +281,7 @@ def attach(
     Example: `trainmgr attach latest`
     """
     _key(api_key_env, send_key)
-    paths = _own(find_run(runs_dir, run), trust, "An attach does")
+    paths = _own(find_run(runs_dir, run), trust, "attach acts on what it says.")
     say = (lambda _: None) if quiet else _aside
     call = partial(launch.attach, paths, runs_dir, say=say)
     raise typer.Exit(_supervised(call, quiet, json))
@@ -378,12 +376,12 @@ def replay_run(
         _watch(paths, speed)
         return
     if train:
-        _own(paths, trust, "--train executes")
+        _own(paths, trust, "--train runs the script that it names.")
         _train(paths, runs_dir, json)
     record = history.manifest_of(paths)
     if manager is not None:
         if policies.asks_model(manager) and policy is None:
-            _own(paths, trust, "Without --policy, the endpoint that gets your key is")
+            _own(paths, trust, "Without --policy, your key goes to the endpoint that it names.")
         _ask_again(
             paths, record, manager, paraphrase, policies.load(policy) if policy else record.policy, runs_dir, json
         )
@@ -575,12 +573,10 @@ def _named(paths: RunPaths) -> RunPaths:
 
 
 def _own(paths: RunPaths, trust: bool, what: str) -> RunPaths:
-    """A run that is obeyed: ``what`` begins the sentence that says how. Raises UserError where others may have written
+    """A run that is obeyed: ``what`` says how, in a sentence. Raises UserError where others may have written
     it."""
     if not trust and (why := stranger(paths)):
-        raise UserError(
-            f"{paths.id}: {why}. {what} what it says. Look at it with `trainmgr show`, and add --trust if you trust it."
-        )
+        raise UserError(f"{paths.id}: {why}. {what} Look at it with `trainmgr show`, and add --trust if you trust it.")
     return paths
 
 

@@ -138,7 +138,7 @@ def stranger(paths: RunPaths) -> str | None:
             if owner := _other(path.stat()):
                 return f"{name} belongs to {owner}"
             if path.stat().st_mode & stat.S_IWOTH:
-                return f"everybody may write {name}"
+                return f"everyone can write to {name}"
     except OSError as error:
         return f"its owner cannot be told ({error.strerror})"
     return None

@@ -275,7 +275,7 @@ class Llm(Section):
     another one than these only where --send-key names it; a server on this machine is asked without OPENAI_API_KEY."""
     api_key_env: Annotated[str, Field(pattern=VARIABLE)] = "OPENAI_API_KEY"
     """The NAME of the environment variable that holds the key, like HOUSE_API_KEY; one that is called otherwise, like
-    HF_TOKEN, --api-key-env has to name. A key itself belongs into no file."""
+    HF_TOKEN, --api-key-env has to name. The key itself never goes into a file."""
     level: Level = "json_schema"
     """The strictest form of answer to ask for. An endpoint that does not have it is asked for the next one:
     json_schema, tool, json_object, text."""
@@ -484,7 +484,7 @@ def _no_secrets(path: Path, values: dict[str, Any]) -> None:
     ):
         raise PolicyError(
             f"The policy file {path}: llm.api_key_env is the NAME of an environment variable, in capital letters. "
-            "A key itself belongs into no file: every run keeps a copy of its policy."
+            "The key itself never goes into a file: every run keeps a copy of its policy."
         )
 
 
