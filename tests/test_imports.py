@@ -43,7 +43,7 @@ ALLOWED: dict[str, str] = {
     "policy": "action_space errors protocol toml wire",
     "forecast": "wire",
     "budget": "policy",
-    "process": "errors files paths wire",
+    "process": "errors files foreign paths",
     "telemetry": "files protocol",
     "lineage": "protocol",
     "evaluations": "",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trainmgr.errors import WorkloadError
 from trainmgr.files import open_regular
+from trainmgr.foreign import on_terminal
 from trainmgr.paths import (
     API_KEY_NAME,
     AUDIT_KEY_FILE_VARIABLE,
@@ -26,7 +27,6 @@ from trainmgr.paths import (
     SECRET_VARIABLES,
     SEED_VARIABLE,
 )
-from trainmgr.wire import short
 
 UNBUFFERED_VARIABLE = "PYTHONUNBUFFERED"
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
@@ -396,7 +396,7 @@ def described(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     except OSError:
         words = []
-    command = short(" ".join(word.decode(errors="replace") for word in words), SHOWN)
+    command = on_terminal(" ".join(b" ".join(words).decode(errors="replace").split()), SHOWN)
     return f"process {pid} ({command})" if command else f"process {pid}"
 
 
