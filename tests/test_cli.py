@@ -205,3 +205,29 @@ def test_every_command_line_of_the_readme_parses() -> None:
 def test_the_version() -> None:
     done = subprocess.run([sys.executable, "-m", "trainmgr", "--version"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"trainmgr \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--stall-timeout", "-1"], "--stall-timeout must be greater than 0 (found -1.0)"),
+        (["--stall-timeout", "nan"], "--stall-timeout must be"),
+        (["--stall-timeout", "inf"], "--stall-timeout must be"),
+        (["--restarts", "9" * 20], "--restarts must be at most"),
+        (["--seed", "9" * 20], "--seed"),
+    ],
+)
+def test_a_flag_is_refused_that_no_log_could_hold(tmp_path: Path, flags: list[str], said: str) -> None:
+    """What is not a value of the policy would make the first line of the log one that nobody can read."""
+    done = trainmgr("run", MINIMAL, "-q", *flags, cwd=tmp_path, expect=2)
+    assert said in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_cut(tmp_path: Path) -> None:
+    script = tmp_path / f"{'long' * 60}.py"
+    script.write_text("")
+    trainmgr("run", script, "-q", "--manager", "none", cwd=tmp_path, expect=errors.EXIT_WORKLOAD)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "longlong" in run.name
+    assert run.name[:20] in trainmgr("runs", cwd=tmp_path).stdout

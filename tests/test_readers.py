@@ -68,14 +68,14 @@ def test_something_else_in_place_of_a_file_is_said(run: RunPaths, name: str, kin
     for done in (proven, other):
         assert "Traceback" not in done.stderr
     if kind in ("directory", "FIFO", "device") and name != "run.json":
-        assert f"it is a {kind}, where a file belongs" in proven.stdout
-        assert f"it is a {kind}, where a file belongs" in other.stderr
+        assert f"it is a {kind}, not a regular file" in proven.stdout
+        assert f"it is a {kind}, not a regular file" in other.stderr
 
 
 def test_what_is_not_a_control_file_is_a_finding(run: RunPaths) -> None:
     replaced(run.control, "FIFO")
     proven = trainmgr("audit", run.root)
-    assert "✗ control.json: cannot be read: it is a FIFO, where a file belongs" in proven.stdout
+    assert "✗ control.json: cannot be read: it is a FIFO, not a regular file" in proven.stdout
 
 
 def test_a_log_without_a_lock_and_no_file_is_not_waited_for(run: RunPaths) -> None:

@@ -56,8 +56,8 @@ def anothers_log(paths: RunPaths) -> None:
 
 needs_root = pytest.mark.skipif(not ROOT, reason="only root can give a file to another user")
 CASES = [
-    pytest.param(everybody, "everybody may write the folder"),
-    pytest.param(everybodys_log, "everybody may write audit.jsonl"),
+    pytest.param(everybody, "everyone can write to the folder"),
+    pytest.param(everybodys_log, "everyone can write to audit.jsonl"),
     pytest.param(another, f"the folder belongs to the user {STRANGER}", marks=needs_root),
     pytest.param(anothers_log, f"audit.jsonl belongs to the user {STRANGER}", marks=needs_root),
 ]

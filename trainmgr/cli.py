@@ -181,9 +181,7 @@ RestArgument = Annotated[
     typer.Argument(metavar="[-- ARGUMENTS...]", help="What the script gets; put `--` before it.", show_default=False),
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", envvar=RUNS_DIR_VARIABLE, help="Folder of all runs.")]
-TrustOption = Annotated[
-    bool, typer.Option("--trust", help="Go on though others than you may have written what the run says.")
-]
+TrustOption = Annotated[bool, typer.Option("--trust", help="Go on even though others may have written to the run.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the last lines.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 PolicyOption = Annotated[
@@ -201,8 +199,8 @@ SendKeyOption = Annotated[
     list[str] | None,
     typer.Option(
         "--send-key", envvar=SEND_KEY_VARIABLE, metavar="URL",
-        help="An endpoint that may have the key although only the policy names it, or it is plain http: then everyone "
-        "on the way can read it. May be repeated.",
+        help="Send the key to this endpoint, even if only the policy names it, or if it is plain http (anyone on the "
+        "network can then read the key). May be repeated.",
     ),
 ]  # fmt: skip
 ManagerOption = Annotated[
@@ -227,10 +225,12 @@ def run(
         Mode, typer.Option(help="auto: apply; shadow: decide and log only; approve: ask you first.")
     ] = Mode.auto,
     policy: PolicyOption = None,
-    seed: Annotated[int | None, typer.Option(help="Given to the script as TRAINMGR_SEED.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Given to the script as TRAINMGR_SEED.", min=-(2**63), max=2**64 - 1)
+    ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Name in the run's id; default: the script's.")] = None,
-    restarts: Annotated[int | None, typer.Option(help="Start a crashed script again, so often.", min=0)] = None,
+    restarts: Annotated[int | None, typer.Option(help="How often a crashed script is started again.", min=0)] = None,
     stall_timeout: Annotated[
         float | None, typer.Option(help="Seconds without telemetry after which it counts as hung.")
     ] = None,
@@ -281,7 +281,7 @@ def attach(
     Example: `trainmgr attach latest`
     """
     _key(api_key_env, send_key)
-    paths = _own(find_run(runs_dir, run), trust, "An attach does")
+    paths = _own(find_run(runs_dir, run), trust, "attach acts on what it says.")
     say = (lambda _: None) if quiet else _aside
     call = partial(launch.attach, paths, runs_dir, say=say)
     raise typer.Exit(_supervised(call, quiet, json))
@@ -376,12 +376,12 @@ def replay_run(
         _watch(paths, speed)
         return
     if train:
-        _own(paths, trust, "--train executes")
+        _own(paths, trust, "--train runs the script that it names.")
         _train(paths, runs_dir, json)
     record = history.manifest_of(paths)
     if manager is not None:
         if policies.asks_model(manager) and policy is None:
-            _own(paths, trust, "Without --policy, the endpoint that gets your key is")
+            _own(paths, trust, "Without --policy, your key goes to the endpoint that it names.")
         _ask_again(
             paths, record, manager, paraphrase, policies.load(policy) if policy else record.policy, runs_dir, json
         )
@@ -573,24 +573,16 @@ def _named(paths: RunPaths) -> RunPaths:
 
 
 def _own(paths: RunPaths, trust: bool, what: str) -> RunPaths:
-    """A run that is obeyed: ``what`` begins the sentence that says how. Raises UserError where others may have written
+    """A run that is obeyed: ``what`` says how, in a sentence. Raises UserError where others may have written
     it."""
     if not trust and (why := stranger(paths)):
-        raise UserError(
-            f"{paths.id}: {why}. {what} what it says. Look at it with `trainmgr show`, and add --trust if you trust it."
-        )
+        raise UserError(f"{paths.id}: {why}. {what} Look at it with `trainmgr show`, and add --trust if you trust it.")
     return paths
 
 
 def _policy(path: Path | None, restarts: int | None, stall_timeout: float | None) -> policies.Policy:
     """The policy file, with what the flags say instead."""
-    policy = policies.load(path)
-    flags: dict[str, Any] = {}
-    if restarts is not None:
-        flags["restarts"] = restarts
-    if stall_timeout is not None:
-        flags["stall_timeout"] = stall_timeout
-    return policy.model_copy(update={"process": policy.process.model_copy(update=flags)}) if flags else policy
+    return policies.with_flags(policies.load(path), restarts=restarts, stall_timeout=stall_timeout)
 
 
 @contextlib.contextmanager

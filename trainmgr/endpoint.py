@@ -107,7 +107,7 @@ class Endpoint:
         secret = parts.username or parts.password or parts.query or parts.fragment
         if secret or self.hide(self.url) != self.url:
             raise UserError(
-                f"The endpoint's address holds more than a place ({self.redact(self.url)}). A key belongs into an "
+                f"The endpoint's address holds more than a place ({self.redact(self.url)}). A key belongs in an "
                 "environment variable, which llm.api_key_env names."
             )
         self.local = parts.hostname in LOOPBACK

@@ -240,7 +240,7 @@ def open_regular(path: Path) -> io.FileIO:
     if not stat.S_ISREG(mode):
         os.close(fd)
         kind = next((words for known, words in _KINDS if known(mode)), "something else")
-        raise OSError(errno.EINVAL, f"it is {kind}, where a file belongs", str(path))
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
     return os.fdopen(fd, "rb", buffering=0)
 
 

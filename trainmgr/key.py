@@ -26,8 +26,8 @@ def variable(settings: Llm, environment: Mapping[str, str]) -> str:
     name = environment.get(KEY_NAME_VARIABLE, "").strip() or settings.api_key_env
     if not re.fullmatch(VARIABLE, name):
         raise UserError(
-            f"--api-key-env and {KEY_NAME_VARIABLE} take the NAME of an environment variable, in capital letters; a "
-            "key itself belongs into that one."
+            f"--api-key-env and {KEY_NAME_VARIABLE} take the NAME of an environment variable, in capital letters; "
+            "the key itself goes into that variable."
         )
     return name
 
@@ -53,7 +53,7 @@ def value(settings: Llm, environment: Mapping[str, str]) -> str | None:
     if not sendable(key):
         raise UserError(
             f"The key in {name} holds characters that no HTTP header can have (quotation marks from "
-            "a text, a line break, an umlaut). Set it again, as it was given to you."
+            "a text, a line break, a letter beyond ASCII). Set it again, as it was given to you."
         )
     return key
 
@@ -72,8 +72,8 @@ def permit(endpoint: Endpoint, settings: Llm, environment: Mapping[str, str]) ->
     without = f"go without (env {' '.join(f'-u {name}' for name in names)} trainmgr ...)"
     if urlsplit(url).scheme == "http" and not endpoint.local:
         raise UserError(
-            f"{what} would go to {url} in clear text, for everyone on the way to read. Take https, {without}, or say "
-            f"that you mean it: --send-key {url}."
+            f"{what} would go to {url} in clear text, where anyone on the network can read it. Use https, {without}, "
+            f"or allow it: --send-key {url}."
         )
     named = not settings.base_url or _place(environment.get(BASE_URL_VARIABLE, "")) == url
     if endpoint.official or named:

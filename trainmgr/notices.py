@@ -69,9 +69,9 @@ _WORDS: dict[Kind, tuple[str, str, str]] = {  # of one, of several, and what to 
         "A path is relative to the run directory and leads nowhere out of it. No other is gone on from after a crash.",
     ),
     "status": (
-        "the status at the end is none that is known",
-        "{} times the status at the end was none that is known",
-        "It is completed, stopped, interrupted or failed. Of any other nothing is believed, and the exit code tells.",
+        "the status at the end is unknown",
+        "{} times the status at the end was unknown",
+        "It is completed, stopped, interrupted or failed. Any other is ignored, and the exit code tells.",
     ),
     "end": (
         "the run went on after its end",

@@ -37,6 +37,7 @@ SECRET_VARIABLES = (  # never given to the child
 )
 API_KEY_NAME = re.compile(r"([A-Z][A-Z0-9_]*_)?API_KEY(_[A-Z0-9_]+)?")  # a variable that is a key by its name
 
+LONGEST_SLUG = 200  # characters: with time and digits the name of a folder, which has at most 255 bytes
 LONGEST = 4095  # characters of a path, as Linux has it
 INLINE = 3  # names in a sentence; more get a line each
 ALIKE = 0.8  # of two names: the share that is the same, from which one may be meant by the other
@@ -97,7 +98,7 @@ def new_run(runs_dir: Path, name: str, now: datetime) -> RunPaths:
 
     Raises UserError where it cannot be made.
     """
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:LONGEST_SLUG] or "run"
     root = runs_dir / f"{now:%Y%m%d-%H%M%S}-{slug}-{secrets.token_hex(2)}"
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ def stranger(paths: RunPaths) -> str | None:
             if owner := _other(path.stat()):
                 return f"{name} belongs to {owner}"
             if path.stat().st_mode & stat.S_IWOTH:
-                return f"everybody may write {name}"
+                return f"everyone can write to {name}"
     except OSError as error:
         return f"its owner cannot be told ({error.strerror})"
     return None

@@ -275,7 +275,7 @@ class Llm(Section):
     another one than these only where --send-key names it; a server on this machine is asked without OPENAI_API_KEY."""
     api_key_env: Annotated[str, Field(pattern=VARIABLE)] = "OPENAI_API_KEY"
     """The NAME of the environment variable that holds the key, like HOUSE_API_KEY; one that is called otherwise, like
-    HF_TOKEN, --api-key-env has to name. A key itself belongs into no file."""
+    HF_TOKEN, --api-key-env has to name. The key itself never goes into a file."""
     level: Level = "json_schema"
     """The strictest form of answer to ask for. An endpoint that does not have it is asked for the next one:
     json_schema, tool, json_object, text."""
@@ -455,6 +455,22 @@ def load(path: Path | None) -> Policy:
         ) from None
 
 
+def with_flags(policy: Policy, **flags: Any) -> Policy:
+    """The policy with what the command line says of the process; None says nothing.
+
+    Raises PolicyError for what a file may not say either: it would stand in the log, which then could not be read.
+    """
+    said = {name: value for name, value in flags.items() if value is not None}
+    try:
+        process = Process.model_validate({**policy.process.model_dump(), **said})
+    except ValidationError as error:
+        found = explain(error, Process)
+        for name in said:
+            found = found.replace(f"{name}:", f"--{name.replace('_', '-')}")
+        raise PolicyError(f"{found}.") from None
+    return policy.model_copy(update={"process": process})
+
+
 def _no_secrets(path: Path, values: dict[str, Any]) -> None:
     """Refuse a key in the file, without repeating it: the policy becomes a part of run.json."""
     llm = values.get("llm")
@@ -468,7 +484,7 @@ def _no_secrets(path: Path, values: dict[str, Any]) -> None:
     ):
         raise PolicyError(
             f"The policy file {path}: llm.api_key_env is the NAME of an environment variable, in capital letters. "
-            "A key itself belongs into no file: every run keeps a copy of its policy."
+            "The key itself never goes into a file: every run keeps a copy of its policy."
         )
 
 

@@ -396,7 +396,7 @@ def described(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     except OSError:
         words = []
-    command = on_terminal(" ".join(word.decode(errors="replace") for word in words), SHOWN)
+    command = on_terminal(" ".join(b" ".join(words).decode(errors="replace").split()), SHOWN)
     return f"process {pid} ({command})" if command else f"process {pid}"
 
 
