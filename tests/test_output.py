@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -17,9 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from trainmgr import audit, errors, events, history, output
 from trainmgr.paths import RunPaths, list_runs
+from trainmgr.screen import marked, quoted
+from trainmgr.tables import Grid
 from trainmgr.testing import TIME_LIMIT, wait_for, write_child
 
 PIPE_SIZE = 1031  # F_SETPIPE_SZ
@@ -338,3 +344,30 @@ def test_a_display_that_raises_costs_the_picture_and_says_so_on_record(
     assert in_terminal(talkative, tmp_path, (24, 80), patch) == 7
     failures = [e.data for e in audit.read(ended(tmp_path).audit) if isinstance(e.data, events.Failure)]
     assert [(f.where, f.message) for f in failures] == [("display", "ZeroDivisionError: nothing more is shown")]
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+@pytest.mark.parametrize("color", [False, True])
+def test_a_table_is_the_same_whoever_lays_it_out(width: int, color: bool) -> None:
+    """Ours, which is quick, and that of rich, which folds what is too wide."""
+    grid, other = Grid("run", "a", "[x]"), Table(box=None, padding=(0, 2), header_style="dim")
+    for column in grid.columns:
+        other.add_column(column.header, overflow="fold")
+    rows = [
+        ("[red]died[/]", quoted("[/x]"), "漢字 5"),
+        ("ab",),
+        ("a" * 20, "", "[bold]7[/] steps"),
+        ("two\nlines", "1"),
+    ]
+    for row in rows[: 3 if width == 200 else 4]:
+        grid.row(*row)
+        other.add_row(*map(marked, row))
+    printed = []
+    for table in (grid, other):
+        console = Console(width=width, file=io.StringIO(), color_system="truecolor" if color else None,
+                          force_terminal=color)  # fmt: skip
+        console.print(table)
+        printed.append(console.file.getvalue())
+    plain = [re.sub("\x1b\\[[0-9;]*m", "", text) for text in printed]
+    assert plain[0] == plain[1]
+    assert color == ("\x1b" in printed[0])

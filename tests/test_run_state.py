@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from trainmgr import protocol, run_state
 from trainmgr.evaluations import NORMS, SPIKE, USUAL, Norms
+from trainmgr.policy import ParameterLimits, Policy
 from trainmgr.protocol import parse_telemetry
 from trainmgr.run_state import RunState
+from trainmgr.signals import measure
 
 STEPS = st.integers(0, TOTAL)
 VALUES = st.sampled_from([0.0, 1.0, 2.5, math.inf, 1e308, -1e308])  # not NaN, which is not equal to itself
@@ -344,3 +346,24 @@ def test_outliers_are_those_of_the_median_of_the_last_norms(values: list[float])
         outlying += len(before) >= USUAL and value > SPIKE * statistics.median(before)
         norms.add(value)
     assert (norms.count, norms.outlying, list(norms.recent)) == (len(values), outlying, values[-NORMS:])
+
+
+def test_what_is_derived_once_for_one_decision_is_of_this_very_moment() -> None:
+    """A record, any record, makes it anew; another policy and other trust do not get it."""
+    records = [start(lr(value=3e-3)), step(1), evaluation(1, 1.0), step(2), evaluation(2, 2.0),
+               applied(3, 1, {"lr": (3e-3, 1e-3)}), step(4), evaluation(4, 0.5)]  # fmt: skip
+    state, fresh = RunState(), RunState()
+    for record in records:
+        state.fold(record)
+        fresh.fold(record)
+        fresh.derived.clear()
+        assert (measure(state), state.space) == (measure(fresh), fresh.space)
+        assert measure(state) is measure(state)
+    space = state.space
+    assert space is state.space
+    assert space.parameters["lr"].value == 1e-3
+    narrow, wide = Policy(parameters={"lr": ParameterLimits(high=2e-3)}), Policy()
+    assert narrow.narrow(space).parameters["lr"].high == 2e-3
+    assert wide.narrow(space).parameters["lr"].high == space.parameters["lr"].high
+    assert narrow.narrow(space) is narrow.narrow(space)
+    assert narrow.narrow(space, {"lr": 0.5}) != narrow.narrow(space)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import errno
 import json
 import os
@@ -466,6 +465,40 @@ def test_how_a_script_itself_calls_its_end_is_no_forgery(tmp_path: Path, said: s
     holds(paths)
 
 
+def test_a_stop_that_comes_before_anything_was_read_is_no_stop_that_was_not_issued(tmp_path: Path) -> None:
+    """Nobody knew yet that the script can be asked for it; it says so in its last moment."""
+    start = SAYS.splitlines()[2].replace('"pid"', '"commands":["stop"],"pid"')
+    body = f"""T=$TRAINMGR_RUN_DIR/telemetry.jsonl
+last() {{
+{start}
+exit 0
+}}
+trap last INT
+touch $TRAINMGR_RUN_DIR/ready
+while true; do sleep 0.01; done
+"""
+    known: list[Any] = []
+
+    class Presses(Recorder):
+        def tick(self, state: Any, ledger: Any) -> None:
+            if self.paths is not None and (self.paths.root / "ready").exists() and not ledger.ending:
+                known[0].interrupt("Ctrl-C")
+
+    listener = Presses()
+
+    def listen(paths: RunPaths, _: Any) -> Recorder:
+        listener.paths = paths
+        return listener
+
+    request = launch.Request(script=write_shell(tmp_path, body), manager="none", policy=EXACT, seed=1,
+                             runs_dir=tmp_path / "runs", directory=tmp_path)  # fmt: skip
+    paths, closing = launch.launch(request, listen, known.append)
+    assert closing.status == "interrupted"
+    assert [type(e.data) for e in audit.read(paths.audit)] == [events.RunStarted, events.Operator, events.RunEnded]
+    assert b'"stop"' in paths.telemetry.read_bytes()
+    holds(paths)
+
+
 def test_a_disk_that_refuses_the_end_puts_nothing_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append, refused = audit.Log.append, 0
 
@@ -484,7 +517,7 @@ def test_a_disk_that_refuses_the_end_puts_nothing_behind_it(tmp_path: Path, monk
 
 def test_a_supervisor_that_dies_before_it_issues_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its successor has an answer to acknowledge first."""
-    body = LINE.replace("until(lambda: settled(evals))", "evals != 2 or until(lambda: (RUN / 'go').exists())")
+    body = LINE.replace("until(lambda: settled(evals))", "evals != 1 or until(lambda: (RUN / 'go').exists())")
     known: list[Any] = []
 
     def issued(event: events.Payload) -> None:
@@ -492,11 +525,10 @@ def test_a_supervisor_that_dies_before_it_issues_a_stop(tmp_path: Path, monkeypa
             known[0].interrupt("Ctrl-C")
 
     script, listener = write_child(tmp_path, body), Recorder(on_event=issued)
-    request = launch.Request(script=script, manager="none", policy=EXACT, seed=1, runs_dir=tmp_path / "runs",
-                             directory=tmp_path)  # fmt: skip
-    manager = ScriptedManager([answer(), answer("adjust", {"lr": 0.3})])
     policy = EXACT.model_copy(update={"limits": Limits()})
-    request = dataclasses.replace(request, policy=policy)
+    request = launch.Request(script=script, manager="none", policy=policy, seed=1, runs_dir=tmp_path / "runs",
+                             directory=tmp_path)  # fmt: skip
+    manager = ScriptedManager([answer("adjust", {"lr": 0.3})])
     with monkeypatch.context() as patch:
         dying(patch, lambda event: isinstance(event, events.Operator))
         with pytest.raises(Dies):
@@ -695,3 +727,9 @@ def test_what_comes_while_the_end_is_read_keeps_its_order(tmp_path: Path, monkey
     paths.telemetry.write_bytes(b'{"v":1,"seq":0,"t":1.0,"event":"log","level":"info","message":"x"}\n' * 3)
     one._read_to_the_end()
     assert [one._next(), one._next()] == [first, second]
+
+
+def test_an_audit_keeps_nothing_of_what_was_answered_but_the_change(managed: RunPaths) -> None:
+    prover = proof.Prover(managed)
+    assert len(prover.prove().changes) == 4
+    assert (prover._verdicts, prover._overrides) == ({}, {})

@@ -106,12 +106,12 @@ class Prover:
         self._key = key
         self._history = History(paths, self._folded, key=key)
         self._sequence = Sequence(self._find)
-        self._overrides: dict[int, events.OverrideIssued] = {}
-        self._single: dict[int, protocol.Override] = {}
+        self._issued = 0  # the highest revision
+        self._overrides: dict[int, tuple[protocol.Override, str]] = {}  # those without an answer, with their origin
         self._controls: list[protocol.Control] = []
         self._unwritten: set[int] = set()  # revisions whose control file could not be written
         self._answered: set[int] = set()  # revisions that the workload has read
-        self._verdicts: dict[str, events.Verdict] = {}
+        self._verdicts: dict[str, events.Verdict] = {}  # of what may be applied, until it is
         self._changes: dict[int, Change] = {}
         self._torn: int | None = None
         self._beyond = False  # whether these are records that no supervisor has spoken of yet
@@ -198,7 +198,7 @@ class Prover:
             case events.RunEnded():
                 self._closing = event.values()["closing"]
                 self._figures(event.data.closing, place)
-            case events.Verdict():
+            case events.Verdict() if event.data.changes or event.data.command is not None:
                 self._verdicts[event.data.decision] = event.data.model_copy(update={"checks": []})  # the bulk of it
             case events.OverrideIssued():
                 self._override(event.data, moment, place)
@@ -272,7 +272,8 @@ class Prover:
 
     def _override(self, event: events.OverrideIssued, moment: Moment, place: str) -> None:
         control = event.control
-        if self._controls and self._controls[-1].revision in self._answered:
+        before = self._controls[-1].revision if self._controls else 0
+        if before in self._answered and before not in self._unwritten:
             del self._controls[:-1]  # what is before one that was read is not there any more
         self._controls.append(control)
         expected = moment.ledger.revision + 1
@@ -282,8 +283,8 @@ class Prover:
         if control.run != self.paths.id and moment.ledger.started and control.run != moment.ledger.started.manifest.id:
             self._find(place, f"an override for the run {control.run}")
         for override in control.schedule or [control]:
-            self._overrides[override.revision] = event
-            self._single[override.revision] = override
+            self._overrides[override.revision] = override, event.origin
+            self._issued = max(self._issued, override.revision)
         if event.origin != "manager":
             return
         if moment.ledger.demoted:
@@ -302,10 +303,12 @@ class Prover:
             self._find(place, f"an override that nobody approved ({event.decision})")
 
     def _acknowledged(self, event: events.Acknowledged, place: str) -> None:
-        override = self._single.get(event.revision)
+        override, origin = self._overrides.pop(event.revision, (None, ""))
+        ruling = self._verdicts.pop(event.decision, None)
         self._answered.add(event.revision)
         if override is None:
-            self._find(place, f"the workload answered revision {event.revision}, which was never issued")
+            if not 0 < event.revision <= self._issued:  # else it is answered twice, which is found elsewhere
+                self._find(place, f"the workload answered revision {event.revision}, which was never issued")
             return
         if event.result != "applied":
             return
@@ -320,21 +323,20 @@ class Prover:
             elif not _same(new, override.params[name]):
                 self._find(place, f"{name} is in effect at {new!r}; revision {event.revision} asked for "
                                   f"{override.params[name]!r}")  # fmt: skip
-        ruling = self._verdicts.get(event.decision)
         command = override.command
         self._changes[event.revision] = Change(
             decision=event.decision,
             step=event.step,
-            diagnosis=ruling.diagnosis if ruling else self._overrides[event.revision].origin,
-            evidence=ruling.evidence if ruling else self._asker(event.revision),
+            diagnosis=ruling.diagnosis if ruling else origin,
+            evidence=ruling.evidence if ruling else self._asker(origin),
             changes={name: list(pair) for name, pair in event.changes.items()},
             command=f"{command.name} {command.to or ''}".strip() if command else None,
             expected=f"{ruling.expected.metric} {ruling.expected.direction}" if ruling and ruling.expected else None,
         )
 
-    def _asker(self, revision: int) -> str:
+    def _asker(self, origin: str) -> str:
         """Of a stop that was asked for from outside: Ctrl-C, SIGTERM."""
-        return self._history.ledger.stopped_by if self._overrides[revision].origin == "operator" else ""
+        return self._history.ledger.stopped_by if origin == "operator" else ""
 
     # -- telemetry ---------------------------------------------------------------------------------------------------
 
@@ -348,7 +350,7 @@ class Prover:
         elif self._torn is not None:
             self._find(f"telemetry.jsonl line {self._torn}", "not a record")
             self._torn = None
-        if isinstance(item, protocol.Applied) and item.revision not in self._single:
+        if isinstance(item, protocol.Applied) and not 0 < item.revision <= self._issued:
             self._find(f"telemetry.jsonl line {line}", f"revision {item.revision} applied, which was never issued")
 
     def _telemetry(self) -> None:

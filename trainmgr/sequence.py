@@ -45,6 +45,7 @@ class Sequence:
         self._again: tuple[str, int] | None = None  # the last restart, and how many starts there were until then
         self._between = False  # whether records may be from before it
         self._unread = False  # whether the log says that the end of telemetry could not be read
+        self._offered = False  # whether the operator could ask the script itself to stop
         self._unfinished: tuple[str, str] | None = None  # the place where something was left undone, and what
         self._dropped: dict[str, str] = {}  # decisions that the log says were not applied, with the place
         self._misfits: list[str] = []  # where the log says that the policy does not fit, ...
@@ -91,7 +92,8 @@ class Sequence:
             case events.Restarted():
                 self._restarted(data, moment, place)
             case events.Operator():
-                self._stopped = True
+                start, self._stopped = moment.state.start, True
+                self._offered = start is not None and "stop" in start.commands  # as far as was surely read by then
             case events.Stalled():
                 self._stalled = True
             case events.Failure(where="policy"):
@@ -203,10 +205,9 @@ class Sequence:
         if isinstance(before, events.Reverted) and before.why == "crash" and not isinstance(data, events.Restarted):
             self._unfinished = (place, "before it changes were taken back for a restart, which is not on record")
         stop = isinstance(before, events.Operator) and before.action == "stop"
-        offered = state.start is not None and "stop" in state.start.commands
         if origin == "operator" and not stop:
             self._find(place, "an override of the operator, who asked for nothing right before it")
-        elif stop and offered and origin != "operator":
+        elif stop and self._offered and origin != "operator":
             self._unfinished = (place, "before it the operator asked for a stop, which was not issued")
         if self._unfinished is not None and origin != "probation" and not isinstance(data, TAKING_UP):
             if not isinstance(data, events.Attached):  # then the supervisor died in between
