@@ -32,6 +32,8 @@ UNBUFFERED_VARIABLE = "PYTHONUNBUFFERED"
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
 PR_SET_DUMPABLE = 4  # of prctl(2)
 STEP = 0.05  # seconds between two looks at a process that is not our child
+TRIES = 10  # looks at a process where something that the system has too little of fails them ...
+SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO})  # ... descriptors, memory
 EXITING = 1.0  # seconds that a process may take to end after what it belongs to, or at SIGTERM
 ROUNDS = 10  # times that what a run has left behind is killed: what forks meanwhile is found by the next look
 SHOWN = 120  # characters of a command line
@@ -196,7 +198,11 @@ class Adopted:
         self._waiter.start()
 
     def _wait(self) -> None:
-        while alive(self.pid) and _stat(self.pid, START_TIME) == self._born:
+        while alive(self.pid):
+            born = _stat(self.pid, START_TIME)
+            if born is not None and born != self._born is not None:  # its id is another's by now
+                break
+            self._born = self._born or born  # a look that fails (no descriptor left) is no end of it
             time.sleep(STEP)
         self._guardian.release()
         self._ended(Exit(0, known=False))
@@ -300,7 +306,7 @@ def belongs(pid: int, variable: str, value: str) -> bool:
     """
     if pid <= 1 or not alive(pid):
         return False
-    found = _started_with(pid, variable) == value or not Path("/proc/self/environ").exists()
+    found = _started_with(pid, variable) == value or not os.access("/proc/self/environ", os.F_OK)
     return found and pid not in _ancestors()
 
 
@@ -328,10 +334,15 @@ def _leader(pid: int) -> int | None:
 
 
 def _started_with(pid: int, variable: str) -> str | None:
-    try:
-        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return None
+    entries: list[bytes] = []
+    for _ in range(TRIES):
+        try:
+            entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            break
+        except OSError as error:
+            if error.errno not in SHORT:
+                return None
+            time.sleep(STEP)  # a script that trains must not count as gone for that
     mark = f"{variable}=".encode()
     return next((os.fsdecode(entry[len(mark) :]) for entry in entries if entry.startswith(mark)), None)
 
