@@ -67,15 +67,19 @@ class Watcher:
         self.alive = False
 
     def __enter__(self) -> Self:
-        # Out of inotify watches: polling alone is slower, not worse.
-        with contextlib.suppress(OSError):
+        # Out of inotify watches, or of threads: polling alone is slower, not worse.
+        try:
             self._observer.start()
             self.alive = True
+        except (OSError, RuntimeError):
+            with contextlib.suppress(OSError, RuntimeError):
+                self._observer.unschedule_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.alive:
-            self._observer.stop()
-            self._observer.join(timeout=5)
+            with contextlib.suppress(OSError):
+                self._observer.stop()
+                self._observer.join(timeout=5)
