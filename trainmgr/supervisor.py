@@ -650,6 +650,19 @@ class Supervisor:
         )
         self._heard = time.monotonic()
 
+    def _start_again(self, resume: str | None) -> None:
+        """A disk that fails for a moment, or a lack of descriptors, is no end of a training."""
+        for _ in range(TRIES):
+            try:
+                self._start(resume)
+            except WorkloadError as error:
+                if not error.passes:
+                    raise
+                time.sleep(PAUSE)
+            else:
+                return
+        self._start(resume)
+
     def _signalled(self, number: int) -> None:
         passed = number not in STAYING
         self._append(events.Signalled(name=signal_name(number), passed=passed))
@@ -739,7 +752,7 @@ class Supervisor:
                 self._instead("restart")
             self._resume = resume
             try:
-                self._start(resume)
+                self._start_again(resume)
             except WorkloadError as error:
                 self._fail("restart", str(error))
                 self._status = "failed"
