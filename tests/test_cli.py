@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -205,3 +206,26 @@ def test_every_command_line_of_the_readme_parses() -> None:
 def test_the_version() -> None:
     done = subprocess.run([sys.executable, "-m", "trainmgr", "--version"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"trainmgr \d+\.\d+\.\d+\n", done.stdout)
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "trainmgr.%s":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from trainmgr.__main__ import main
+sys.argv[1:] = ["runs"]
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["cli", "process"])
+def test_ctrl_c_while_the_command_is_being_imported_ends_it_without_a_word(tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED % name], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
