@@ -182,6 +182,29 @@ def test_a_read_that_fails_in_the_middle_loses_no_record_and_doubles_none(
     holds(paths)
 
 
+def test_an_end_that_could_not_be_read_is_called_that_and_not_written_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk gives nothing back from step 12 on, and all of it once the run is closed."""
+    real, broken = files.open_regular, False
+
+    def opened(path: Path) -> Any:
+        if broken and path.name == "telemetry.jsonl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    def heard(record: Any, _: Any) -> None:
+        nonlocal broken
+        broken |= isinstance(record, protocol.Eval) and record.step == 12
+
+    monkeypatch.setattr(files, "open_regular", opened)
+    paths, closing, _ = supervise(tmp_path, write_child(tmp_path), listener=Recorder(on_record=heard))
+    monkeypatch.undo()
+    assert (closing.exit_code, closing.steps) == (0, 12)
+    (finding,) = proof.prove(paths).findings
+    assert "stood there when the run ended: the end of telemetry.jsonl could not be read" in str(finding)
+
+
 def test_telemetry_that_cannot_be_read_is_no_script_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = LINE.replace("until(lambda: settled(evals))", "(evals == 4) and until(lambda: (RUN / 'go').exists())")
     lines, failed = files.Tail.lines, 0

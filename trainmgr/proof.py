@@ -376,9 +376,12 @@ class Prover:
             size, digest = self._history.behind()
             if digest != last.torn:
                 begin, end = last.telemetry_length, last.telemetry_length + size
+                unread = "" if last.torn else self._history.ledger.unread  # then it may be what stood there
                 self._find(
                     f"telemetry.jsonl bytes {begin} to {end} (lines {self._anchor[1] + 1} and after)",
-                    "not what stood at the end of the run: written or cut after it",
+                    f"nobody can say that this stood there when the run ended: {unread}"
+                    if unread
+                    else "not what stood at the end of the run: written or cut after it",
                 )
             return
         self._beyond = True
