@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watchdog.observers.api import BaseObserver
+from watchdog.utils import BaseThread
 
 from trainmgr import audit, control, events, files, journal, launch, process, proof, protocol, replay, supervisor
 from trainmgr.errors import PolicyError, UserError
@@ -321,7 +321,7 @@ def test_a_thread_that_cannot_be_had_costs_one_answer_and_the_events_of_the_file
     def started(thread: threading.Thread) -> None:
         nonlocal asked
         asked += thread.name == "manager"
-        if (thread.name == "manager" and asked == 3) or isinstance(thread, BaseObserver):
+        if (thread.name == "manager" and asked == 3) or isinstance(thread, BaseThread):
             raise RuntimeError("can't start new thread")
         start(thread)
 
