@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -231,3 +232,26 @@ def test_a_name_that_is_too_long_for_a_folder_is_cut(tmp_path: Path) -> None:
     (run,) = (tmp_path / "runs").iterdir()
     assert "longlong" in run.name
     assert run.name[:20] in trainmgr("runs", cwd=tmp_path).stdout
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "trainmgr.%s":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from trainmgr.__main__ import main
+sys.argv[1:] = ["runs"]
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["cli", "process"])
+def test_ctrl_c_while_the_command_is_being_imported_ends_it_without_a_word(tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED % name], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

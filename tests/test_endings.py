@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -128,6 +129,27 @@ def test_a_restart_that_cannot_start_closes_the_run_and_says_why(tmp_path: Path,
     assert why in said
     assert audit.is_held(paths.audit) is False
     assert descriptors() == before
+    assert proof.prove(paths).findings == []
+
+
+def test_a_restart_that_cannot_start_for_a_moment_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = write_shell(tmp_path, f"[ -e {tmp_path}/again ] && exit 0\ntouch {tmp_path}/again\nexit 5\n")
+    policy = EXACT.model_copy(update={"process": Process(restarts=1)})
+    real, opened = Path.open, 0
+
+    def failing(path: Path, *more: Any, **named: Any) -> Any:
+        nonlocal opened
+        opened += path.name == "stdout.log"
+        if path.name == "stdout.log" and opened in (2, 3):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(Path, "open", failing)
+    paths, closing, _ = supervise(tmp_path, script, policy=policy)
+    assert (closing.exit_code, opened) == (0, 4)
+    assert failures(paths, "restart") == []
     assert proof.prove(paths).findings == []
 
 

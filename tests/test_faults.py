@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from watchdog.utils import BaseThread
 
 from trainmgr import (
     audit,
@@ -24,6 +26,7 @@ from trainmgr import (
     events,
     files,
     history,
+    journal,
     launch,
     process,
     proof,
@@ -33,6 +36,7 @@ from trainmgr import (
     tables,
 )
 from trainmgr.errors import PolicyError, UserError
+from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.policy import Policy, Probation, Process, Staleness
 from trainmgr.testing import (
@@ -201,6 +205,32 @@ def test_a_read_that_fails_in_the_middle_loses_no_record_and_doubles_none(
     holds(paths)
 
 
+def test_an_end_that_could_not_be_read_is_called_that_and_not_written_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk gives nothing back from step 8 on, and all of it once the run is closed."""
+    real, broken = files.open_regular, False
+
+    def opened(path: Path) -> Any:
+        if broken and path.name == "telemetry.jsonl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    def heard(record: Any, _: Any) -> None:
+        nonlocal broken
+        if isinstance(record, protocol.Eval) and record.step == 8:
+            broken = True
+            (one(tmp_path).root / "go").touch()
+
+    monkeypatch.setattr(files, "open_regular", opened)
+    paths, closing, _ = supervise(tmp_path, write_child(tmp_path, STAYS), listener=Recorder(on_record=heard))
+    monkeypatch.undo()
+    assert (closing.exit_code, closing.steps) == (0, 8)
+    found = proof.prove(paths)
+    assert [str(finding) for finding in found.findings] == []
+    assert any("are not anchored: the log says that the supervisor could not read them" in note for note in found.notes)
+
+
 def test_telemetry_that_cannot_be_read_is_no_script_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = LINE.replace("until(lambda: settled(evals))", "(evals == 4) and until(lambda: (RUN / 'go').exists())")
     lines, failed = files.Tail.lines, 0
@@ -272,6 +302,88 @@ class Forgetful(list[Any]):
         pass
 
 
+def test_a_script_that_goes_on_reporting_in_the_background_is_not_read_for_ever(tmp_path: Path) -> None:
+    """What was started has ended; what it left behind writes faster than anybody reads."""
+    body = """
+record = "".join('{"v":1,"seq":%d,"t":1.0,"event":"step","step":%d,"metrics":{"loss":1.0}}\\n' % (i, i)
+                 for i in range(1, 1001)).encode()
+with Workload("fast", objective="loss", total_steps=10**9) as w:
+    w.eval(1, {"loss": 1.0})
+    limit = time.monotonic() + 60
+    while not (RUN / "go").exists() and time.monotonic() < limit:
+        os.write(w._writer.fd, record)
+        time.sleep(0.01)
+"""
+    write_child(tmp_path, body)
+    wrapper = write_shell(
+        tmp_path,
+        f"""{PYTHON} {tmp_path}/child.py > /dev/null 2>&1 &
+until grep -q eval "$TRAINMGR_RUN_DIR/telemetry.jsonl"; do sleep 0.1; done
+""",
+    )
+    listener = Recorder()
+    listener.records = Forgetful()
+    paths, closing, _ = supervise(tmp_path, wrapper, listener=listener)
+    try:
+        (failure,) = [e for e in listener.of(events.Failure) if e.where == "workload"]
+        assert "goes on unsupervised" in failure.message
+        assert (closing.status, closing.exit_code) == ("failed", 0)
+    finally:
+        (paths.root / "go").touch()
+        wait_for(lambda: not process.living("TRAINMGR_RUN_DIR", str(paths.root)), "the end of the script")
+
+
+# ---- too little of the system ----------------------------------------------------------------------------
+
+
+def test_a_thread_that_cannot_be_had_costs_one_answer_and_the_events_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third question has nobody to ask, the watcher of the file none to watch: supervision goes on."""
+    start, asked = threading.Thread.start, 0
+
+    def started(thread: threading.Thread) -> None:
+        nonlocal asked
+        asked += thread.name == "manager"
+        if (thread.name == "manager" and asked == 3) or isinstance(thread, BaseThread):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", started)
+    monkeypatch.setattr(supervisor, "POLL", 0.05)
+    manager = ScriptedManager([answer("adjust", {"lr": 0.3})])
+    paths, closing, _ = supervise(tmp_path, write_child(tmp_path), manager, policy=LOOSE)
+    assert (closing.status, closing.exit_code) == ("completed", 0)
+    assert messages(paths, "manager") == ["nobody could be asked: can't start new thread"]
+    assert len(of(paths, events.SnapshotTaken)) == len(of(paths, events.Verdict)) + 1 > 3
+    holds(paths)
+
+
+def test_messages_that_are_too_many_to_keep_cost_no_word_on_a_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refuses the log: signals may come as often as somebody likes, and whoever waits must hear of its end."""
+    log = audit.Log(tmp_path / "audit.jsonl")
+    kept = journal.Journal(log, Ledger(), lambda _: None, lambda: 0.0)
+    with log:
+        kept.ledger.waiting = "d1"
+        monkeypatch.setattr(log, "append", refuse)
+        for _ in range(2 * journal.LIMIT):
+            kept.append(events.Signalled(name="SIGUSR1", passed=True))
+        assert kept.kept == journal.LIMIT
+        kept.append(events.Failure(where="manager", message="no answer", decision="d1"))
+        assert kept.ledger.waiting is None
+        monkeypatch.undo()
+        assert kept.flush()
+    assert [e.data.decision for e in audit.read(tmp_path / "audit.jsonl") if isinstance(e.data, events.Failure)] == [
+        None, "d1",
+    ]  # fmt: skip
+
+
+def refuse(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 # ---- a fault of our own ----------------------------------------------------------------------------------
 
 
@@ -313,7 +425,7 @@ def dealt_with(count):
     last = list(ruled.values())[-1] if ruled else None
     if last is None or last["decision"] in failed or not last["changes"]:
         return True
-    return (RUN / "control.json").exists() and last["decision"] in (RUN / "control.json").read_text()
+    return (RUN / "control.json").exists() and f'"{last["decision"]}"' in (RUN / "control.json").read_text()
 
 
 """
@@ -351,6 +463,31 @@ def test_a_write_of_the_log_that_fails_costs_nothing_that_cannot_be_made_up_for(
     applied = [record.revision for record in heard.of(protocol.Applied)]
     assert [event.revision for event in of(paths, events.Acknowledged) if event.result == "applied"] == applied
     assert len(of(paths, events.SnapshotTaken)) == 12
+    holds(paths)
+
+
+def test_nothing_stands_behind_the_end_of_a_run_though_the_disk_refuses_it_and_the_display_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused = os.write, 0
+
+    def failing(fd: int, data: Any) -> int:
+        nonlocal refused
+        if b'"kind":"run ended"' in bytes(data) and not refused:
+            refused += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data)
+
+    def heard(event: events.Payload) -> None:
+        if isinstance(event, events.RunEnded):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(files.os, "write", failing)
+    listener = Recorder(on_event=heard)
+    paths, closing, _ = supervise(tmp_path, write_child(tmp_path), listener=listener)
+    assert (closing.status, closing.exit_code, refused) == ("completed", 0, 1)
+    assert any("No space left" in failure.message for failure in listener.of(events.Failure))
+    assert isinstance([event.data for event in audit.read(paths.audit)][-1], events.RunEnded)
     holds(paths)
 
 

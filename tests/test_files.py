@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -340,3 +341,18 @@ def test_a_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     assert files.read_regular(path, 100) == b"x" * 100
     with pytest.raises(OSError, match="it has more than 99 bytes"):
         files.read_regular(path, 99)
+
+
+def test_a_file_whose_look_fails_keeps_no_descriptor_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "telemetry.jsonl"
+    path.write_bytes(b"a\n")
+
+    def stale(_: int) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fstat", stale)
+        with pytest.raises(OSError, match=r"Stale file handle: '.*telemetry.jsonl'"):
+            files.open_regular(path)
+    assert sorted(Path("/proc/self/fd").iterdir()) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import secrets
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,6 +162,46 @@ def test_a_process_belongs_to_a_run_only_with_its_variable(tmp_path: Path) -> No
         child.wait()
     assert not process.belongs(child.pid, "TRAINMGR_RUN_DIR", "/runs/a")
     assert not process.alive(child.pid)
+
+
+def test_a_look_at_a_process_that_fails_is_no_end_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a descriptor left nothing in /proc can be opened: the training lives all the same."""
+    child = subprocess.Popen(
+        ["sleep", "300"], env={**os.environ, "TRAINMGR_RUN_DIR": "/runs/a"}, start_new_session=True
+    )
+    place, looks = f"/proc/{child.pid}/", 0
+    real_text, real_bytes = Path.read_text, Path.read_bytes
+
+    def fails(path: Path) -> None:
+        nonlocal looks
+        looks += str(path).startswith(place)
+        if str(path).startswith(place) and looks in (1, 2, 6, 7):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    def read_text(path: Path, *more: Any, **named: Any) -> str:
+        fails(path)
+        return real_text(path, *more, **named)
+
+    def read_bytes(path: Path) -> bytes:
+        fails(path)
+        return real_bytes(path)
+
+    try:
+        wait_for(lambda: process.belongs(child.pid, "TRAINMGR_RUN_DIR", "/runs/a"))
+        monkeypatch.setattr(Path, "read_text", read_text)
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        ends: queue.Queue[Exit] = queue.Queue()
+        adopted = Adopted(child.pid, ends.put)
+        wait_for(lambda: looks > 12 or not ends.empty())
+        assert ends.empty()
+        looks = 0
+        assert process.belongs(child.pid, "TRAINMGR_RUN_DIR", "/runs/a")
+        adopted.signal(signal.SIGKILL)
+        child.wait()
+        assert ends.get(timeout=TIME_LIMIT).known is False
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_the_environment_loses_secrets_and_what_another_supervisor_said(monkeypatch: pytest.MonkeyPatch) -> None:

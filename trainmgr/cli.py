@@ -798,6 +798,8 @@ def _metrics(text: str) -> tuple[list[str], dict[str, Any]]:
 
 def main() -> None:
     """The entry point: a mistake ends with a message and an exit code, never with a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as __main__ has left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     output.prepare()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit code of a child is known
     process.conceal()  # before anything is started that could look

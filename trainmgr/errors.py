@@ -45,9 +45,13 @@ class PolicyError(UserError):
 
 
 class WorkloadError(TrainmgrError):
-    """The training script could not be started or breached the protocol."""
+    """The training script could not be started or breached the protocol. ``passes``: what prevents it may pass."""
 
     exit_code = EXIT_WORKLOAD
+
+    def __init__(self, message: str, *, passes: bool = False) -> None:
+        super().__init__(message)
+        self.passes = passes
 
 
 class SupervisorError(TrainmgrError):

@@ -236,7 +236,11 @@ def open_regular(path: Path) -> io.FileIO:
     Raises FileNotFoundError; another OSError where it is no regular file, also at the end of links.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(fd).st_mode
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError as error:  # a server that has lost it, which may be asked again and again
+        os.close(fd)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     if not stat.S_ISREG(mode):
         os.close(fd)
         kind = next((words for known, words in _KINDS if known(mode)), "something else")

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from trainmgr import audit, events
 from trainmgr.ledger import Ledger
 
-LIMIT = 1024  # events that are kept; of those from which nothing follows, none beyond that
-MINOR = events.Failure | events.Signalled  # which may come as often as somebody likes
+LIMIT = 1024  # events that are kept; of messages, from which nothing follows, none beyond that
 
 
 class Journal:
@@ -37,8 +36,14 @@ class Journal:
         return len(self._kept)
 
     def append(self, payload: events.Payload) -> bool:
-        """Put on record what happened, and take it in. False while it is not on disk: then nothing may follow."""
-        if self.kept >= LIMIT and isinstance(payload, MINOR):
+        """Put on record what happened, and take it in. False while it is not on disk: then nothing may follow.
+
+        Nothing is put on record behind the end of the run.
+        """
+        if self.ledger.ended is not None:
+            self._tell(payload)
+            return False
+        if self.kept >= LIMIT and _is_message(payload):
             self._dropped += 1
             return False
         self._take_in(payload)
@@ -92,3 +97,8 @@ class Journal:
             if self.ledger.ended is None:  # nothing comes behind the end
                 self._take_in(failure)
             self._tell(failure)
+
+
+def _is_message(payload: events.Payload) -> bool:
+    """Whether it may come as often as somebody likes, and says nothing of a decision."""
+    return isinstance(payload, events.Signalled) or (isinstance(payload, events.Failure) and payload.decision is None)

@@ -230,7 +230,7 @@ def printing(stream: TextIO, limit: int = LIMIT, notice: str = "") -> Iterator[T
     try:
         stream.flush()
         printer = Printer(stream, limit, notice)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RuntimeError):  # the last where no thread can be had
         yield stream
         return
     try:

@@ -32,6 +32,10 @@ UNBUFFERED_VARIABLE = "PYTHONUNBUFFERED"
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
 PR_SET_DUMPABLE = 4  # of prctl(2)
 STEP = 0.05  # seconds between two looks at a process that is not our child
+TRIES = 10  # looks at a process where something that passes fails them ...
+PASSING = frozenset(  # ... too few descriptors, too little memory or space, a disk or a server that is in trouble
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+)
 EXITING = 1.0  # seconds that a process may take to end after what it belongs to, or at SIGTERM
 ROUNDS = 10  # times that what a run has left behind is killed: what forks meanwhile is found by the next look
 SHOWN = 120  # characters of a command line
@@ -125,7 +129,7 @@ class Child:
     ) -> None:
         """Start it; ``ended`` is called from another thread when it is over.
 
-        Raises WorkloadError when it cannot be started.
+        Raises WorkloadError when it cannot be started; its ``passes`` says whether it may be in a moment.
         """
         try:
             with stdout.open("ab") as out, stderr.open("ab") as err:
@@ -134,7 +138,8 @@ class Child:
                     cwd=directory, start_new_session=True,
                 )  # fmt: skip
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
-            raise WorkloadError(f"{command[0]} cannot be started: {_why(error, directory)}.") from None
+            passes = isinstance(error, OSError) and error.errno in PASSING
+            raise WorkloadError(f"{command[0]} cannot be started: {_why(error, directory)}.", passes=passes) from None
         self.pid = self._process.pid
         self._ended = ended
         self._guardian = Guardian(self.pid)
@@ -196,7 +201,11 @@ class Adopted:
         self._waiter.start()
 
     def _wait(self) -> None:
-        while alive(self.pid) and _stat(self.pid, START_TIME) == self._born:
+        while alive(self.pid):
+            born = _stat(self.pid, START_TIME)
+            if born is not None and born != self._born is not None:  # its id is another's by now
+                break
+            self._born = self._born or born  # a look that fails (no descriptor left) is no end of it
             time.sleep(STEP)
         self._guardian.release()
         self._ended(Exit(0, known=False))
@@ -300,7 +309,7 @@ def belongs(pid: int, variable: str, value: str) -> bool:
     """
     if pid <= 1 or not alive(pid):
         return False
-    found = _started_with(pid, variable) == value or not Path("/proc/self/environ").exists()
+    found = _started_with(pid, variable) == value or not os.access("/proc/self/environ", os.F_OK)
     return found and pid not in _ancestors()
 
 
@@ -328,10 +337,15 @@ def _leader(pid: int) -> int | None:
 
 
 def _started_with(pid: int, variable: str) -> str | None:
-    try:
-        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return None
+    entries: list[bytes] = []
+    for _ in range(TRIES):
+        try:
+            entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            break
+        except OSError as error:
+            if error.errno not in PASSING:
+                return None
+            time.sleep(STEP)  # a script that trains must not count as gone for that
     mark = f"{variable}=".encode()
     return next((os.fsdecode(entry[len(mark) :]) for entry in entries if entry.startswith(mark)), None)
 

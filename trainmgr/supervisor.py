@@ -7,6 +7,7 @@ change is written to the audit log first and to the control file second. Trainin
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import signal
@@ -512,7 +513,10 @@ class Supervisor:
         worker = threading.Thread(
             target=self._call, args=(self._manager, event.decision, view), name="manager", daemon=True
         )
-        worker.start()
+        try:
+            worker.start()
+        except RuntimeError as error:  # no thread can be had now: somebody may be asked next time
+            self._queue.put(Answered(event.decision, None, self._manager.name, 0.0, f"nobody could be asked: {error}"))
 
     def _call(self, manager: Manager, name: str, view: Snapshot) -> None:
         begin = time.monotonic()
@@ -653,6 +657,19 @@ class Supervisor:
         )
         self._heard = time.monotonic()
 
+    def _start_again(self, resume: str | None) -> None:
+        """A disk that fails for a moment, or a lack of descriptors, is no end of a training."""
+        for _ in range(TRIES):
+            try:
+                self._start(resume)
+            except WorkloadError as error:
+                if not error.passes:
+                    raise
+                time.sleep(PAUSE)
+            else:
+                return
+        self._start(resume)
+
     def _signalled(self, number: int) -> None:
         passed = number not in STAYING
         self._append(events.Signalled(name=signal_name(number), passed=passed))
@@ -742,7 +759,7 @@ class Supervisor:
                 self._instead("restart")
             self._resume = again.resume
             try:
-                self._start(again.resume)
+                self._start_again(again.resume)
             except WorkloadError as error:
                 self._fail("restart", str(error))
                 self._status = "failed"
@@ -751,9 +768,14 @@ class Supervisor:
         return self._close(end)
 
     def _read_to_the_end(self) -> None:
-        """All that the child has left; raises SupervisorError where the operator does not want to wait for it."""
-        tries = 0
-        while self._consume(asking=False) or (self._unread and tries < TRIES):
+        """All that the child has left, and not what goes on reporting without it.
+
+        Raises SupervisorError where the operator does not want to wait for it.
+        """
+        tries, end = 0, math.inf
+        with contextlib.suppress(OSError):
+            end = self.paths.telemetry.stat().st_size
+        while (self._consume(asking=False) and self._feed.offset < end) or (self._unread and tries < TRIES):
             if self._unread:
                 tries += 1
                 time.sleep(PAUSE)

@@ -11,6 +11,7 @@ from typing import Self
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
 
 from trainmgr.files import Tail
 from trainmgr.protocol import MAX_LINE, Telemetry, Unreadable, parse_telemetry
@@ -62,20 +63,27 @@ class Watcher:
     """
 
     def __init__(self, path: Path, notify: Callable[[], None]) -> None:
-        self._observer = Observer()
-        self._observer.schedule(_Handler(path.name, notify), str(path.parent))
+        self._handler, self._folder = _Handler(path.name, notify), str(path.parent)
+        self._observer: BaseObserver | None = None
         self.alive = False
 
     def __enter__(self) -> Self:
-        # Out of inotify watches: polling alone is slower, not worse.
-        with contextlib.suppress(OSError):
+        # Out of inotify watches, descriptors or threads: polling alone is slower, not worse.
+        try:
+            self._observer = Observer()
+            self._observer.schedule(self._handler, self._folder)
             self._observer.start()
             self.alive = True
+        except (OSError, RuntimeError):
+            with contextlib.suppress(OSError, RuntimeError):
+                if self._observer is not None:
+                    self._observer.unschedule_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.alive:
-            self._observer.stop()
-            self._observer.join(timeout=5)
+        if self.alive and self._observer is not None:
+            with contextlib.suppress(OSError):
+                self._observer.stop()
+                self._observer.join(timeout=5)
