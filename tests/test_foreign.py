@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from test_imports import MODULES, imported
 
-from trainmgr import cli, events, foreign, history, output, protocol, run_state, screen, tables
+from trainmgr import cli, events, foreign, history, launch, output, protocol, run_state, screen, tables
 from trainmgr import ledger as ledgers
 from trainmgr.comparison import analysis, page, pooling, report, results
 from trainmgr.paths import RunPaths
@@ -50,6 +50,8 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "data", Console(width=400))
     monkeypatch.setattr(output, "prepare", lambda: None)  # the streams are those of the test
+    monkeypatch.setattr(launch, "hear", lambda _: {})  # and so are the signals, in this process and what it starts
+    monkeypatch.setattr(launch, "settled", lambda *_: None)
 
     def said(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["trainmgr", *arguments])
