@@ -289,7 +289,7 @@ def test_a_script_that_ends_as_it_likes_is_told_by_its_exit_code(
         assert done.returncode == expected, out
         if command != ["audit"]:
             assert command == ["show"] or how in out or "exit code 4" in out
-    assert "the status at the end is none" in out
+    assert "the status at the end is unknown" in out
 
 
 @pytest.mark.parametrize("script", ["escapes"], indirect=True)
