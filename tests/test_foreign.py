@@ -10,9 +10,10 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from test_imports import MODULES, imported
 
-from trainmgr import cli, events, foreign, history, launch, output, protocol, run_state, screen, tables
+from trainmgr import cli, events, foreign, history, output, protocol, run_state, screen, tables
 from trainmgr import ledger as ledgers
 from trainmgr.comparison import analysis, page, pooling, report, results
 from trainmgr.paths import RunPaths
@@ -45,13 +46,11 @@ def squeezed(text: str) -> str:
 
 
 @pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Say:
+def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Say]:
     """Runs a command in this process: its exit code, and all that it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "data", Console(width=400))
     monkeypatch.setattr(output, "prepare", lambda: None)  # the streams are those of the test
-    monkeypatch.setattr(launch, "hear", lambda _: {})  # and so are the signals, in this process and what it starts
-    monkeypatch.setattr(launch, "settled", lambda *_: None)
 
     def said(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["trainmgr", *arguments])
@@ -62,7 +61,11 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         assert isinstance(code, int)
         return code, clean(heard.out + heard.err)
 
-    return said
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    yield said
+    for number, handler in before.items():  # a command leaves its own, in this process and in what it starts
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 # -- the functions -----------------------------------------------------------------------------------------------------
