@@ -11,12 +11,14 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import holds, of
 from rich.console import Console
 from watchdog.utils import BaseThread
 
@@ -31,14 +33,14 @@ from trainmgr import (
     process,
     proof,
     protocol,
-    replay,
     supervisor,
     tables,
 )
-from trainmgr.errors import PolicyError, UserError
+from trainmgr.errors import PolicyError, SupervisorError, UserError
 from trainmgr.ledger import Ledger
 from trainmgr.paths import RunPaths, list_runs
 from trainmgr.policy import Policy, Probation, Process, Staleness
+from trainmgr.run_state import RunState
 from trainmgr.testing import (
     EXACT,
     LINE,
@@ -77,15 +79,6 @@ from trainmgr.cli import main
 sys.argv[0] = "trainmgr"
 main()
 """
-
-
-def of(paths: RunPaths, kind: type[Any]) -> list[Any]:
-    return [event.data for event in audit.read(paths.audit) if isinstance(event.data, kind)]
-
-
-def holds(paths: RunPaths) -> None:
-    assert [str(finding) for finding in proof.prove(paths).findings] == []
-    assert replay.rebuild(paths).differences == []
 
 
 def shown(paths: RunPaths) -> str:
@@ -229,6 +222,33 @@ def test_an_end_that_could_not_be_read_is_called_that_and_not_written_afterwards
     found = proof.prove(paths)
     assert [str(finding) for finding in found.findings] == []
     assert any("are not anchored: the log says that the supervisor could not read them" in note for note in found.notes)
+
+
+def test_a_read_that_failed_once_holds_up_none_that_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, sleep, failed, waits = files.Tail.lines, time.sleep, False, 0
+
+    def once(tail: files.Tail, until: int | None = None) -> Iterator[bytes]:
+        nonlocal failed
+        if not tail.path.exists() or b'"end"' not in tail.path.read_bytes():
+            return iter(())
+        if not failed:
+            failed = True
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return lines(tail, until)
+
+    def slept(seconds: float) -> None:
+        nonlocal waits
+        waits += seconds == supervisor.PAUSE
+        sleep(0 if seconds == supervisor.PAUSE else seconds)
+
+    monkeypatch.setattr(files.Tail, "lines", once)
+    monkeypatch.setattr(supervisor, "SLICE", 1)
+    monkeypatch.setattr(supervisor, "PAUSE", 0.123)
+    monkeypatch.setattr(time, "sleep", slept)
+    paths, closing, heard = supervise(tmp_path, write_child(tmp_path, STAYS.replace("evals != 4 or", "True or")))
+    assert (closing.status, closing.steps, len(heard.records) > 30) == ("completed", 24, True)
+    assert waits <= 1
+    holds(paths)
 
 
 def test_telemetry_that_cannot_be_read_is_no_script_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -734,6 +754,25 @@ def test_attach_closes_a_run_whose_script_ended_unsupervised(tmp_path: Path) -> 
     holds(paths)
     with pytest.raises(UserError, match="has ended"):
         launch.attach(paths, tmp_path / "runs", lambda *_: Recorder())
+
+
+def test_a_fault_of_our_own_while_a_run_is_taken_up_leaves_it_for_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("a fault of ours")
+
+    with orphan(tmp_path, STAYS) as (paths, pid):
+        with monkeypatch.context() as patch:
+            patch.setattr(RunState, "fold", broken)
+            with pytest.raises(SupervisorError, match=f"KeyError in .*trainmgr attach {paths.id}"):
+                launch.attach(paths, tmp_path / "runs", lambda *_: Recorder())
+        assert process.alive(pid)
+        closing = launch.attach(
+            paths, tmp_path / "runs", lambda *_: Recorder(on_event=lambda _: (paths.root / "go").touch())
+        )
+    assert (closing.status, closing.steps) == ("completed", 24)
+    holds(paths)
 
 
 def test_attach_with_a_policy_that_does_not_fit_any_more_ends_no_training(

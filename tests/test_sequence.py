@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import holds
 
 from trainmgr import audit, events, files, launch, opinions, process, proof, protocol, replay, supervisor, tables
 from trainmgr.errors import TrainmgrError
@@ -448,11 +449,6 @@ def ends(paths: RunPaths) -> events.Closing:
     closing = launch.attach(paths, paths.root.parent, lambda *_: Recorder())
     holds(paths)
     return closing
-
-
-def holds(paths: RunPaths) -> None:
-    assert [str(finding) for finding in proof.prove(paths).findings] == []
-    assert replay.rebuild(paths).differences == []
 
 
 @pytest.mark.parametrize(("said", "code", "status"), [

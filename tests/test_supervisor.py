@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import holds, of, payloads
 from rich.console import Console
 
 from trainmgr import (
@@ -63,21 +64,6 @@ recipe = {"lr": 0.1}
 w = Workload("simple", objective="loss", total_steps=200, metrics={"loss": "made up"})
 w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=0.01, high=1.0, max_ratio=2.0)
 """
-
-
-def payloads(paths: RunPaths) -> list[events.Payload]:
-    return [event.data for event in audit.read(paths.audit)]
-
-
-def of(paths: RunPaths, kind: type[Any]) -> list[Any]:
-    return [payload for payload in payloads(paths) if isinstance(payload, kind)]
-
-
-def holds(paths: RunPaths) -> None:
-    """What every run must show whatever happened in it: it proves itself, and decides the same again."""
-    found = proof.prove(paths)
-    assert [str(finding) for finding in found.findings] == []
-    assert replay.rebuild(paths).differences == []
 
 
 def failures(paths: RunPaths) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import holds, of
 from rich.console import Console
 
 from trainmgr import audit, control, events, history, launch, proof, protocol, replay, screen, tables
@@ -71,15 +72,6 @@ with Workload("harmed", objective="val_loss", total_steps=24, resumed_from=resum
 '''
 """One change of `lr` upwards, or of `kind`, ruins it. It waits for each decision, and for what is taken back."""
 HARM = answer("adjust", {"lr": 0.2})
-
-
-def of(paths: RunPaths, kind: type[Any]) -> list[Any]:
-    return [event.data for event in audit.read(paths.audit) if isinstance(event.data, kind)]
-
-
-def holds(paths: RunPaths) -> None:
-    assert [str(finding) for finding in proof.prove(paths).findings] == []
-    assert replay.rebuild(paths).differences == []
 
 
 def final(paths: RunPaths) -> RunState:

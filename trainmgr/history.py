@@ -152,22 +152,10 @@ def _unread(error: OSError) -> RecordError:
 
 def offset_of(payload: events.Payload) -> int | None:
     """How much telemetry had been read when the event was written, where it says so."""
-    match payload:
-        case events.RunEnded():
-            return payload.telemetry_length
-        case events.SnapshotTaken() | events.Verdict() | events.Acknowledged() | events.Outcome() | events.Attached():
-            return payload.telemetry_offset
-        case (
-            events.Restarted()
-            | events.Unanswered()
-            | events.Reverted()
-            | events.Kept()
-            | events.Challenged()
-            | events.Ending()
-        ):
-            return payload.telemetry_offset
-        case _:
-            return None
+    if isinstance(payload, events.RunEnded):
+        return payload.telemetry_length
+    offset: int | None = getattr(payload, "telemetry_offset", None)
+    return offset
 
 
 def manifest_of(paths: RunPaths) -> events.Manifest:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainmgr import __version__, audit, events, files, manifest, protocol
-from trainmgr.errors import RecordError, UserError
+from trainmgr.errors import RecordError, TrainmgrError, UserError
 from trainmgr.history import manifest_of
 from trainmgr.managers import catalog
 from trainmgr.managers.base import Consultant, Manager, Repeating
@@ -71,6 +71,10 @@ def attach(
                 raise
             say(f"{paths.id} has ended ({closing.status}); run.json did not say so, and was written again")
             return closing
+        except (TrainmgrError, OSError):
+            raise
+        except Exception as error:
+            raise supervisor.left_alone(error) from error
         if pid is None:
             say(f"the workload of {paths.id} is not running any more: the run is closed")
             return supervisor.close()

@@ -303,9 +303,9 @@ class Supervisor:
             except (WorkloadError, SupervisorError):
                 raise
             except Exception as error:
-                raise self._left_alone(error) from error
+                raise self.left_alone(error) from error
 
-    def _left_alone(self, error: Exception) -> SupervisorError:
+    def left_alone(self, error: Exception) -> SupervisorError:
         """A fault of our own is no reason to end a training: it goes on, and another supervisor may take over."""
         inner = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__} in {Path(inner.filename).stem}.{inner.name}, line {inner.lineno}"
@@ -392,9 +392,9 @@ class Supervisor:
 
     def _records(self) -> Iterator[telemetry.Item]:
         """What is new. A look that fails is no end of anything: the next one begins where this one stopped."""
+        self._unread = False
         try:
             yield from self._feed.records()
-            self._unread = False
         except OSError as error:
             self._unread = True
             now = time.monotonic()
@@ -545,12 +545,9 @@ class Supervisor:
             response.raw, self.state, self.ledger, self.policy, self._mark(),
             decision=pending.id, based_on_step=pending.step, age_seconds=round(time.monotonic() - pending.asked, 3),
         )  # fmt: skip
-        logged = self._append(ruling)
+        self._append(ruling)
         applies = ruling.result != "rejected" and (bool(ruling.changes) or ruling.command is not None)
         if not applies or self.manifest.mode == "shadow":
-            self._decided()
-        elif not logged:
-            self._not_applied(pending.id)
             self._decided()
         elif self.manifest.mode == "approve":
             pending.ruling = ruling
@@ -576,18 +573,12 @@ class Supervisor:
         if pending is None or pending.id != message.decision or pending.ruling is None:
             return
         answer = {True: "yes", False: "no", None: "none"}[message.answer]
-        logged = self._append(events.Approval.model_validate({"decision": pending.id, "answer": answer}))
-        if message.answer and not logged:
-            self._not_applied(pending.id)
-        elif message.answer:
+        self._append(events.Approval.model_validate({"decision": pending.id, "answer": answer}))
+        if message.answer:
             if self.ledger.overtaken:
                 self._fail("probation", "probation changed the recipe since this was asked: not applied", pending.id)
             self._issue(pending.ruling, pending.step)
         self._decided()
-
-    def _not_applied(self, name: str) -> None:
-        """What could be put on record only later would be a change on what is past by then."""
-        self._fail("audit", "not applied, since audit.jsonl could not be written", name)
 
     def _issue(self, ruling: events.Verdict, based_on_step: int) -> None:
         if self._ending is not None:  # nothing but the stop is wanted of it any more
@@ -600,8 +591,8 @@ class Supervisor:
             return
         if self._offer(event):
             self._put(event.control)
-        else:
-            self._not_applied(ruling.decision)
+        else:  # what could be put on record only later would be a change on what is past by then
+            self._fail("audit", "not applied, since audit.jsonl could not be written", ruling.decision)
 
     def _issued(self) -> protocol.Issued:
         return protocol.Issued(t=round(self._clock(), 3), step=self.state.step)
