@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainmgr import events, workload
-from trainmgr.policy import Policy
+from trainmgr import workload
+from trainmgr.contract import events
+from trainmgr.contract.policy import Policy
 from trainmgr.workload import surroundings
 
 Row = Callable[..., None]

@@ -8,11 +8,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from trainmgr import protocol, snapshot
-from trainmgr.action_space import Parameter
-from trainmgr.ledger import Ledger
-from trainmgr.policy import Actions, Policy
-from trainmgr.run_state import RunState
+from trainmgr.contract import protocol
+from trainmgr.contract.action_space import Parameter
+from trainmgr.contract.policy import Actions, Policy
+from trainmgr.deciding import snapshot
+from trainmgr.state.ledger import Ledger
+from trainmgr.state.run_state import RunState
 
 TOTAL = 1000
 FREE = Policy(actions=Actions(stop_settled_evals=0))

@@ -15,13 +15,15 @@ from annotated_types import Ge, Gt, Le, MaxLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trainmgr import audit, events, protocol, snapshot
-from trainmgr.action_space import Parameter
+from trainmgr.base.files import sha256
+from trainmgr.base.paths import RunPaths
+from trainmgr.base.wire import MAX_INT, Whole, plain
 from trainmgr.comparison import results
-from trainmgr.files import sha256
-from trainmgr.paths import RunPaths
-from trainmgr.policy import Policy
-from trainmgr.wire import MAX_INT, Whole, plain
+from trainmgr.contract import events, protocol
+from trainmgr.contract.action_space import Parameter
+from trainmgr.contract.policy import Policy
+from trainmgr.deciding import snapshot
+from trainmgr.log import audit
 
 TEXTS = {
     "escapes": "\x1b[2J\x1b]0;title\x07\x1b[35;5mx\x9b31m\x85",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainmgr import audit, events, proof, replay
-from trainmgr.paths import RunPaths
+from trainmgr.base.paths import RunPaths
+from trainmgr.contract import events
+from trainmgr.log import audit
+from trainmgr.readers import proof, replay
 
 
 def payloads(paths: RunPaths) -> list[events.Payload]:

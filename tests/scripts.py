@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from trainmgr import launch, proof, protocol
+from trainmgr.base.paths import RunPaths
+from trainmgr.contract import protocol
+from trainmgr.contract.policy import Policy, Probation, Staleness
+from trainmgr.log.telemetry import Feed
 from trainmgr.managers.base import Manager
-from trainmgr.paths import RunPaths
-from trainmgr.policy import Policy, Probation, Staleness
-from trainmgr.telemetry import Feed
+from trainmgr.readers import proof
+from trainmgr.running import launch
 from trainmgr.testing import Recorder, write_child
 
 TINY = ["--profile", "tiny"]

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from trainmgr import cli, errors
+from trainmgr import cli
+from trainmgr.base import errors
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = ROOT / "workloads" / "minimal.py"
@@ -249,7 +250,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", ["cli", "process"])
+@pytest.mark.parametrize("name", ["cli", "base.process"])
 def test_ctrl_c_while_the_command_is_being_imported_ends_it_without_a_word(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED % name], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -11,153 +11,195 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "trainmgr"
 
-# What a module may import of trainmgr, in the architectural order: only modules from lines above it, and of those only
-# what its work needs. The guard, for one, must not be able to write a control file.
+PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
+    "base": "",
+    "workload": "",
+    "contract": "base",
+    "state": "base contract",
+    "deciding": "base contract state",
+    "log": "base contract state",
+    "managers": "base contract state deciding log",
+    "running": "base contract state deciding log managers",
+    "checking": "base contract state log running",
+    "readers": "base contract state deciding log managers",
+    "terminal": "base contract state log checking readers",
+    "comparison": "base contract state deciding log managers running terminal",
+    "testing": "base contract state deciding log managers running",
+}
+# What a module may import of trainmgr, in order; names that begin with a dot are of its own package. The guard, for
+# one, must not be able to write a control file.
 ALLOWED: dict[str, str] = {
-    "__init__": "",
-    "errors": "",
-    "files": "",
-    "foreign": "",
-    "testing.behaviours": "",
-    "testing.endpoint": "testing.behaviours",
-    "workload.values": "",
-    "workload.surroundings": "",
-    "workload.ranks": "workload.surroundings",
-    "workload.lines": "workload.values",
+    "base.errors": "",
+    "base.files": "",
+    "base.foreign": "",
+    "base.paths": ".errors",
+    "base.process": ".errors .files .foreign .paths",
+    "base.toml": ".errors .files",
+    "base.wire": ".foreign",
     "workload.backlog": "",
-    "workload.records": "workload.backlog workload.lines workload.ranks workload.surroundings workload.values",
-    "workload.overrides": "workload.records",
     "workload.optimizers": "",
     "workload.persistence": "",
-    "workload.parameters": "workload.optimizers workload.overrides workload.values",
     "workload.rehearsal": "",
-    "workload.checkpoints": "workload.rehearsal workload.surroundings workload.values",
-    "workload.__init__": "workload.checkpoints workload.lines workload.optimizers workload.overrides "
-    "workload.parameters workload.persistence workload.ranks workload.records workload.surroundings workload.values",
-    "paths": "errors",
-    "toml": "errors files",
-    "wire": "foreign",
-    "action_space": "wire",
-    "protocol": "action_space wire",
-    "proposal": "wire",
-    "policy": "action_space errors protocol toml wire",
-    "forecast": "wire",
-    "budget": "policy",
-    "process": "errors files foreign paths",
-    "telemetry": "files protocol",
-    "lineage": "protocol",
-    "evaluations": "",
-    "finiteness": "wire",
-    "interventions": "protocol wire",
-    "notices": "paths protocol wire",
-    "run_state": "action_space evaluations finiteness interventions lineage notices protocol wire",
-    "events": "action_space forecast policy proposal protocol wire",
-    "schemas": "errors events policy proposal protocol",
-    "ledger": "budget events forecast proposal protocol wire",
-    "signals": "forecast run_state wire",
-    "snapshot": "action_space ledger policy proposal run_state signals wire",
-    "prompts.__init__": "",
-    "prompt": "prompts.__init__ proposal snapshot wire",
-    "answer": "proposal protocol snapshot wire",
-    "completion": "wire",
-    "endpoint": "completion errors policy process wire",
-    "key": "endpoint errors paths policy process",
-    "guard": "action_space events ledger policy proposal protocol run_state signals snapshot wire",
-    "control": "files ledger paths protocol wire",
-    "probation": "events forecast ledger lineage policy protocol run_state wire",
-    "decision": "control events guard ledger lineage paths policy probation protocol run_state signals snapshot wire",
-    "audit": "errors events files paths protocol wire",
-    "manifest": "errors events process",
-    "journal": "audit events ledger",
-    "history": "audit errors events files ledger paths protocol run_state telemetry",
-    "managers.__init__": "",
-    "managers.base": "budget events snapshot",
-    "managers.none": "proposal snapshot wire",
-    "managers.reading": "proposal signals snapshot wire",
-    "managers.exploration": "managers.reading policy proposal snapshot",
-    "managers.imbalance": "managers.reading policy snapshot",
-    "managers.remedies": "managers.reading proposal snapshot",
-    "managers.anew": "managers.reading policy snapshot",
-    "managers.rules": "managers.anew managers.exploration managers.imbalance managers.reading managers.remedies policy "
-    "proposal snapshot wire",
-    "managers.schedules": "errors managers.reading proposal snapshot wire",
-    "managers.adversaries": "budget errors managers.base managers.reading policy proposal snapshot wire",
-    "managers.local": "errors process",
-    "managers.replay": "audit errors events paths proposal snapshot wire",
-    "managers.llm": "answer budget completion endpoint errors events key managers.base managers.rules paths policy "
-    "prompt proposal snapshot wire",
-    "managers.catalog": "errors managers.__init__ managers.adversaries managers.base managers.llm managers.local "
-    "managers.none managers.replay managers.rules managers.schedules paths policy",
-    "replay": "answer audit decision errors events history ledger lineage managers.base paths prompt prompts.__init__ "
-    "protocol snapshot telemetry wire",
-    "opinions": "audit errors events guard history ledger managers.base paths policy proposal protocol "
-    "run_state snapshot telemetry",
-    "sequence": "decision errors events history ledger protocol run_state telemetry",
-    "proof": "audit errors events files history interventions notices paths protocol replay run_state sequence "
-    "telemetry wire",
-    "supervisor": "audit control decision errors events files history journal ledger managers.base paths process "
-    "protocol run_state snapshot telemetry wire",
-    "launch": "__init__ audit errors events files history managers.base managers.catalog manifest paths policy process "
-    "protocol supervisor",
-    "seen": "interventions process protocol run_state telemetry wire",
-    "checked": "",
-    "rollbacks": "checked protocol seen",
-    "breaches": "action_space checked notices protocol rollbacks seen telemetry wire",
-    "check": "action_space breaches checked interventions manifest paths policy process protocol run_state seen "
-    "telemetry wire",
-    "output": "errors",
-    "display": "events foreign interventions ledger lineage notices protocol run_state telemetry wire",
-    "comparison.__init__": "",
-    "comparison.statistics": "errors",
-    "comparison.experiment": "errors protocol toml wire",
-    "comparison.measured": "events files paths protocol",
-    "comparison.results": "comparison.experiment errors files foreign protocol wire",
-    "comparison.samples": "comparison.results",
-    "comparison.analysis": "protocol comparison.results comparison.samples comparison.statistics",
-    "comparison.report": "comparison.analysis comparison.results comparison.samples comparison.statistics display "
-    "foreign wire",
-    "comparison.plots": "foreign wire",
-    "comparison.page": "comparison.analysis errors files foreign comparison.plots comparison.report comparison.results "
-    "comparison.samples comparison.statistics",
-    "comparison.trials": "audit display errors events comparison.experiment history launch managers.catalog manifest "
-    "comparison.measured paths policy process protocol run_state snapshot supervisor telemetry wire",
-    "comparison.pooling": "comparison.results errors protocol wire",
-    "comparison.gathering": "comparison.experiment comparison.measured comparison.pooling comparison.results "
-    "comparison.samples comparison.trials errors files policy signals wire",
-    "screen": "action_space display events foreign ledger run_state telemetry",
-    "comparison.progress": "comparison.trials display foreign",
-    "tables": "audit checked display events ledger opinions paths process proof replay run_state screen wire",
+    "workload.surroundings": "",
+    "workload.ranks": ".surroundings",
+    "workload.values": "",
+    "workload.checkpoints": ".rehearsal .surroundings .values",
+    "workload.lines": ".values",
+    "workload.records": ".backlog .lines .ranks .surroundings .values",
+    "workload.overrides": ".records",
+    "workload.parameters": ".optimizers .overrides .values",
+    "workload.__init__": ".checkpoints .lines .optimizers .overrides .parameters .persistence .ranks "
+    ".records .surroundings .values",
+    "contract.action_space": "base.wire",
+    "contract.forecast": "base.wire",
+    "contract.proposal": "base.wire",
+    "contract.protocol": ".action_space base.wire",
+    "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
+    "contract.events": ".action_space .forecast .policy .proposal .protocol base.wire",
+    "contract.schemas": ".events .policy .proposal .protocol base.errors",
+    "state.budget": "contract.policy",
+    "state.evaluations": "",
+    "state.finiteness": "base.wire",
+    "state.interventions": "base.wire contract.protocol",
+    "state.ledger": ".budget base.wire contract.events contract.forecast contract.proposal contract.protocol",
+    "state.lineage": "contract.protocol",
+    "state.notices": "base.paths base.wire contract.protocol",
+    "state.run_state": ".evaluations .finiteness .interventions .lineage .notices base.wire "
+    "contract.action_space contract.protocol",
+    "state.signals": ".run_state base.wire contract.forecast",
+    "deciding.control": "base.files base.paths base.wire contract.protocol state.ledger",
+    "deciding.probation": "base.wire contract.events contract.forecast contract.policy contract.protocol "
+    "state.ledger state.lineage state.run_state",
+    "deciding.snapshot": "base.wire contract.action_space contract.policy contract.proposal state.ledger "
+    "state.run_state state.signals",
+    "deciding.guard": ".snapshot base.wire contract.action_space contract.events contract.policy "
+    "contract.proposal contract.protocol state.ledger state.run_state state.signals",
+    "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
+    "contract.policy contract.protocol state.ledger state.lineage state.run_state "
+    "state.signals",
+    "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
+    "log.journal": ".audit contract.events state.ledger",
+    "log.telemetry": "base.files contract.protocol",
+    "log.history": ".audit .telemetry base.errors base.files base.paths contract.events "
+    "contract.protocol state.ledger state.run_state",
+    "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
+    "managers.base": "contract.events deciding.snapshot state.budget",
+    "managers.completion": "base.wire",
+    "managers.endpoint": ".completion base.errors base.process base.wire contract.policy",
+    "managers.key": ".endpoint base.errors base.paths base.process contract.policy",
+    "managers.local": "base.errors base.process",
+    "managers.none": "base.wire contract.proposal deciding.snapshot",
+    "managers.prompt": ".prompts.__init__ base.wire contract.proposal deciding.snapshot",
+    "managers.reading": "base.wire contract.proposal deciding.snapshot state.signals",
+    "managers.adversaries": ".base .reading base.errors base.wire contract.policy contract.proposal "
+    "deciding.snapshot state.budget",
+    "managers.anew": ".reading contract.policy deciding.snapshot",
+    "managers.exploration": ".reading contract.policy contract.proposal deciding.snapshot",
+    "managers.imbalance": ".reading contract.policy deciding.snapshot",
+    "managers.remedies": ".reading contract.proposal deciding.snapshot",
+    "managers.replay": "base.errors base.paths base.wire contract.events contract.proposal deciding.snapshot log.audit",
+    "managers.rules": ".anew .exploration .imbalance .reading .remedies base.wire contract.policy "
+    "contract.proposal deciding.snapshot",
+    "managers.llm": ".answer .base .completion .endpoint .key .prompt .rules base.errors base.paths "
+    "base.wire contract.events contract.policy contract.proposal deciding.snapshot "
+    "state.budget",
+    "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
+    "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
+    "base.errors base.paths contract.policy",
+    "running.manifest": "base.errors base.process contract.events",
+    "running.supervisor": "base.errors base.files base.paths base.process base.wire contract.events "
+    "contract.protocol deciding.control deciding.decision deciding.snapshot "
+    "log.audit log.history log.journal log.telemetry managers.base state.ledger "
+    "state.run_state",
+    "running.launch": ".manifest .supervisor __init__ base.errors base.files base.paths base.process "
+    "contract.events contract.policy contract.protocol log.audit log.history "
+    "managers.base managers.catalog",
+    "checking.checked": "",
+    "checking.seen": "base.process base.wire contract.protocol log.telemetry state.interventions state.run_state",
+    "checking.rollbacks": ".checked .seen contract.protocol",
+    "checking.breaches": ".checked .rollbacks .seen base.wire contract.action_space contract.protocol "
+    "log.telemetry state.notices",
+    "checking.check": ".breaches .checked .seen base.paths base.process base.wire "
+    "contract.action_space contract.policy contract.protocol log.telemetry "
+    "running.manifest state.interventions state.run_state",
+    "readers.opinions": "base.errors base.paths contract.events contract.policy contract.proposal "
+    "contract.protocol deciding.guard deciding.snapshot log.audit log.history "
+    "log.telemetry managers.base state.ledger state.run_state",
+    "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
+    "deciding.decision deciding.snapshot log.audit log.history log.telemetry "
+    "managers.answer managers.base managers.prompt managers.prompts.__init__ "
+    "state.ledger state.lineage",
+    "readers.sequence": "base.errors contract.events contract.protocol deciding.decision log.history "
+    "log.telemetry state.ledger state.run_state",
+    "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
+    "contract.protocol log.audit log.history log.telemetry state.interventions "
+    "state.notices state.run_state",
+    "terminal.display": "base.foreign base.wire contract.events contract.protocol log.telemetry "
+    "state.interventions state.ledger state.lineage state.notices state.run_state",
+    "terminal.output": "base.errors",
+    "terminal.screen": ".display base.foreign contract.action_space contract.events log.telemetry "
+    "state.ledger state.run_state",
+    "terminal.tables": ".display .screen base.paths base.process base.wire checking.checked "
+    "contract.events log.audit readers.opinions readers.proof readers.replay "
+    "state.ledger state.run_state",
+    "comparison.experiment": "base.errors base.toml base.wire contract.protocol",
+    "comparison.measured": "base.files base.paths contract.events contract.protocol",
+    "comparison.plots": "base.foreign base.wire",
+    "comparison.results": ".experiment base.errors base.files base.foreign base.wire contract.protocol",
+    "comparison.pooling": ".results base.errors base.wire contract.protocol",
+    "comparison.samples": ".results",
+    "comparison.statistics": "base.errors",
+    "comparison.analysis": ".results .samples .statistics contract.protocol",
+    "comparison.report": ".analysis .results .samples .statistics base.foreign base.wire terminal.display",
+    "comparison.page": ".analysis .plots .report .results .samples .statistics base.errors base.files base.foreign",
+    "comparison.trials": ".experiment .measured base.errors base.paths base.process base.wire "
+    "contract.events contract.policy contract.protocol deciding.snapshot log.audit "
+    "log.history log.telemetry managers.catalog running.launch running.manifest "
+    "running.supervisor state.run_state terminal.display",
+    "comparison.gathering": ".experiment .measured .pooling .results .samples .trials base.errors "
+    "base.files base.wire contract.policy state.signals",
+    "comparison.progress": ".trials base.foreign terminal.display",
+    "testing.behaviours": "",
+    "testing.endpoint": ".behaviours",
 }
 ENTRY = {"cli", "__main__", "testing.__init__"}  # may import everything; nothing but __main__ imports them
 THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
-        *("wire", "action_space", "protocol", "proposal", "policy", "events", "schemas"),  # what is on disk
-        *("signals", "snapshot"),  # the same
-        *("guard", "audit", "history", "answer"),  # what reads it
+        *("base.wire", "contract.action_space", "contract.events", "contract.policy", "contract.proposal"),  # on disk
+        *("contract.protocol", "contract.schemas", "state.signals", "deciding.snapshot"),  # the same
+        *("deciding.guard", "log.audit", "log.history", "managers.answer"),  # what reads it
         *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it
     },
-    "openai": {"endpoint"},
-    "pydantic_core": {"guard", "protocol", "wire"},
-    "watchdog": {"telemetry"},
+    "openai": {"managers.endpoint"},
+    "pydantic_core": {"base.wire", "contract.protocol", "deciding.guard"},
+    "watchdog": {"log.telemetry"},
     "typer": {"cli"},
     "xllamacpp": {"managers.local"},
-    "rich": {"cli", "comparison.progress", "screen", "tables"},
+    "rich": {"cli", "comparison.progress", "terminal.screen", "terminal.tables"},
     "scipy": {"comparison.statistics"},
     "numpy": {"comparison.statistics"},
 }  # torch: nowhere
 LONGEST = 450
 LONG = {
-    "run_state": "the whole fold over telemetry, in one place",
-    "protocol": "every record of the contract between the two processes",
+    "state.run_state": "the whole fold over telemetry, in one place",
+    "contract.protocol": "every record of the contract between the two processes",
     "workload.__init__": "everything that a training script calls, in one place",
-    "policy": "every key that an operator can set, with its explanation",
-    "events": "every kind of record in the log, with its explanation",
-    "supervisor": "the one thread that owns all state, in one place",
-    "proof": "every check of an audit, in one walk",
+    "contract.policy": "every key that an operator can set, with its explanation",
+    "contract.events": "every kind of record in the log, with its explanation",
+    "running.supervisor": "the one thread that owns all state, in one place",
+    "readers.proof": "every check of an audit, in one walk",
     "cli": "one body for each command",
 }
 
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+EMPTY = {module for module in MODULES if module.endswith("__init__") and module not in {*ALLOWED, *ENTRY}}
+
+
+def package(module: str) -> str:
+    """The package that a module is in; "" for those right in trainmgr."""
+    return module.rpartition(".")[0]
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -178,25 +220,50 @@ def own(path: Path) -> set[str]:
         head, _, rest = name.partition(".")
         if head == "trainmgr":
             parts = rest.split(".")
-            places = (".".join(parts[:2]), parts[0], f"{parts[0]}.__init__")
+            prefixes = (".".join(parts[:n]) for n in (3, 2, 1))
+            places = (place for prefix in prefixes for place in (prefix, f"{prefix}.__init__"))
             found.add(next((place for place in places if place in MODULES), "__init__"))
     return found
 
 
+def allowed(module: str) -> set[str]:
+    """What it may import, with the package in front."""
+    home = package(module)
+    return {f"{home}{name}" if name.startswith(".") else name for name in ALLOWED[module].split()}
+
+
 def test_every_module_has_its_place() -> None:
-    assert set(MODULES) == set(ALLOWED) | (ENTRY & set(MODULES))
+    assert set(MODULES) - set(ALLOWED) - ENTRY == EMPTY
+    assert not any(own(MODULES[module]) for module in EMPTY)
+
+
+def test_packages_stand_in_the_order_of_the_loop() -> None:
+    above: set[str] = set()
+    for name, may in PACKAGES.items():
+        assert set(may.split()) <= above, name
+        above.add(name)
+    homes = [package(module).split(".")[0] for module in ALLOWED]
+    assert list(dict.fromkeys(homes)) == [name for name in PACKAGES if name in homes]
 
 
 def test_the_order_points_one_way() -> None:
-    above: set[str] = set()
-    for module, allowed in ALLOWED.items():
-        assert set(allowed.split()) <= above, module
+    above = set(EMPTY)
+    for module in ALLOWED:
+        names, home = allowed(module), package(module)
+        assert names <= above, module
+        assert {package(name).split(".")[0] for name in names} <= {home, "", *PACKAGES[home].split()}, module
         above.add(module)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module not in ENTRY])
+@pytest.mark.parametrize("module", [module for module in MODULES if module in ALLOWED])
 def test_a_module_imports_only_what_it_may(module: str) -> None:
-    assert own(MODULES[module]) <= set(ALLOWED[module].split())
+    assert own(MODULES[module]) - {module} <= allowed(module)
+
+
+def test_a_package_says_what_it_is_for() -> None:
+    for name in PACKAGES:
+        text = ast.get_docstring(ast.parse(MODULES[f"{name}.__init__"].read_text()))
+        assert text, name
 
 
 def test_third_party_code_is_at_the_edge() -> None:

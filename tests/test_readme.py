@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from trainmgr import check
+from trainmgr.checking import check
 
 ROOT = Path(__file__).resolve().parents[1]
 REST = """

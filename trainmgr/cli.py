@@ -22,9 +22,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from trainmgr import __version__, errors, foreign, managers, output, process
-from trainmgr.errors import RecordError, TrainmgrError, UserError
-from trainmgr.paths import (
+from trainmgr import __version__, managers
+from trainmgr.base import errors, foreign, process
+from trainmgr.base.errors import RecordError, TrainmgrError, UserError
+from trainmgr.base.paths import (
     AUDIT_KEY_FILE_VARIABLE,
     AUDIT_KEY_VARIABLE,
     KEY_NAME_VARIABLE,
@@ -37,28 +38,13 @@ from trainmgr.paths import (
     run_ids,
     stranger,
 )
-from trainmgr.prompts import VARIANTS
+from trainmgr.managers.prompts import VARIANTS
+from trainmgr.terminal import output
 
 if TYPE_CHECKING:
-    from trainmgr import audit as audit_log
-    from trainmgr import (
-        breaches,
-        display,
-        events,
-        history,
-        key,
-        launch,
-        opinions,
-        proof,
-        replay,
-        schemas,
-        screen,
-        tables,
-        wire,
-    )
-    from trainmgr import check as checking
-    from trainmgr import manifest as manifests
-    from trainmgr import policy as policies
+    from trainmgr.base import wire
+    from trainmgr.checking import breaches
+    from trainmgr.checking import check as checking
     from trainmgr.comparison import (
         analysis,
         experiment,
@@ -71,8 +57,16 @@ if TYPE_CHECKING:
         statistics,
         trials,
     )
-    from trainmgr.managers import catalog
-    from trainmgr.supervisor import Supervisor
+    from trainmgr.contract import events, schemas
+    from trainmgr.contract import policy as policies
+    from trainmgr.log import audit as audit_log
+    from trainmgr.log import history
+    from trainmgr.managers import catalog, key
+    from trainmgr.readers import opinions, proof, replay
+    from trainmgr.running import launch
+    from trainmgr.running import manifest as manifests
+    from trainmgr.running.supervisor import Supervisor
+    from trainmgr.terminal import display, screen, tables
 else:
 
     class Later:
@@ -86,11 +80,11 @@ else:
 
     breaches, display, history, key, launch, opinions, proof, replay, schemas, screen, tables, wire = map(
         Later,
-        ("breaches", "display", "history", "key", "launch", "opinions", "proof", "replay", "schemas", "screen",
-         "tables", "wire"),
+        ("checking.breaches", "terminal.display", "log.history", "managers.key", "running.launch", "readers.opinions",
+         "readers.proof", "readers.replay", "contract.schemas", "terminal.screen", "terminal.tables", "base.wire"),
     )  # fmt: skip
     audit_log, checking, manifests, policies, catalog = map(
-        Later, ("audit", "check", "manifest", "policy", "managers.catalog")
+        Later, ("log.audit", "checking.check", "running.manifest", "contract.policy", "managers.catalog")
     )
     analysis, experiment, gathering, page, pooling, progress, report, results, statistics, trials = map(
         Later,

@@ -20,7 +20,7 @@ from trainmgr.comparison import samples, statistics
 from trainmgr.comparison.results import Case, Results, Run, check, goal_of, metric_names
 from trainmgr.comparison.samples import Copies, finite, named
 from trainmgr.comparison.statistics import Summary, Test
-from trainmgr.protocol import Mode
+from trainmgr.contract.protocol import Mode
 
 SEEDS = "See what the script does with TRAINMGR_SEED (trainmgr.workload.default_seed())."
 NO_SEED = (

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from trainmgr import toml
-from trainmgr.errors import UserError
-from trainmgr.protocol import Mode, explain
-from trainmgr.wire import Wire, quoted
+from trainmgr.base import toml
+from trainmgr.base.errors import UserError
+from trainmgr.base.wire import Wire, quoted
+from trainmgr.contract.protocol import Mode, explain
 
 MOST = 10_000  # seeds of one range: more is a typing mistake
 

@@ -8,16 +8,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from trainmgr.base.errors import UserError
+from trainmgr.base.files import sha256
+from trainmgr.base.wire import plain
 from trainmgr.comparison import measured, results
 from trainmgr.comparison.experiment import Experiment, Plan, plans
 from trainmgr.comparison.pooling import pool
 from trainmgr.comparison.samples import BEGINNING
 from trainmgr.comparison.trials import Cell, Outcome, sections
-from trainmgr.errors import UserError
-from trainmgr.files import sha256
-from trainmgr.policy import Policy
-from trainmgr.signals import rounded
-from trainmgr.wire import plain
+from trainmgr.contract.policy import Policy
+from trainmgr.state.signals import rounded
 
 POINTS = 60  # of a curve in the results
 

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from trainmgr import events, protocol
-from trainmgr.files import Tail, sha256
-from trainmgr.paths import RunPaths
-from trainmgr.protocol import MAX_LINE, Mode, parse_telemetry
+from trainmgr.base.files import Tail, sha256
+from trainmgr.base.paths import RunPaths
+from trainmgr.contract import events, protocol
+from trainmgr.contract.protocol import MAX_LINE, Mode, parse_telemetry
 
 MACHINE = ("system", "architecture", "processor", "cores", "threads")
 _WORTH = (b'"start"', b'"eval"', b'"applied"', b"test")  # a line without any of them is not parsed: most are of steps

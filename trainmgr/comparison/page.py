@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
+from trainmgr.base.errors import UserError
+from trainmgr.base.files import replace
+from trainmgr.base.foreign import in_html
 from trainmgr.comparison import plots, report
 from trainmgr.comparison.analysis import Arm, Section
 from trainmgr.comparison.results import Results
 from trainmgr.comparison.results import render as as_json
 from trainmgr.comparison.samples import finite
 from trainmgr.comparison.statistics import Test
-from trainmgr.errors import UserError
-from trainmgr.files import replace
-from trainmgr.foreign import in_html
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #ffffff; --faint: #d9d9d9;

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trainmgr.foreign import in_html
-from trainmgr.wire import short
+from trainmgr.base.foreign import in_html
+from trainmgr.base.wire import short
 
 WIDTH = 640
 ROW = 26  # of the plot of values, for one arm

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from trainmgr.base.errors import UserError
+from trainmgr.base.wire import quoted
 from trainmgr.comparison.results import Case, Results, Run, metric_names
-from trainmgr.errors import UserError
-from trainmgr.protocol import Mode
-from trainmgr.wire import quoted
+from trainmgr.contract.protocol import Mode
 
 Item = TypeVar("Item")
 

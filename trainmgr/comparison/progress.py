@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from trainmgr.base.foreign import on_terminal
 from trainmgr.comparison.trials import Cell, Outcome
-from trainmgr.display import clock
-from trainmgr.foreign import on_terminal
+from trainmgr.terminal.display import clock
 
 
 class Bar:

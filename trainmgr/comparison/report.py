@@ -8,14 +8,14 @@ import math
 from collections.abc import Iterable
 from operator import attrgetter
 
+from trainmgr.base.foreign import in_csv, in_markdown
+from trainmgr.base.wire import short
 from trainmgr.comparison import samples, statistics
 from trainmgr.comparison.analysis import Arm, Difference, Entry, Section, mean_of, notes
 from trainmgr.comparison.results import Case, Results, Run
 from trainmgr.comparison.samples import Copies, named
 from trainmgr.comparison.statistics import Summary, Test
-from trainmgr.display import clock
-from trainmgr.foreign import in_csv, in_markdown
-from trainmgr.wire import short
+from trainmgr.terminal.display import clock
 
 NOTHING = "–"
 REASON = 80  # characters of why a run failed, in a table

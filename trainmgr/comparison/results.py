@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import FailFast, Field, ValidationError
 
+from trainmgr.base.errors import UserError
+from trainmgr.base.files import read_regular
+from trainmgr.base.foreign import in_json
+from trainmgr.base.wire import Number, Whole, Wire, plain
 from trainmgr.comparison.experiment import Variant
-from trainmgr.errors import UserError
-from trainmgr.files import read_regular
-from trainmgr.foreign import in_json
-from trainmgr.protocol import Mode, explain
-from trainmgr.wire import Number, Whole, Wire, plain
+from trainmgr.contract.protocol import Mode, explain
 
 LARGEST = 8 << 20  # bytes of results.json: thousands of runs
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainmgr.errors import UserError
+from trainmgr.base.errors import UserError
 
 LEVEL = 0.95
 ALPHA = 0.05

@@ -15,20 +15,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainmgr import audit, display, events, history, manifest, policy, protocol
+from trainmgr.base.errors import TrainmgrError, UserError
+from trainmgr.base.paths import RUN_DIR_VARIABLE, RunPaths, list_runs, stranger
+from trainmgr.base.process import end_all
+from trainmgr.base.wire import to_json
 from trainmgr.comparison import measured
 from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
-from trainmgr.errors import TrainmgrError, UserError
-from trainmgr.launch import Request, launch, undisturbed
+from trainmgr.contract import events, policy, protocol
+from trainmgr.contract.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
+from trainmgr.deciding.snapshot import SETTLED
+from trainmgr.log import audit, history
+from trainmgr.log.telemetry import Item
 from trainmgr.managers import catalog
-from trainmgr.paths import RUN_DIR_VARIABLE, RunPaths, list_runs, stranger
-from trainmgr.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
-from trainmgr.process import end_all
-from trainmgr.run_state import RunState
-from trainmgr.snapshot import SETTLED
-from trainmgr.supervisor import Supervisor
-from trainmgr.telemetry import Item
-from trainmgr.wire import to_json
+from trainmgr.running import manifest
+from trainmgr.running.launch import Request, launch, undisturbed
+from trainmgr.running.supervisor import Supervisor
+from trainmgr.state.run_state import RunState
+from trainmgr.terminal import display
 
 GOOD = ("completed", "stopped")
 PAIR = 2  # runs, of two seeds: enough to see whether the seed is used

@@ -19,14 +19,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from trainmgr.budget import Spent
-from trainmgr.errors import ManagerError, UserError
+from trainmgr.base.errors import ManagerError, UserError
+from trainmgr.base.wire import Value, plain
+from trainmgr.contract.policy import Policy
+from trainmgr.contract.proposal import Action, Expectation, Proposal, keep
+from trainmgr.deciding.snapshot import Past, RecipeRow, Snapshot
 from trainmgr.managers.base import Exchange
 from trainmgr.managers.reading import Changes
-from trainmgr.policy import Policy
-from trainmgr.proposal import Action, Expectation, Proposal, keep
-from trainmgr.snapshot import Past, RecipeRow, Snapshot
-from trainmgr.wire import Value, plain
+from trainmgr.state.budget import Spent
 
 Item = TypeVar("Item")
 

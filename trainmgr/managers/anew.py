@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
+from trainmgr.contract.policy import Rules
+from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import reading
 from trainmgr.managers.reading import Changes
-from trainmgr.policy import Rules
-from trainmgr.snapshot import Snapshot
 
 WINDOW = 12  # evaluations: so many of the latest are in the snapshot, whatever was thinned out
 

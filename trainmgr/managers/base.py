@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from trainmgr import events
-from trainmgr.budget import Spent
-from trainmgr.snapshot import Snapshot
+from trainmgr.contract import events
+from trainmgr.deciding.snapshot import Snapshot
+from trainmgr.state.budget import Spent
 
 Exchange = events.Request | events.Reply | events.BudgetSpent
 

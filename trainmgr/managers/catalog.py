@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainmgr.errors import UserError
+from trainmgr.base.errors import UserError
+from trainmgr.base.paths import find_run
+from trainmgr.contract.policy import Policy
 from trainmgr.managers import NAMES, llm
 from trainmgr.managers.adversaries import Adversary, FlipFlop, Late, Random
 from trainmgr.managers.base import Manager
@@ -13,8 +15,6 @@ from trainmgr.managers.none import NoManager
 from trainmgr.managers.replay import Recorded
 from trainmgr.managers.rules import RulesManager
 from trainmgr.managers.schedules import Schedule
-from trainmgr.paths import find_run
-from trainmgr.policy import Policy
 
 
 def known(name: str) -> bool:

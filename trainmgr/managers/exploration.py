@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from trainmgr.contract.policy import Exploration
+from trainmgr.contract.proposal import Diagnosis
+from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import reading
 from trainmgr.managers.reading import Changes
-from trainmgr.policy import Exploration
-from trainmgr.proposal import Diagnosis
-from trainmgr.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

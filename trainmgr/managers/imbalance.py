@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from trainmgr.contract.policy import Imbalance
+from trainmgr.deciding.snapshot import RecipeRow, Snapshot
 from trainmgr.managers import reading
 from trainmgr.managers.reading import Changes
-from trainmgr.policy import Imbalance
-from trainmgr.snapshot import RecipeRow, Snapshot
 
 
 @dataclass(frozen=True)

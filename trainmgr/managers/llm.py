@@ -15,18 +15,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
-from trainmgr import answer, budget, events, key, prompt
-from trainmgr.budget import Spent
-from trainmgr.completion import Completion
-from trainmgr.endpoint import OPENAI, Call, Endpoint, EndpointError
-from trainmgr.errors import ManagerError, UserError
+from trainmgr.base.errors import ManagerError, UserError
+from trainmgr.base.paths import BASE_URL_VARIABLE
+from trainmgr.base.wire import plain, short
+from trainmgr.contract import events
+from trainmgr.contract.policy import Level, Policy, Price
+from trainmgr.contract.proposal import keep
+from trainmgr.deciding.snapshot import Snapshot
+from trainmgr.managers import answer, key, prompt
 from trainmgr.managers.base import Answer, Exchange, Manager
+from trainmgr.managers.completion import Completion
+from trainmgr.managers.endpoint import OPENAI, Call, Endpoint, EndpointError
 from trainmgr.managers.rules import RulesManager
-from trainmgr.paths import BASE_URL_VARIABLE
-from trainmgr.policy import Level, Policy, Price
-from trainmgr.proposal import keep
-from trainmgr.snapshot import Snapshot
-from trainmgr.wire import plain, short
+from trainmgr.state import budget
+from trainmgr.state.budget import Spent
 
 Purpose = Literal["decide", "reason", "format", "repair"]
 DEFAULT_MODEL = "gpt-5-mini"  # where api.openai.com is asked and no model named: small, with strict schemas

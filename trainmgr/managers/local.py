@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from trainmgr.errors import UserError
-from trainmgr.process import Exit, clean_environment
+from trainmgr.base.errors import UserError
+from trainmgr.base.process import Exit, clean_environment
 
 MAGIC = b"GGUF"
 READY_WITHIN = 120.0  # seconds

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainmgr.proposal import keep
-from trainmgr.snapshot import Snapshot
-from trainmgr.wire import plain
+from trainmgr.base.wire import plain
+from trainmgr.contract.proposal import keep
+from trainmgr.deciding.snapshot import Snapshot
 
 
 class NoManager:

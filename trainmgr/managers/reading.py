@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-from trainmgr.proposal import Expectation
-from trainmgr.signals import rounded
-from trainmgr.snapshot import RecipeRow, Snapshot
-from trainmgr.wire import Value
+from trainmgr.base.wire import Value
+from trainmgr.contract.proposal import Expectation
+from trainmgr.deciding.snapshot import RecipeRow, Snapshot
+from trainmgr.state.signals import rounded
 
 Changes = dict[str, Value]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainmgr.contract.proposal import Diagnosis
+from trainmgr.deciding.snapshot import NOT_OFFERED, RecipeRow, Snapshot
 from trainmgr.managers import reading
-from trainmgr.proposal import Diagnosis
-from trainmgr.snapshot import NOT_OFFERED, RecipeRow, Snapshot
 
 ROLLBACK = "rollback"
 WORDS = {

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trainmgr import audit, events
-from trainmgr.errors import RecordError, UserError
-from trainmgr.paths import RunPaths
-from trainmgr.proposal import keep
-from trainmgr.snapshot import Snapshot
-from trainmgr.wire import plain
+from trainmgr.base.errors import RecordError, UserError
+from trainmgr.base.paths import RunPaths
+from trainmgr.base.wire import plain
+from trainmgr.contract import events
+from trainmgr.contract.proposal import keep
+from trainmgr.deciding.snapshot import Snapshot
+from trainmgr.log import audit
 
 MAX_EVIDENCE = 1000  # characters, as proposals have it
 NAMED = 8  # decisions in a sentence

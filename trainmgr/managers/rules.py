@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainmgr.base.wire import plain
+from trainmgr.contract.policy import Policy
+from trainmgr.contract.proposal import Diagnosis, Expectation, Proposal, keep
+from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import anew, exploration, imbalance, reading, remedies
 from trainmgr.managers.reading import Changes
-from trainmgr.policy import Policy
-from trainmgr.proposal import Diagnosis, Expectation, Proposal, keep
-from trainmgr.snapshot import Snapshot
-from trainmgr.wire import plain
 
 EVIDENCE = 1000  # characters that a proposal may have of it
 AGAIN = 2.0  # an average is lengthened when it may be this many times as long

@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from trainmgr.errors import UserError
+from trainmgr.base.errors import UserError
+from trainmgr.base.wire import Value, plain
+from trainmgr.contract.proposal import Proposal, keep
+from trainmgr.deciding.snapshot import RecipeRow, Snapshot
 from trainmgr.managers import reading
-from trainmgr.proposal import Proposal, keep
-from trainmgr.snapshot import RecipeRow, Snapshot
-from trainmgr.wire import Value, plain
 
 COSINE_END = 0.01  # of the first learning rate
 WARM_RESTARTS = (0.1, 2)  # first period as a fraction of the run, and the factor of the next one

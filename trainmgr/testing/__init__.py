@@ -14,15 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainmgr import events, launch, protocol
-from trainmgr.ledger import Ledger
+from trainmgr.base.paths import RunPaths
+from trainmgr.base.wire import Value, plain
+from trainmgr.contract import events, protocol
+from trainmgr.contract.policy import Actions, Limits, Policy, Probation
+from trainmgr.contract.proposal import keep
+from trainmgr.deciding.snapshot import Snapshot
+from trainmgr.log.telemetry import Item
 from trainmgr.managers.base import Manager
-from trainmgr.paths import RunPaths
-from trainmgr.policy import Actions, Limits, Policy, Probation
-from trainmgr.proposal import keep
-from trainmgr.run_state import RunState
-from trainmgr.snapshot import Snapshot
-from trainmgr.telemetry import Item
+from trainmgr.running import launch
+from trainmgr.state.ledger import Ledger
+from trainmgr.state.run_state import RunState
 from trainmgr.testing.behaviours import (
     Behaviour,
     Cut,
@@ -41,7 +43,6 @@ from trainmgr.testing.behaviours import (
     Status,
 )
 from trainmgr.testing.endpoint import TIME_LIMIT, ScriptedEndpoint
-from trainmgr.wire import Value, plain
 
 __all__ = [  # what is written here, and the endpoint's words
     "EXACT",

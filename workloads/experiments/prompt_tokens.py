@@ -21,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tinystories import METRICS, declare
 
-from trainmgr import prompt, protocol, snapshot
-from trainmgr.ledger import Decision, Ledger
-from trainmgr.policy import Llm, Policy
-from trainmgr.proposal import Expectation
-from trainmgr.run_state import RunState
-from trainmgr.wire import to_json
+from trainmgr.base.wire import to_json
+from trainmgr.contract import protocol
+from trainmgr.contract.policy import Llm, Policy
+from trainmgr.contract.proposal import Expectation
+from trainmgr.deciding import snapshot
+from trainmgr.managers import prompt
+from trainmgr.state.ledger import Decision, Ledger
+from trainmgr.state.run_state import RunState
 from trainmgr.workload import Workload
 
 MARKS, EVERY = (10, 1_000, 100_000), 25

@@ -21,9 +21,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainmgr.paths import RunPaths, list_runs
-from trainmgr.run_state import RunState
-from trainmgr.telemetry import Feed
+from trainmgr.base.paths import RunPaths, list_runs
+from trainmgr.log.telemetry import Feed
+from trainmgr.state.run_state import RunState
 
 MANY = """
 import json, os, sys, time

@@ -26,11 +26,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainmgr import audit, events, launch, protocol
+from trainmgr.base.paths import RunPaths
+from trainmgr.contract import events, protocol
+from trainmgr.contract.policy import Cadence, Llm, Policy, Staleness
+from trainmgr.log import audit
+from trainmgr.log.telemetry import Feed
 from trainmgr.managers.llm import LlmManager
-from trainmgr.paths import RunPaths
-from trainmgr.policy import Cadence, Llm, Policy, Staleness
-from trainmgr.telemetry import Feed
+from trainmgr.running import launch
 from trainmgr.testing import Propose, Recorder, ScriptedEndpoint, answer
 
 EVERY, STEP = 50, 0.005  # steps between evaluations; seconds that a step is to take

@@ -1,0 +1,1 @@
+"""Every type that reaches a disk, and their schemas. Above `base`."""

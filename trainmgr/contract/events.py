@@ -1,0 +1,523 @@
+"""The lines of audit.jsonl, and run.json: everything that the supervisor did, as records."""
+
+from __future__ import annotations
+
+import json
+import operator
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, TypeAdapter, field_validator
+
+from trainmgr.base.wire import NON_FINITE, Number, Value, Wire
+from trainmgr.contract.action_space import Boundary
+from trainmgr.contract.forecast import Forecast
+from trainmgr.contract.policy import Level, Policy, known
+from trainmgr.contract.proposal import Action, Diagnosis, Expectation
+from trainmgr.contract.protocol import Command, Control
+
+RunMode = Literal["auto", "shadow", "approve"]
+Status = Literal["completed", "stopped", "interrupted", "failed", "killed", "hung", "unknown"]
+
+
+def _status(value: object) -> object:
+    """Versions that let scripts name their own end have other texts in their logs."""
+    return "unknown" if isinstance(value, str) and value not in get_args(Status) else value
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class Git(Wire):
+    """Where the training script came from."""
+
+    revision: str
+    dirty: bool
+    """Whether the working tree had uncommitted changes."""
+
+
+class Manifest(Wire):
+    """What a run was started with. Never edited: what changed later is in the audit log."""
+
+    version: str
+    """trainmgr's version."""
+    id: str
+    created: float
+    """Seconds since 1970."""
+    command: list[str]
+    """What was executed."""
+    script: str
+    arguments: list[str]
+    directory: str
+    """Working directory."""
+    seed: int | None
+    git: Git | None
+    python: str
+    packages: dict[str, str]
+    """Versions of those that matter, as far as they are installed."""
+    machine: dict[str, str | int]
+    manager: str
+    mode: RunMode
+    blocking: bool = False
+    """Whether training stood still during decisions: only to measure what that costs."""
+    replay_of: str | None = None
+    """The run whose overrides this run repeats at their recorded steps."""
+    policy: Annotated[Policy, BeforeValidator(known)]
+    """What another version wrote into it, and this one does not know, is left out."""
+
+
+class Closing(Wire):
+    """How a run ended."""
+
+    ended: float
+    """Seconds since 1970."""
+    status: Annotated[Status, BeforeValidator(_status)]
+    """Read as unknown: any other text."""
+    exit_code: int
+    """The child's; 128 + n for signal n."""
+    exit: str
+    """The same in words."""
+    steps: int
+    interventions: int
+    objective: str | None
+    final: Number | None
+    """The objective as reported at the end, on the weights that were kept; else at the last evaluation. Null where that
+    is without it or could not be read, or the weights went back to others since."""
+    best: Number | None
+    best_step: int | None
+    metrics: dict[str, Number]
+    """What the workload reported at its end."""
+    info: dict[str, Any]
+    """What the workload said of itself at its start."""
+    reversals: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """How often changes were taken back."""
+    steps_lost: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """What harm and rollbacks in vain have cost, until it was seen."""
+    steps_in_vain: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Steps in trials of other changes that brought nothing."""
+    demoted: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether the manager had lost so much that nothing of it was applied any more."""
+    challenges: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """How often the recipe of the start was put on trial against the manager's."""
+
+
+class Check(Wire):
+    """One check of the guard."""
+
+    name: str
+    ok: bool
+    reason: str = ""
+    """In plain words; empty where there is nothing to say."""
+
+
+class RunStarted(Wire):
+    kind: Literal["run started"] = "run started"
+    manifest: Manifest
+    key: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", exclude_if=operator.not_)] = ""
+    """Of a log that is keyed: the id of the key that its hashes are made with."""
+
+
+class Attached(Wire):
+    """Another supervisor process took over."""
+
+    kind: Literal["attached"] = "attached"
+    telemetry_offset: int
+    telemetry_sha256: str
+
+
+class SnapshotTaken(Wire):
+    kind: Literal["snapshot"] = "snapshot"
+    decision: str
+    trigger: str
+    telemetry_offset: int
+    """The state shown is the fold of this many bytes of telemetry.jsonl ..."""
+    telemetry_sha256: str
+    """... whose SHA-256 is this."""
+    snapshot: dict[str, Any]
+
+    @field_validator("snapshot")
+    @classmethod
+    def _folds(cls, view: dict[str, Any]) -> dict[str, Any]:
+        """What the ledger reads of it is there: somebody may have written the log anew."""
+        progress, signals = view.get("progress"), view.get("signals", {})
+        if not isinstance(progress, dict) or not isinstance(signals, dict):
+            raise ValueError("a snapshot without its progress or its signals")
+        if any(type(progress.get(name)) is not int for name in ("step", "evaluations")):
+            raise ValueError("the progress of a snapshot has no step or no evaluations")
+        for name in ("rise", "noise"):
+            if not isinstance(value := signals.get(name), int | float | None) and value not in NON_FINITE:
+                raise ValueError(f"{name} is not a number")
+        return view
+
+
+class Message(Wire):
+    """One part of a prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Request(Wire):
+    """A call to a language model, recorded before it is made."""
+
+    kind: Literal["request"] = "request"
+    decision: str
+    purpose: Literal["decide", "reason", "format", "repair"]
+    attempt: int
+    """Calls made for this decision before this one."""
+    endpoint: str
+    model: str
+    level: Level
+    """How the answer is to be formed: as the endpoint is known to support it."""
+    template: str
+    template_sha256: str
+    messages: list[Message]
+    """The exact prompt."""
+    answer_schema: dict[str, Any] | None
+    """The JSON schema of the answer; null where plain English is asked for."""
+    parameters: dict[str, Any]
+    """Everything else that was sent."""
+    prompt_tokens: int
+    """Estimated."""
+
+
+class Reply(Wire):
+    """What came of a call, whether an answer or not."""
+
+    kind: Literal["reply"] = "reply"
+    decision: str
+    text: str
+    """The whole answer; of one that is too long, its beginning."""
+    error: str | None = None
+    """What went wrong, without secrets."""
+    finish: str | None = None
+    """Why the model ended, in the endpoint's word."""
+    model: str | None = None
+    """What the endpoint says that it is."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    """Whether the endpoint did not count the tokens, so that we had to."""
+    money: float | None = None
+    """By the policy's prices; null where none is known."""
+    seconds: float
+
+
+class BudgetSpent(Wire):
+    """Nobody is asked any more, or not for a while."""
+
+    kind: Literal["budget"] = "budget"
+    decision: str
+    reason: str
+    then: str
+    """Who decides instead."""
+
+
+class Response(Wire):
+    """What the manager said, before any check."""
+
+    kind: Literal["response"] = "response"
+    decision: str
+    manager: str
+    raw: Any
+    """The proposal, or whatever came instead."""
+    seconds: float
+    """How long it took, with every call."""
+
+
+class Verdict(Wire):
+    """What the guard said."""
+
+    kind: Literal["verdict"] = "verdict"
+    decision: str
+    telemetry_offset: int
+    """The checks were made on the fold of this many bytes of telemetry.jsonl."""
+    telemetry_sha256: str
+    age_seconds: float
+    """Age of the snapshot at that moment."""
+    result: Literal["accepted", "clipped", "rejected"]
+    action: Action
+    diagnosis: Diagnosis | None
+    """None where the answer could not be read."""
+    changes: dict[str, Value]
+    """What may be applied."""
+    command: Command | None
+    expected: Expectation | None
+    evidence: str
+    checks: list[Check]
+    helpless: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """Of a "keep": why the manager could do nothing about the diagnosis, and what would help."""
+
+
+class Approval(Wire):
+    """What the person at the terminal said."""
+
+    kind: Literal["approval"] = "approval"
+    decision: str
+    answer: Literal["yes", "no", "none"]
+
+
+class OverrideIssued(Wire):
+    """Written before control.json is: no change may exist that this log cannot explain."""
+
+    kind: Literal["override"] = "override"
+    decision: str
+    origin: Literal["manager", "operator", "restart", "replay", "probation"]
+    control: Control
+
+
+class Acknowledged(Wire):
+    kind: Literal["acknowledged"] = "acknowledged"
+    decision: str
+    revision: int
+    telemetry_offset: int
+    """Where the workload's answer ends."""
+    result: Literal["applied", "refused"]
+    step: int
+    boundary: Boundary | None
+    changes: dict[str, tuple[Value, Value]]
+    reason: str
+    forecast: Annotated[Forecast | None, Field(exclude_if=operator.not_)] = None
+    """Of a manager's change, which is on trial from now on: what the objective was to be without it."""
+    undone: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """With a rollback on trial: the steps of training that it undid."""
+
+
+class Unanswered(Wire):
+    """A revision is past its validity, and the workload has neither applied nor refused it: it counts as not made."""
+
+    kind: Literal["unanswered"] = "unanswered"
+    decision: str
+    revision: int
+    telemetry_offset: int
+    """Seen on the fold of this many bytes of telemetry.jsonl."""
+    step: int
+    """Of the evaluation at which it was given up."""
+
+
+class Reverted(Wire):
+    """All changes on trial are taken back. The override that does it comes next."""
+
+    kind: Literal["reverted"] = "reverted"
+    why: Literal["harm", "no proof", "crash"]
+    """What the evaluations showed: harm, or until the end of the trial nothing that proves the changes good. Or the
+    workload is started again, and nobody will know."""
+    decision: str
+    """Our own, under which it is issued."""
+    telemetry_offset: int
+    """Seen on the fold of this many bytes of telemetry.jsonl ..."""
+    telemetry_sha256: str
+    decisions: list[str]
+    """What is taken back, oldest first (the last 32); effects that overlap are not told apart."""
+    revisions: list[int]
+    since: int
+    """The step at which the oldest of them took effect."""
+    step: int
+    """The step of the last evaluation."""
+    forecast: Number | None
+    """What the objective was to be there."""
+    tolerance: Number
+    """How much worse would have been no harm."""
+    measured: Number
+    parameters: dict[str, Value]
+    """What goes back into force."""
+    command: Command | None
+    """A rollback, where there is a way back."""
+    trust: dict[str, float]
+    """What was changed to the share of its declared reach that its next change has; "rollback" for that command."""
+    lost: int
+    """Steps of training that are lost with it."""
+    lost_in_all: int
+    idle: int
+    """Instead: steps of a trial that did no harm, and brought nothing."""
+    idle_in_all: int
+    demoted: bool
+    """Whether that was too much: from now on the manager is asked, and nothing of it is applied."""
+    challenge: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether it was the recipe of the start that was on trial, and did harm: nothing of it is the manager's fault."""
+
+
+class Kept(Wire):
+    """Changes on trial have proven themselves, and stay: the oldest, and what else was in effect at the proof."""
+
+    kind: Literal["kept"] = "kept"
+    decisions: list[str]
+    """Oldest first, the last 32."""
+    revisions: list[int]
+    trials: Annotated[int, Field(ge=1)]
+    """How many trials that ends: one for all changes that were made between the same two evaluations."""
+    telemetry_offset: int
+    telemetry_sha256: str
+    step: int
+    forecast: Number | None
+    measured: Number | None
+    trust: dict[str, float]
+    """What grew, as in "reverted"."""
+    challenge: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether it was the recipe of the start that was on trial, and did no harm: then ``trust`` is what shrank."""
+
+
+class Challenged(Wire):
+    """Nothing new was learned for long: the recipe of the start goes on trial. The override that does it comes next."""
+
+    kind: Literal["challenged"] = "challenged"
+    decision: str
+    telemetry_offset: int
+    telemetry_sha256: str
+    step: int
+    measured: Number | None
+    best: Number
+    best_step: int
+    evals: int
+    """Evaluations until now."""
+    parameters: dict[str, Value]
+    """The values of the start, of what a manager has changed."""
+    valid_until_step: int | None
+    """The last step at which it may take effect."""
+
+
+class Ending(Wire):
+    """By the policy the run ends on its best checkpoint. The stop comes next."""
+
+    kind: Literal["ending"] = "ending"
+    decision: str
+    telemetry_offset: int
+    telemetry_sha256: str
+    step: int
+    measured: Number | None
+    """The objective at the last evaluation before the end, ..."""
+    best: Number
+    """... which is worse than this."""
+    best_step: int
+    command: Command
+
+
+Judgment = Reverted | Kept | Challenged | Ending
+"""What probation says of an evaluation."""
+
+
+class Outcome(Wire):
+    """What was measured after a change, until the next one: facts, no attribution beyond them."""
+
+    kind: Literal["outcome"] = "outcome"
+    decision: str
+    revision: int
+    telemetry_offset: int
+    """Measured on the fold of this many bytes of telemetry.jsonl."""
+    step: int
+    before: Number | None
+    after: list[tuple[int, Number]]
+    closed: str
+
+
+class Stalled(Wire):
+    """No telemetry for the time that the policy allows."""
+
+    kind: Literal["stalled"] = "stalled"
+    seconds: float
+    step: int
+
+
+class Restarted(Wire):
+    kind: Literal["restarted"] = "restarted"
+    attempt: int
+    exit: str
+    """How the child ended, in words."""
+    resume: str | None
+    """The checkpoint it goes on from; null: from the beginning."""
+    telemetry_offset: Annotated[int | None, Field(exclude_if=_absent)] = None
+    """How many bytes of telemetry.jsonl that rests on; null in logs of older versions, which did not say it."""
+
+
+class Operator(Wire):
+    """The person at the terminal, or a job scheduler, asked for the end."""
+
+    kind: Literal["operator"] = "operator"
+    action: str
+    """stop, then kill."""
+    by: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """How: Ctrl-C, SIGTERM; "" in logs of older versions, which did not say it."""
+
+
+class Signalled(Wire):
+    """The supervisor got a signal that asks nothing of itself."""
+
+    kind: Literal["signal"] = "signal"
+    name: str
+    """SIGUSR1, SIGRTMIN+3."""
+    passed: bool
+    """Whether it was passed on to the process that was started; false for the end of the terminal (SIGHUP)."""
+
+
+class Failure(Wire):
+    """Something went wrong around the run; training went on."""
+
+    kind: Literal["error"] = "error"
+    where: str
+    message: str
+    decision: str | None = None
+
+
+class RunEnded(Wire):
+    """The last line."""
+
+    kind: Literal["run ended"] = "run ended"
+    closing: Closing
+    telemetry_length: int
+    """Bytes of telemetry.jsonl in complete lines."""
+    telemetry_sha256: str
+    """Of these bytes."""
+    torn: str
+    """SHA-256 of what stands behind them: the line that a killed workload did not finish; "" where there is nothing."""
+    run_json_sha256: str
+
+
+Payload = (
+    RunStarted
+    | Attached
+    | SnapshotTaken
+    | Request
+    | Reply
+    | BudgetSpent
+    | Response
+    | Verdict
+    | Approval
+    | OverrideIssued
+    | Acknowledged
+    | Unanswered
+    | Reverted
+    | Kept
+    | Challenged
+    | Ending
+    | Outcome
+    | Stalled
+    | Restarted
+    | Operator
+    | Signalled
+    | Failure
+    | RunEnded
+)
+PAYLOAD: TypeAdapter[Payload] = TypeAdapter(Annotated[Payload, Field(discriminator="kind")])
+
+_NESTED: TypeAdapter[dict[str, Payload]] = TypeAdapter(dict[str, Annotated[Payload, Field(discriminator="kind")]])
+
+
+def reread(line: bytes) -> Payload:
+    """A payload as it reads from within a line of the log, which is nested one level deeper than it is alone."""
+    return _NESTED.validate_json(b'{"data":' + line + b"}")["data"]
+
+
+class RunFile(Wire):
+    """run.json. Derived from the audit log, which repeats every field of it."""
+
+    manifest: Manifest
+    closing: Closing | None = None
+    """Null while the run goes on."""
+
+
+def render_run_file(manifest: dict[str, Any], closing: dict[str, Any] | None) -> bytes:
+    """The exact bytes of run.json, from JSON values as the audit log has them: ``trainmgr audit`` renders them again.
+
+    From values and not from the types above, so that a later version, with more fields, still renders the same.
+    """
+    return json.dumps({"manifest": manifest, "closing": closing}, indent=2, ensure_ascii=False).encode() + b"\n"

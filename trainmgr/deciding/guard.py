@@ -1,0 +1,195 @@
+"""All validation of what a manager wants: a list of small named checks, each with a reason in plain words. Pure.
+
+Syntax and semantics: an answer passes only if every check does. Nothing that fails is repaired, except that a value out
+of reach is moved to the nearest reachable one where the policy says ``clip``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from trainmgr.base.wire import Value, quoted, short
+from trainmgr.contract.action_space import ActionSpace
+from trainmgr.contract.events import Check
+from trainmgr.contract.policy import Policy
+from trainmgr.contract.proposal import Proposal
+from trainmgr.contract.protocol import Command, explain
+from trainmgr.deciding import snapshot
+from trainmgr.state import signals
+from trainmgr.state.ledger import Ledger
+from trainmgr.state.run_state import RunState
+
+Result = Literal["accepted", "clipped", "rejected"]
+
+
+@dataclass
+class Judgment:
+    """The guard's answer."""
+
+    proposal: Proposal | None = None
+    """None where the answer could not be read."""
+    checks: list[Check] = field(default_factory=list)
+    changes: dict[str, Value] = field(default_factory=dict)
+    command: Command | None = None
+    clipped: bool = False
+
+    @property
+    def result(self) -> Result:
+        if any(not check.ok for check in self.checks):
+            return "rejected"
+        return "clipped" if self.clipped else "accepted"
+
+    def note(self, name: str, objection: str | None) -> bool:
+        """Record a check; True when it passed."""
+        self.checks.append(Check(name=name, ok=not objection, reason=objection or ""))
+        return not objection
+
+
+def read(raw: Any) -> tuple[Proposal | None, str | None]:
+    """A manager's raw answer as a proposal, or why it is none. Numbers in quotes, NaN and unknown keys do not pass.
+
+    It is read from the JSON that the audit log keeps of it, so that a replay of the log reads the same.
+    """
+    try:
+        values = json.loads(to_json(raw, inf_nan_mode="strings"))
+    except (ValueError, RecursionError):
+        return None, "not JSON: half a surrogate pair, a foreign object, or nesting or numbers without end"
+    try:
+        return Proposal.model_validate(values), None
+    except ValidationError as error:
+        return None, explain(error, Proposal)
+
+
+def judge(
+    raw: Any,
+    state: RunState,
+    ledger: Ledger,
+    policy: Policy,
+    *,
+    decision: str,
+    based_on_step: int,
+    age_seconds: float,
+) -> Judgment:
+    """Check an answer against the state of this moment, which may be later than the snapshot it rests on.
+
+    ``raw`` is whatever the manager gave: JSON values. The judgment of a "keep" is accepted with nothing to apply.
+    """
+    judgment = Judgment()
+    proposal, objection = read(raw)
+    if not judgment.note("schema", objection) or proposal is None:
+        return judgment
+    judgment.proposal = proposal
+    judgment.note("shape", _shape(proposal))
+    judgment.note("fresh", _stale(state, ledger, policy, based_on_step, age_seconds))
+    actions, unavailable = snapshot.available(state, ledger, policy)
+    if proposal.action not in actions:
+        judgment.note("available", f"{proposal.action}: {unavailable.get(proposal.action, 'not available now')}")
+    elif proposal.action == "stop" and proposal.to == "best" and state.lineage.best is None:
+        judgment.note("available", "stop to best: there is no best checkpoint yet")
+    else:
+        judgment.note("available", None)
+    if proposal.action == "keep":
+        return judgment
+    judgment.note("running", "the workload has ended" if state.end else None)
+    _changes(judgment, proposal, state, ledger, policy)
+    judgment.note("joint", _joint(judgment.changes, state, policy))
+    judgment.note("lead", _lead(state, policy, based_on_step))
+    if proposal.action == "rollback":
+        judgment.command = Command(id=decision, name="rollback", to=proposal.to or "best")
+    elif proposal.action == "stop":
+        best = "best" if ledger.ends_on_best and state.lineage.best is not None else None
+        judgment.command = Command(id=decision, name="stop", to=proposal.to or best)
+    return judgment
+
+
+def _shape(proposal: Proposal) -> str | None:
+    """Whether action, changes and target fit together."""
+    if proposal.action == "adjust" and not proposal.changes:
+        return "adjust without changes"
+    if proposal.action in ("keep", "stop") and proposal.changes:
+        return f"{proposal.action} with changes"
+    allowed: tuple[str | None, ...] = (None,)
+    if proposal.action == "rollback":
+        allowed = (None, "best", "initial")
+    elif proposal.action == "stop":
+        allowed = (None, "best")
+    if proposal.to not in allowed:
+        return f"{proposal.action} to {quoted(proposal.to)}; allowed: {', '.join(str(a or 'nothing') for a in allowed)}"
+    return None
+
+
+def _stale(
+    state: RunState, ledger: Ledger, policy: Policy, based_on_step: int, age_seconds: float
+) -> str | None:  # fmt: skip
+    if ledger.overtaken:
+        return "probation has changed the recipe since the snapshot, or the run is being ended"
+    age, limit = state.step - based_on_step, policy.max_age(state.total_steps)
+    if age < 0:
+        return f"the snapshot is of step {based_on_step}; the run went back to step {state.step} since"
+    if limit is not None and age > limit:
+        return f"the snapshot is {age} steps old; {limit} are allowed"
+    if not age_seconds <= policy.staleness.max_age_seconds:  # NaN is no age
+        return f"the snapshot is {age_seconds:.0f} s old; {policy.staleness.max_age_seconds:.0f} are allowed"
+    return None
+
+
+def _lead(state: RunState, policy: Policy, based_on_step: int) -> str | None:
+    due = policy.due(based_on_step)
+    if due is not None and state.step > due:
+        return f"it was to apply at step {due}, and the workload is at step {state.step}"
+    return None
+
+
+def _changes(judgment: Judgment, proposal: Proposal, state: RunState, ledger: Ledger, policy: Policy) -> None:
+    """The checks of each changed parameter; what passes all of them is what may be applied."""
+    space = policy.narrow(state.space, ledger.trust) if state.start else ActionSpace([], [])
+    unknown, bounds, far, rest = [], [], [], []
+    changes: dict[str, Value] = {}
+    for name, wanted in proposal.changes.items():
+        parameter = space.parameters.get(name)
+        if parameter is None:
+            frozen = name in state.space.parameters
+            unknown.append(f"{short(name, 60)}: {'frozen by the policy' if frozen else 'no such parameter'}")
+            continue
+        value: Value = float(wanted) if parameter.type == "float" and type(wanted) is int else wanted
+        number = type(value) is (int if parameter.type == "int" else float) and math.isfinite(value)
+        if policy.limits.clip and number and parameter.type in ("int", "float"):
+            moved = parameter.clip(float(value), parameter.value)
+            judgment.clipped |= moved != value
+            value = moved
+        objection = parameter.objection(value)
+        if objection:
+            bounds.append(objection)
+            continue
+        if value == parameter.value:
+            continue
+        objection = parameter.too_far(value, parameter.value)
+        if objection:
+            far.append(objection)
+        if snapshot.resting(state, ledger, policy, parameter):
+            rest.append(f"{name} rests: its last change is still being measured")
+        changes[name] = value
+    judgment.changes = changes
+    judgment.note("known", "; ".join(unknown))
+    judgment.note("bounds", "; ".join(bounds))
+    judgment.note("step size", "; ".join(far))
+    judgment.note("cooldown", "; ".join(rest))
+    nothing = proposal.action == "adjust" and not changes and not unknown and not bounds
+    judgment.note("no-op", "every value is in effect already" if nothing else None)
+
+
+def _joint(changes: dict[str, Value], state: RunState, policy: Policy) -> str | None:
+    if not policy.joint.no_raise_when_diverging or not signals.measure(state).diverging:
+        return None
+    for name, value in changes.items():
+        parameter = state.space.parameters[name]
+        now = parameter.value
+        if snapshot.is_rate(parameter) and not isinstance(value, str) and not isinstance(now, str) and value > now:
+            return f"{name} may not rise from {now:g} to {value:g} while the objective diverges"
+    return None

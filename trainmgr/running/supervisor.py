@@ -1,0 +1,911 @@
+"""The loop: one thread that owns all state; the only place that wires the parts.
+
+The file watcher, the child's waiter, the manager's call and the keyboard only post messages to its queue. What is to
+change is written to the audit log first and to the control file second. Training is never waited for, and never waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from trainmgr.base import files
+from trainmgr.base.errors import ManagerError, PolicyError, SupervisorError, UserError, WorkloadError
+from trainmgr.base.paths import AUDIT_KEY_FILE_VARIABLE, RESUME_VARIABLE, RUN_DIR_VARIABLE, SEED_VARIABLE, RunPaths
+from trainmgr.base.process import (
+    STAYING,
+    Adopted,
+    Child,
+    Exit,
+    belongs,
+    clean_environment,
+    described,
+    end_all,
+    living,
+    no_room,
+    signal_name,
+    staying,
+)
+from trainmgr.base.wire import nearest, plain, short
+from trainmgr.contract import events, protocol
+from trainmgr.deciding import control, decision
+from trainmgr.deciding.snapshot import Snapshot
+from trainmgr.log import audit, history, telemetry
+from trainmgr.log.journal import Journal
+from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
+from trainmgr.state.ledger import OVER, Ledger
+from trainmgr.state.run_state import RunState, figures
+
+POLL = 0.5  # seconds between two looks at files and clocks where no event comes
+LEFT = 4  # processes that a script has left behind, each named
+SLICE = 2000  # records that are read between two looks at the queue
+BEHIND = 32 << 20  # bytes of telemetry that wait to be read: from here on it is said
+TRIES, PAUSE = 20, 0.1  # how often the end of a run is read and written where a disk refuses it, and seconds between
+AGAIN = 60.0  # seconds in which a disk that fails again is not spoken of again
+
+
+class Listener(Protocol):
+    """Whoever shows the run. Called in the supervisor's thread; must return quickly."""
+
+    def record(self, record: telemetry.Item, state: RunState) -> None: ...
+    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None: ...
+    def tick(self, state: RunState, ledger: Ledger) -> None: ...
+    def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
+        """Ask the person whether to apply; call ``answer`` from any thread, once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Told:
+    exchange: Exchange
+
+
+@dataclass(frozen=True)
+class Answered:
+    decision: str
+    raw: Any
+    by: str
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Approved:
+    decision: str
+    answer: bool | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    exit: Exit
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    by: str
+
+
+@dataclass(frozen=True)
+class Signalled:
+    number: int
+
+
+@dataclass(frozen=True)
+class Look:
+    pass
+
+
+Message = Told | Answered | Approved | Ended | Interrupt | Signalled | Look
+
+
+@dataclass
+class Pending:
+    """A decision between its snapshot and its verdict or approval."""
+
+    id: str
+    step: int
+    asked: float
+    ruling: events.Verdict | None = None
+    deadline: float = 0.0
+
+
+@dataclass
+class Ending:
+    """A child that was told to end: what is done next if it does not."""
+
+    deadline: float
+    signals: list[int] = field(default_factory=list)
+
+
+class Supervisor:
+    """Supervises one run from its start to its end."""
+
+    def __init__(
+        self,
+        paths: RunPaths,
+        manifest: events.Manifest,
+        manager: Manager | None,
+        listener: Listener,
+        *,
+        schedule: list[protocol.Override] | None = None,
+        key: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``manager`` None observes only. ``schedule`` is for replay: overrides to repeat at their recorded steps.
+        ``key`` is that of the log; None for a plain chain."""
+        self.paths = paths
+        self.manifest = manifest
+        self.policy = manifest.policy
+        self.state = RunState()
+        self.ledger = Ledger()
+        self._manager = manager
+        self._listener = listener
+        self._schedule = schedule
+        self._key = key
+        self._clock = clock
+        self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._later: deque[Message] = deque()  # what came while the end was read, before what is in the queue
+        self._feed = telemetry.Feed(paths.telemetry)
+        self._journal: Journal | None = None
+        self._child: Child | Adopted | None = None
+        self._pending: Pending | None = None
+        self._ending: Ending | None = None
+        self._status: events.Status | None = None
+        self._resume: str | None = None  # the checkpoint that the child was last started from
+        self._heard = 0.0
+        self._leave: float | None = None  # until when a workload that said that it stops may take further steps
+        self._truncated = False
+        self._more = False  # whether telemetry was left unread, to look at the queue
+        self._unread = False  # whether the last look at telemetry failed
+        self._spoken: float | None = None  # when it was said that one did
+        self._behind = False
+        self._hurry = False  # whether the operator was told what is still to be read of a script that has ended
+        self._wanted: protocol.Control | None = None  # what control.json is to hold, as long as it does not
+        self._told = 0  # the last revision of which it was said that it cannot be written
+        self._blind = False
+        self._looked = False  # whether the first evaluation has the objective
+        self._exact = self.policy.due(0) is not None  # answers take effect so many steps after what they are based on
+
+    # -- a run, from outside -------------------------------------------------------------------------------------
+
+    def run(self) -> events.Closing:
+        """Start the workload and supervise it to its end.
+
+        Raises WorkloadError when it cannot be started, UserError when the run directory cannot be written,
+        SupervisorError where the run is left to itself.
+        """
+        try:
+            files.replace(self.paths.manifest, events.render_run_file(plain(self.manifest), None))
+            self.paths.telemetry.touch(mode=0o600)
+            self.paths.checkpoints.mkdir(exist_ok=True)
+            log = audit.Log(self.paths.audit, self._key)
+        except OSError as error:
+            raise UserError(f"The run directory {self.paths.root} cannot be written: {error.strerror}.") from None
+        with log:
+            self._journal = self._on(log)
+            if not self._journal.offer(events.RunStarted(manifest=self.manifest, key=audit.key_id(self._key))):
+                raise UserError(f"{self.paths.audit} cannot be written; nothing was started.")
+            if self._schedule:
+                self._issue_schedule(self._schedule)
+            try:
+                self._start(None)
+            except WorkloadError as error:
+                self._fail("start", str(error))
+                self._close(Exit(127))  # as shells have it for what cannot be executed
+                raise
+            return self._supervise()
+
+    def take_up(self, log: audit.Log) -> int | None:
+        """Fold everything that a supervisor that died has left, and go on in its log, whose lock we have.
+
+        Returns the process that trains; None where there is none any more: ``close`` is all that is left to do.
+
+        Raises UserError for a run that is closed, RecordError where its log does not hold together.
+        """
+        head, seq, end, seen = audit.GENESIS, 0, 0, 0
+        schedule: protocol.Control | None = None  # of a replay; nobody waits for its acknowledgment
+        for event in audit.read(self.paths.audit, self._key):
+            self.ledger.fold(event.data)
+            if isinstance(event.data, events.OverrideIssued):
+                schedule = event.data.control if event.data.control.schedule else None
+            head, seq, end = event.line_hash, event.seq + 1, end + len(event.line)
+            seen = history.offset_of(event.data) or seen
+        if self.ledger.ended is not None:
+            status = self.ledger.ended.closing.status
+            raise UserError(f"{self.paths.id} has ended ({status}); there is nothing to attach to.")
+        if self._key is None and self.ledger.started is not None and self.ledger.started.key:
+            raise UserError(
+                f"The log of {self.paths.id} is keyed, and only its key ({self.ledger.started.key}) can write it on: "
+                f"set {AUDIT_KEY_FILE_VARIABLE} to the file that holds it."
+            )
+        cut = log.go_on(seq, head, end)
+        self._journal = self._on(log)
+        known = self.ledger.acknowledged
+        if (content := self.ledger.outstanding or schedule) is not None:  # it may have died between log and file
+            self._put(content)
+        self._own()  # what it had on record as due only
+        for record in self._feed.records():
+            self.state.fold(record)
+            if isinstance(record, protocol.Applied | protocol.Refused) and record.revision > known:
+                self._acknowledge(record)
+            elif isinstance(record, protocol.Eval) and self._feed.offset >= seen:
+                self._judge()
+        self._looked = self.state.evals > 0
+        self._append(events.Attached(telemetry_offset=self._feed.offset, telemetry_sha256=self._feed.digest()))
+        if cut:
+            self._fail("audit", f"{cut} bytes of a line that was never finished were cut off the end of audit.jsonl")
+        if self._feed.offset < seen:
+            self._cut_short(f"has {self._feed.offset} bytes, where the log speaks of {seen}")
+        if self.ledger.waiting is not None:
+            self._fail("supervisor", "the decision died with the supervisor that asked for it", self.ledger.waiting)
+        started = living(RUN_DIR_VARIABLE, str(self.paths.root)) if self.state.start is None else []
+        return self._reporter() or next(iter(started), None)
+
+    def attach(self, pid: int, manager: Manager | None) -> events.Closing:
+        """Supervise the process that ``take_up`` has found to its end."""
+        self._manager = manager
+        self._child = Adopted(pid, lambda end: self._queue.put(Ended(end)))
+        self._pause(False)  # the supervisor that died may have stopped it
+        if self.state.start is not None and (misfit := self._misfit()) is not None:
+            self._manager = None  # a training of days is not ended for that
+            self._fail("supervisor", f"nothing is changed any more: {misfit}")
+        return self._supervise()
+
+    def close(self) -> events.Closing:
+        """Close a run that ``take_up`` has found over: what its script reported is all that is known of its end."""
+        self._read_to_the_end()  # it may have ended since that was read
+        ended = min(self._clock(), max(self.manifest.created, self.state.last_time or 0.0))
+        return self._close(Exit(0 if self.state.end is not None else 1, known=False), ended)
+
+    def interrupt(self, by: str) -> None:
+        """The first asks the workload to end, the second kills it. ``by``: "Ctrl-C", say. Safe in a signal handler."""
+        self._queue.put(Interrupt(by))
+
+    def signalled(self, number: int) -> None:
+        """A signal came that asks nothing of us: it is passed on if it is for the script. Safe in a signal handler."""
+        self._queue.put(Signalled(number))
+
+    def lacking(self) -> str:
+        """What is wrong with the files of the run, as far as a look at them tells; "" for nothing."""
+        for path, length in ((self.paths.telemetry, self._feed.offset), (self.paths.audit, 1)):
+            try:
+                if (size := path.stat().st_size) < length:
+                    return f"{path.name} has {size} bytes, of {length} that were read"
+            except OSError as error:
+                return f"{path.name}: {error.strerror}"
+        return f"{self.paths.telemetry.name} was changed" if self._truncated else ""
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def _supervise(self) -> events.Closing:
+        self._heard = time.monotonic()
+        with telemetry.Watcher(self.paths.telemetry, lambda: self._queue.put(Look())):
+            try:
+                while True:
+                    message = self._next()
+                    if isinstance(message, Ended):
+                        closing = self._ended(message.exit)
+                        if closing is not None:
+                            return closing
+                    else:
+                        self._handle(message)
+                    self._clocks()
+                    self._show(lambda: self._listener.tick(self.state, self.ledger))
+            except (WorkloadError, SupervisorError):
+                raise
+            except Exception as error:
+                raise self.left_alone(error) from error
+
+    def left_alone(self, error: Exception) -> SupervisorError:
+        """A fault of our own is no reason to end a training: it goes on, and another supervisor may take over."""
+        inner = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__} in {Path(inner.filename).stem}.{inner.name}, line {inner.lineno}"
+        with contextlib.suppress(Exception):
+            self._fail("supervisor", f"a fault of trainmgr itself: {what}; the script is left running")
+        return SupervisorError(
+            f"A fault of trainmgr itself has ended the supervision: {what} ({short(str(error), 200)}). "
+            f"The script goes on without it. To take over again: trainmgr attach {self.paths.id}"
+        )
+
+    def _next(self) -> Message:
+        """The next message that matters: many looks at the file are one."""
+        if self._later:
+            return self._later.popleft()
+        try:
+            message = self._queue.get(timeout=0 if self._more else POLL)
+            while isinstance(message, Look) and not self._queue.empty():
+                message = self._queue.get_nowait()
+        except queue.Empty:
+            return Look()
+        return message
+
+    def _handle(self, message: Message) -> None:
+        self._more = self._consume()
+        match message:
+            case Told():
+                self._append(message.exchange)
+            case Answered():
+                self._answered(message)
+            case Approved():
+                self._approved(message)
+            case Interrupt():
+                self._interrupted(message.by)
+            case Signalled():
+                self._signalled(message.number)
+            case _:
+                pass
+        self._ask()
+
+    # -- telemetry -----------------------------------------------------------------------------------------------
+
+    def _consume(self, *, asking: bool = True) -> bool:
+        """Fold what is new, a slice of it where there is much; whether there may be more.
+
+        Acknowledgments and outcomes are put on record at once; with exact steps, so is the question.
+        """
+        count = 0
+        for count, record in enumerate(self._records(), start=1):
+            self.state.fold(record)
+            self._show(partial(self._listener.record, record, self.state))
+            if isinstance(record, protocol.Step):
+                if self.state.trained_on > 1:  # one step may have been under way
+                    self._trains_on()
+            else:
+                self._take_note(record)
+            self._look(record)
+            if asking and self._exact:  # later, the step would depend on how many records were read at once
+                self._ask()
+            if count == SLICE:
+                break
+        if count:
+            self._heard = time.monotonic()
+        if self._feed.tail.truncated and not self._truncated:
+            there = os.path.lexists(self.paths.telemetry)
+            self._cut_short("became shorter or was replaced" if there else "was removed")
+        if count == SLICE:
+            self._fall_behind()
+        return count == SLICE
+
+    def _take_note(self, record: telemetry.Item) -> None:
+        """What follows from a record that is no step."""
+        if isinstance(record, protocol.Applied | protocol.Refused):
+            self._acknowledge(record)
+        elif isinstance(record, protocol.Eval) and self.state.trained_on > 1:
+            self._trains_on()
+        elif isinstance(record, protocol.Start):
+            self._check_policy()
+            if record.resumed is None and self._resume is not None:
+                self._fail("restart", f"the script did not go on from {self._resume}; it began at step 0")
+        for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
+            self._append(outcome)
+        if isinstance(record, protocol.Eval):
+            self._judge()
+
+    def _records(self) -> Iterator[telemetry.Item]:
+        """What is new. A look that fails is no end of anything: the next one begins where this one stopped."""
+        self._unread = False
+        try:
+            yield from self._feed.records()
+        except OSError as error:
+            self._unread = True
+            now = time.monotonic()
+            if self._spoken is None or now - self._spoken > AGAIN:
+                self._fail("reading", f"telemetry.jsonl cannot be read: {error.strerror}; it is tried again and again")
+            self._spoken = now
+
+    def _cut_short(self, how: str) -> None:
+        self._truncated = True
+        self._fail("telemetry", f"telemetry.jsonl {how}; nothing more is read from it, after step {self.state.step}")
+
+    def _left_to_read(self) -> int:
+        """Bytes of telemetry that nobody has read yet."""
+        try:
+            return max(0, self.paths.telemetry.stat().st_size - self._feed.offset)
+        except OSError:
+            return 0
+
+    def _fall_behind(self) -> None:
+        left = self._left_to_read()
+        if left > BEHIND and not self._behind:
+            self._behind = True
+            self._fail(
+                "reading",
+                f"records come faster than they can be read: {left >> 20} MiB wait at step {self.state.step}; "
+                "decisions rest on what was read. Let the script report fewer steps.",
+            )
+
+    def _acknowledge(self, record: protocol.Applied | protocol.Refused) -> None:
+        self._append(decision.acknowledgment(record, self.state, self.ledger, self._feed.offset))
+        self._own()
+
+    def _trains_on(self) -> None:
+        """The workload said that it stops, and trains on: say so, and end it when the time that it has is over."""
+        now, grace = time.monotonic(), self.policy.process.grace
+        if self._leave is None:
+            self._leave = now + grace
+            told = f"the script was told to stop at step {self.state.stopped_at} and trains on; it has {grace:g} s more"
+            self._fail("stop", f"{told}. Its loop must end when w.stopping is true.")
+        elif now >= self._leave and self._ending is None:
+            self._fail("stop", f"the script trains on {grace:g} s after its stop: it is ended with SIGTERM")
+            self._status = "stopped"
+            self._finish_child(signal.SIGTERM)
+
+    def _judge(self) -> None:
+        """Put on record what follows from an evaluation, and do it: of changes on trial, and of what nobody answers."""
+        while (event := decision.watched(self.state, self.ledger, self.policy, self._mark())) is not None:
+            self._append(event)
+            self._own()
+        lapsed = decision.unanswered(self.state, self.ledger, self._mark())
+        if lapsed is not None:
+            self._append(lapsed)
+
+    def _own(self) -> None:
+        """Issue what is on record as due."""
+        event = decision.own(self.ledger, run=self.paths.id, issued=self._issued())
+        if event is not None:
+            self._write(event)
+
+    def _look(self, record: telemetry.Item) -> None:
+        """Say that the first evaluation lacks the objective, once another record shows that nothing more is coming."""
+        if self._looked or not self.state.evals or (isinstance(record, protocol.Eval) and self.state.evals == 1):
+            return
+        self._looked = True
+        if not self.state.measured and self.state.evaluations:
+            names = self.state.evaluations[0].metrics
+            found = short(", ".join(names), 200) or "nothing"
+            self._fail(
+                "objective",
+                f"the first evaluation has no {self._objective()}; it has: {found}. "
+                f"Nothing can be managed without it.{nearest(self._objective(), names)}",
+            )
+            return
+        other = self.state.start.objective.counterpart if self.state.start else None
+        if other and self.state.evaluations and other not in (names := self.state.evaluations[0].metrics):
+            near = nearest(other, [name for name in names if name != self._objective()])
+            self._fail("counterpart", f"the first evaluation has no {other}, without which overfitting cannot be told; "
+                       f"it has: {short(', '.join(names), 200)}.{near}")  # fmt: skip
+
+    def _objective(self) -> str:
+        return self.state.start.objective.metric if self.state.start else "objective"
+
+    def _misfit(self) -> str | None:
+        """Why the policy does not fit the action space, which is known once the workload has declared it."""
+        try:
+            self.policy.narrow(self.state.space)
+        except PolicyError as error:
+            return str(error)
+        return None
+
+    def _check_policy(self) -> None:
+        if (misfit := self._misfit()) is not None:
+            self._fail("policy", misfit)
+            self._finish_child(signal.SIGTERM)
+            self._status = "failed"
+
+    def _mark(self) -> decision.Mark:
+        return decision.Mark(self._feed.offset, self._feed.digest())
+
+    # -- decisions -----------------------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        """Ask the manager if it is time, in a thread of its own."""
+        if self._manager is None or self._pending is not None or self._ending is not None or self._schedule:
+            return
+        why = decision.trigger(self.state, self.ledger, self.policy)
+        if why is None or self._status is not None:
+            return
+        view, event = decision.take_snapshot(self.state, self.ledger, self.policy, self._mark(), why)
+        if not self._offer(event):
+            return
+        self._pending = Pending(event.decision, self.state.step, time.monotonic())
+        self._pause(True)
+        if isinstance(self._manager, Consultant):
+            self._manager.begin(event.decision, self.ledger.spent, lambda exchange: self._queue.put(Told(exchange)))
+        worker = threading.Thread(
+            target=self._call, args=(self._manager, event.decision, view), name="manager", daemon=True
+        )
+        try:
+            worker.start()
+        except RuntimeError as error:  # no thread can be had now: somebody may be asked next time
+            self._queue.put(Answered(event.decision, None, self._manager.name, 0.0, f"nobody could be asked: {error}"))
+
+    def _call(self, manager: Manager, name: str, view: Snapshot) -> None:
+        begin = time.monotonic()
+        raw, by, error = None, manager.name, None
+        try:
+            raw = manager.decide(view)
+            if isinstance(raw, Answer):
+                raw, by = raw.raw, raw.by
+        except ManagerError as problem:
+            error = str(problem)
+        except BaseException as problem:  # SystemExit too: without an answer nobody would ask again
+            error = f"{type(problem).__name__} in manager {manager.name}"
+        self._queue.put(Answered(name, raw, by, round(time.monotonic() - begin, 3), error))
+
+    def _answered(self, message: Answered) -> None:
+        pending = self._pending
+        if pending is None or pending.id != message.decision:
+            return
+        if message.error is not None:
+            self._decided()
+            self._fail("manager", message.error, message.decision)
+            return
+        response = decision.response(message.decision, message.by, message.raw, message.seconds)
+        self._append(response)
+        ruling = decision.verdict(
+            response.raw, self.state, self.ledger, self.policy, self._mark(),
+            decision=pending.id, based_on_step=pending.step, age_seconds=round(time.monotonic() - pending.asked, 3),
+        )  # fmt: skip
+        self._append(ruling)
+        applies = ruling.result != "rejected" and (bool(ruling.changes) or ruling.command is not None)
+        if not applies or self.manifest.mode == "shadow":
+            self._decided()
+        elif self.manifest.mode == "approve":
+            pending.ruling = ruling
+            pending.deadline = time.monotonic() + self.policy.approval.timeout
+            self._show(lambda: self._listener.ask(ruling, lambda answer: self._queue.put(Approved(pending.id, answer))))
+        else:
+            self._issue(ruling, pending.step)
+            self._decided()
+
+    def _decided(self) -> None:
+        """Nothing is pending any more."""
+        self._pending = None
+        self._pause(False)
+
+    def _pause(self, pause: bool) -> None:
+        """With --blocking only: the child stands still while a decision is pending."""
+        if self.manifest.blocking and self._child is not None:
+            self._child.signal(signal.SIGSTOP if pause else signal.SIGCONT)
+            self._heard = time.monotonic()
+
+    def _approved(self, message: Approved) -> None:
+        pending = self._pending
+        if pending is None or pending.id != message.decision or pending.ruling is None:
+            return
+        answer = {True: "yes", False: "no", None: "none"}[message.answer]
+        self._append(events.Approval.model_validate({"decision": pending.id, "answer": answer}))
+        if message.answer:
+            if self.ledger.overtaken:
+                self._fail("probation", "probation changed the recipe since this was asked: not applied", pending.id)
+            self._issue(pending.ruling, pending.step)
+        self._decided()
+
+    def _issue(self, ruling: events.Verdict, based_on_step: int) -> None:
+        if self._ending is not None:  # nothing but the stop is wanted of it any more
+            return
+        event = decision.override(
+            ruling, self.ledger, self.policy, run=self.paths.id, issued=self._issued(), based_on_step=based_on_step,
+            total_steps=self.state.total_steps, commands=self.state.space.commands,
+        )  # fmt: skip
+        if event is None:
+            return
+        if self._offer(event):
+            self._put(event.control)
+        else:  # what could be put on record only later would be a change on what is past by then
+            self._fail("audit", "not applied, since audit.jsonl could not be written", ruling.decision)
+
+    def _issued(self) -> protocol.Issued:
+        return protocol.Issued(t=round(self._clock(), 3), step=self.state.step)
+
+    def _write(self, event: events.OverrideIssued) -> None:
+        """Log first, control file second: no change may exist that the log cannot explain."""
+        self._wanted = event.control
+        if self._append(event):
+            self._put(event.control)
+
+    def _put(self, content: protocol.Control) -> None:
+        """Write the control file; where the disk refuses it, it is tried again until another one is wanted."""
+        self._wanted = content
+        try:
+            control.write(self.paths, content)
+            self._wanted = None
+        except OSError as error:
+            if self._told < content.revision:
+                self._told = content.revision
+                self._fail("control", f"control.json cannot be written: {error.strerror}", content.decision)
+
+    def _again(self) -> None:
+        """What the disk has refused is tried again: the log first."""
+        assert self._journal is not None
+        if self._journal.flush() and self._wanted is not None:
+            self._put(self._wanted)
+
+    def _issue_schedule(self, schedule: list[protocol.Override]) -> None:
+        last = schedule[-1]
+        content = protocol.Control(
+            **{**dict(last), "command": None, "keep": None, "at_step": None, "at_boundary": None},
+            run=self.paths.id,
+            issued=self._issued(),
+            schedule=schedule,
+        )
+        self._write(events.OverrideIssued(decision=last.decision, origin="replay", control=content))
+
+    # -- the child -----------------------------------------------------------------------------------------------
+
+    def _start(self, resume: str | None) -> None:
+        extra = {RUN_DIR_VARIABLE: str(self.paths.root)}
+        if self.manifest.seed is not None:
+            extra[SEED_VARIABLE] = str(self.manifest.seed)
+        if resume is not None:
+            extra[RESUME_VARIABLE] = str(self.paths.root / resume)
+        self._child = Child(
+            self.manifest.command,
+            environment=clean_environment(extra, (self.policy.llm.api_key_env,)),
+            directory=Path(self.manifest.directory),
+            stdout=self.paths.stdout,
+            stderr=self.paths.stderr,
+            ended=lambda end: self._queue.put(Ended(end)),
+        )
+        self._heard = time.monotonic()
+
+    def _start_again(self, resume: str | None) -> None:
+        """A disk that fails for a moment, or a lack of descriptors, is no end of a training."""
+        for _ in range(TRIES):
+            try:
+                self._start(resume)
+            except WorkloadError as error:
+                if not error.passes:
+                    raise
+                time.sleep(PAUSE)
+            else:
+                return
+        self._start(resume)
+
+    def _signalled(self, number: int) -> None:
+        passed = number not in STAYING
+        self._append(events.Signalled(name=signal_name(number), passed=passed))
+        if passed and self._child is not None:
+            self._child.pass_on(number, self._reporter())
+
+    def _reporter(self) -> int | None:
+        """The process that writes telemetry, if it lives: not always the one that was started."""
+        pid = self.state.start.pid if self.state.start is not None else None
+        return pid if pid is not None and belongs(pid, RUN_DIR_VARIABLE, str(self.paths.root)) else None
+
+    def _interrupted(self, by: str) -> None:
+        if self._ending is not None:
+            self._append(events.Operator(action="kill", by=by))
+            self._status = "interrupted"
+            if self._child is not None:
+                self._child.signal(signal.SIGKILL)
+            return
+        self._append(events.Operator(action="stop", by=by))
+        self._status = "interrupted"
+        self._pause(False)
+        self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
+        if self.state.start is not None and "stop" in self.state.start.commands:
+            self._instead("operator", stop=True)
+        elif self._child is not None:
+            self._child.signal(signal.SIGINT)
+
+    def _instead(self, origin: Literal["operator", "restart"], *, stop: bool = False) -> None:
+        """Issue a revision of our own: what is in force, without the change that nobody answered."""
+        self._write(decision.instead(self.ledger, origin, run=self.paths.id, issued=self._issued(),
+                                     based_on_step=self.state.step, stop=stop))  # fmt: skip
+
+    def _finish_child(self, number: int) -> None:
+        """Signal the child, and kill it when it does not end within the grace period."""
+        self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGKILL])
+        self._pause(False)
+        if self._child is not None:
+            self._child.signal(number)
+
+    def _clocks(self) -> None:
+        """What happens because time passed."""
+        self._again()
+        now = time.monotonic()
+        if self._ending is not None:
+            if now >= self._ending.deadline and self._ending.signals and self._child is not None:
+                self._child.signal(self._ending.signals.pop(0))
+                self._ending.deadline = now + self.policy.process.grace
+            return
+        pending = self._pending
+        if pending is not None and pending.ruling is not None and now >= pending.deadline:
+            self._approved(Approved(pending.id, None))
+        limit = self.policy.process.stall_timeout
+        paused = self.manifest.blocking and pending is not None
+        if limit is None or paused or self._truncated or now - self._heard <= limit:
+            return
+        if self._unread or no_room(self.paths.root):  # its silence is none of its own: it gets the time again
+            self._heard = now
+        else:
+            self._append(events.Stalled(seconds=round(now - self._heard, 1), step=self.state.step))
+            self._status = "hung"
+            self._finish_child(signal.SIGTERM)
+
+    def _ended(self, end: Exit) -> events.Closing | None:
+        """The child is gone: read the rest, then start it again or close the run."""
+        self._read_to_the_end()
+        interrupted = self._status in ("interrupted", "failed", "stopped")
+        if not end.known and self.state.end is None:
+            end = replace(end, code=1)
+        well = end.code == 0 and self._status != "hung"
+        if self._child is not None and (not well or self._ending is not None):
+            self._child.signal(signal.SIGKILL)  # what it started and left behind
+            if others := end_all(RUN_DIR_VARIABLE, str(self.paths.root)):  # and what has left its group
+                self._fail("processes", f"what the script had left running was ended: {_listed(others)}")
+                self._read_to_the_end()  # it may have reported meanwhile
+        elif self._trains_alone():
+            self._status = "failed"
+            interrupted = True
+        if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
+            if (doubt := decision.crashed(self.state, self.ledger, self._mark())) is not None:
+                self._append(doubt)
+            again = decision.restarted(end.words, self.state, self.ledger, self._feed.offset)
+            self._append(again)
+            self._status = self._ending = self._leave = None
+            if self.ledger.due is not None:
+                self._own()
+            elif self.ledger.outstanding is not None:
+                self._instead("restart")
+            self._resume = again.resume
+            try:
+                self._start_again(again.resume)
+            except WorkloadError as error:
+                self._fail("restart", str(error))
+                self._status = "failed"
+            else:
+                return None
+        return self._close(end)
+
+    def _read_to_the_end(self) -> None:
+        """All that the child has left, and not what goes on reporting without it.
+
+        Raises SupervisorError where the operator does not want to wait for it.
+        """
+        tries, end = 0, math.inf
+        with contextlib.suppress(OSError):
+            end = self.paths.telemetry.stat().st_size
+        while (self._consume(asking=False) and self._feed.offset < end) or (self._unread and tries < TRIES):
+            if self._unread:
+                tries += 1
+                time.sleep(PAUSE)
+            while not self._queue.empty():
+                message = self._queue.get_nowait()
+                if isinstance(message, Interrupt):
+                    self._hurried()
+                elif not isinstance(message, Look):
+                    self._later.append(message)
+            self._again()
+            self._show(lambda: self._listener.tick(self.state, self.ledger))
+        if self._unread:
+            self._fail("telemetry", "the end of telemetry.jsonl could not be read")
+
+    def _hurried(self) -> None:
+        left = f"{self._left_to_read() >> 20} MiB of what it reported are left to read"
+        if self._ending is None and not self._hurry:
+            self._hurry = True
+            self._fail("reading", f"the script has ended; {left}. Once more leaves them unread")
+            return
+        raise SupervisorError(
+            f"The script of {self.paths.id} has ended; {left}. `trainmgr attach {self.paths.id}` reads them and closes "
+            "the run."
+        )
+
+    def _trains_alone(self) -> bool:
+        """Whether what was started was a wrapper that has left the script running in the background; says so.
+
+        Of a script that has ended, it says what that has left behind.
+        """
+        left = staying(RUN_DIR_VARIABLE, str(self.paths.root))
+        self._read_to_the_end()  # it may have ended meanwhile
+        reporter = self._reporter()
+        if self.state.end is None and (reporter is not None or (left and self.state.start is None)):
+            who = f"process {reporter or left[0]} that it has left in the background"
+            self._fail("workload", f"what was started has ended, and {who} goes on unsupervised: let it wait for the "
+                                   "script, without nohup or &")  # fmt: skip
+            return True
+        if left:
+            names = _listed([described(pid) for pid in left])
+            self._fail("processes", f"the script has ended and left running: {names}; end what is of no use with kill")
+        return False
+
+    def _close(self, end: Exit, ended: float | None = None) -> events.Closing:
+        """``ended``: when, in seconds since 1970; now if that is not said."""
+        while self._later or not self._queue.empty():
+            message = self._later.popleft() if self._later else self._queue.get_nowait()
+            if isinstance(message, Told):
+                self._append(message.exchange)
+        if self._pending is not None:
+            self._fail("manager", OVER, self._pending.id)
+        if self._wanted is not None and self._told < self._wanted.revision:
+            self._fail("control", "control.json was not written any more: nobody is left to read it",
+                       self._wanted.decision)  # fmt: skip
+        state = self.state
+        status: events.Status = self._status or (state.end.status if state.end else "unknown")
+        if status == "unknown" or (end.code != 0 and status in ("completed", "stopped") and self._status is None):
+            status = "completed" if end.code == 0 else "killed" if end.code > 128 else "failed"
+        state.finish()
+        for outcome in decision.outcomes(state, self.ledger, self._feed.offset):
+            self._append(outcome)
+        closing = events.Closing(
+            ended=round(self._clock() if ended is None else ended, 3),
+            status=status,
+            exit_code=end.code,
+            exit=end.words,
+            **figures(state) | ({"final": None} if self._truncated else {}),
+            **self.ledger.losses(),
+        )
+        content = events.render_run_file(plain(self.manifest), plain(closing))
+        self._append(
+            events.RunEnded(
+                closing=closing,
+                telemetry_length=self._feed.offset,
+                telemetry_sha256=self._feed.digest(),
+                torn=self._torn(),
+                run_json_sha256=files.sha256(content),
+            )
+        )
+        self._last_words(content)
+        return closing
+
+    def _torn(self) -> str:
+        try:
+            return self._feed.tail.rest()[1]
+        except OSError:
+            return ""
+
+    def _last_words(self, content: bytes) -> None:
+        """What was kept of the log, and run.json. Where the disk does not take them, `attach` writes them later."""
+        assert self._journal is not None
+        for _ in range(TRIES):
+            try:
+                if self._journal.flush():
+                    files.replace(self.paths.manifest, content)
+                    return
+                why = "audit.jsonl"
+            except OSError:
+                why = "run.json"
+            time.sleep(PAUSE)
+        text = f"{why} could not be written to its end; later, `trainmgr attach {self.paths.id}` does it"
+        failure = events.Failure(where=why, message=text)
+        self._show(lambda: self._listener.event(failure, self.state, self.ledger))
+
+    # -- the log -------------------------------------------------------------------------------------------------
+
+    def _on(self, log: audit.Log) -> Journal:
+        def tell(event: events.Payload) -> None:
+            self._show(lambda: self._listener.event(event, self.state, self.ledger))
+
+        return Journal(log, self.ledger, tell, self._clock)
+
+    def _append(self, payload: events.Payload) -> bool:
+        """Put on record what happened. False while the disk refuses it: then nothing may be done on it."""
+        assert self._journal is not None
+        return self._journal.append(payload)
+
+    def _offer(self, payload: events.Payload) -> bool:
+        """Put on record what is to happen. False where the disk refuses it: then it does not happen."""
+        assert self._journal is not None
+        return self._journal.offer(payload)
+
+    def _show(self, tell: Callable[[], None]) -> None:
+        """Whoever shows the run may fail (a closed terminal, a broken pipe): training and the log go on without."""
+        if self._blind:
+            return
+        try:
+            tell()
+        except (Exception, SystemExit) as error:  # which rich raises where the reader is gone
+            self._blind = True
+            self._fail("display", f"{type(error).__name__}: nothing more is shown")
+
+    def _fail(self, where: str, message: str, name: str | None = None) -> None:
+        message = message.encode(errors="replace").decode()  # lone surrogates cannot be written
+        self._append(events.Failure(where=where, message=message, decision=name))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:LEFT]) + f" and {len(names) - LEFT} more" * (len(names) > LEFT)

@@ -1,0 +1,387 @@
+"""What was decided so far, as a pure fold over the audit log. The counterpart of ``run_state`` for our own side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trainmgr.base.wire import Value
+from trainmgr.contract import events
+from trainmgr.contract.forecast import Forecast
+from trainmgr.contract.proposal import Diagnosis, Expectation
+from trainmgr.contract.protocol import Control
+from trainmgr.state.budget import Spent
+
+KEPT = 32  # decisions remembered
+OVER = "the run ended before the answer came"
+REFUSED = "refused by the workload:"  # how a rejection of its begins
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An accepted decision, for the memory that a snapshot shows."""
+
+    id: str
+    diagnosis: Diagnosis | None
+    expected: Expectation | None
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Ailment:
+    """What a manager saw, and could do nothing about."""
+
+    diagnosis: Diagnosis
+    since: int
+    """The step at which it was seen first."""
+    last: int
+    """The same of the last time."""
+    why: str
+    """Why nothing could be done the last time, and what would help."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The changes that were made between the same two evaluations, and are being watched together."""
+
+    step: int
+    """At which the first took effect."""
+    forecast: Forecast
+    revisions: tuple[int, ...]
+    decisions: tuple[str, ...]
+    before: dict[str, Value]
+    """The values that they replaced."""
+    shares: dict[str, float]
+    """The same for numbers, as a share of what replaced them: for what the script itself has moved on since."""
+    rollback: bool
+    undone: int = 0
+    """Steps of training that rollbacks among them undid."""
+    challenge: bool = False
+    """Whether it is the recipe of the start that is on trial."""
+
+    def joined(self, other: Trial) -> Trial:
+        """With later changes of the same moment."""
+        return replace(
+            self,
+            revisions=(*self.revisions, *other.revisions)[-KEPT:],
+            decisions=(*self.decisions, *other.decisions)[-KEPT:],
+            before={**other.before, **self.before},
+            shares=multiplied(self.shares, other.shares),
+            rollback=self.rollback or other.rollback,
+            undone=self.undone + other.undone,
+        )
+
+
+def multiplied(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """The shares of two changes, one after the other."""
+    return {name: first.get(name, 1.0) * second.get(name, 1.0) for name in {**first, **second}}
+
+
+def _share(old: Value, new: Value) -> float | None:
+    """``old`` as a multiple of ``new``; None where one of them is no number, or there is no such multiple."""
+    if any(isinstance(value, bool | str) for value in (old, new)) or not new:
+        return None
+    return float(old) / float(new)
+
+
+@dataclass
+class Ledger:
+    """Everything that the audit log says, in constant space."""
+
+    started: events.RunStarted | None = None
+    ended: events.RunEnded | None = None
+    asked: int = 0
+    """Decisions asked for."""
+    last_step: int | None = None
+    """Step of the last snapshot."""
+    last_evals: int = 0
+    """Evaluations at the last snapshot."""
+    last_alarm: int | None = None
+    """Evaluations at the last snapshot that a value that is not finite asked for."""
+    alarms: frozenset[str] = frozenset()
+    """The alarms that held at the last snapshot: only a new one asks again."""
+    waiting: str | None = None
+    """The decision that has no verdict yet."""
+    answered: int = 0
+    spent: Spent = field(default_factory=Spent)
+    """On a language model."""
+    accepted: int = 0
+    rejected: int = 0
+    revision: int = 0
+    """The highest revision issued."""
+    in_force: dict[str, Value] = field(default_factory=dict)
+    """The overrides that the workload was told and did not refuse."""
+    outstanding: Control | None = None
+    """The revision that waits for its acknowledgment."""
+    unheard: int = 0
+    """The last revision that got none in time."""
+    held: dict[str, Value] = field(default_factory=dict)
+    """What was in force before the outstanding revision."""
+    applied: int = 0
+    own: int = 0
+    """Of them, those of probation."""
+    stops: int = 0
+    """Of them, those that were asked for from outside: Ctrl-C, SIGTERM."""
+    refused: int = 0
+    lapsed: int = 0
+    """Revisions that the workload did not answer while they were valid."""
+    acknowledged: int = 0
+    """The highest revision that the workload answered."""
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    revisions: dict[int, str] = field(default_factory=dict)
+    """Revision to decision."""
+    outcomes: int = 0
+    """The highest revision whose outcome is on record."""
+    ailments: dict[Diagnosis, Ailment] = field(default_factory=dict)
+    """What the manager could do nothing about, by diagnosis."""
+    rejections: list[str] = field(default_factory=list)
+    """The last reasons for which answers were rejected or refused."""
+    origins: dict[int, str] = field(default_factory=dict)
+    """Revision to who issued it."""
+    trials: list[Trial] = field(default_factory=list)
+    """What is being watched, oldest first."""
+    trust: dict[str, float] = field(default_factory=dict)
+    """Of the parameters, and of "rollback", whose changes were taken back: what is left of the declared reach."""
+    taken_back: dict[int, str] = field(default_factory=dict)
+    """Revision to why it was taken back."""
+    tried: bool = False
+    """Whether anything ever was."""
+    reversals: int = 0
+    lost: int = 0
+    """Steps lost to changes that were taken back."""
+    idle: int = 0
+    """Steps in trials that brought nothing."""
+    demoted: bool = False
+    """Whether nothing of the manager is applied any more."""
+    overtaken: bool = False
+    """Whether we acted ourselves since the last snapshot: an answer to it has no ground any more."""
+    challenges: int = 0
+    """How often the recipe of the start was put on trial."""
+    challenged_at: int = 0
+    """Evaluations until the last time."""
+    due: events.Reverted | events.Challenged | events.Ending | None = None
+    """What is on record and must be issued next."""
+    carrying: events.Reverted | events.Challenged | events.Ending | None = None
+    """What was issued and waits for its acknowledgment."""
+    stopped_by: str = ""
+    """How the end was asked for first: Ctrl-C, SIGTERM; "" where nobody did, or an older version did not say it."""
+    ending: bool = False
+    """Whether the run is being ended, so that nothing else is wanted of it."""
+    restarts: int = 0
+    failures: int = 0
+    failure: events.Failure | None = None
+    """The last one."""
+    unread: str = ""
+    """Why the end of telemetry could not be read; "" where it could."""
+    unanswered: int = 0
+    """Decisions that were asked for and got no answer."""
+    unanswered_why: str = ""
+    """Why the last of them got none."""
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether the changes of this run's manager are watched."""
+        return self.started is not None and self.started.manifest.policy.watches(self.started.manifest.manager)
+
+    @property
+    def challenged(self) -> bool:
+        """Whether the recipe of the start is on trial, or on its way there."""
+        return any(isinstance(own, events.Challenged) for own in (self.due, self.carrying)) or any(
+            trial.challenge for trial in self.trials
+        )
+
+    @property
+    def ends_on_best(self) -> bool:
+        """Whether the run is to be left on its best checkpoint: by default where what was on probation had a part in
+        it."""
+        wanted = self.started.manifest.policy.actions.end_on_best if self.started else False
+        return self.tried if wanted is None else wanted
+
+    def losses(self) -> dict[str, Any]:
+        """What a run's closing says of probation."""
+        return {
+            "reversals": self.reversals,
+            "steps_lost": self.lost,
+            "steps_in_vain": self.idle,
+            "demoted": self.demoted,
+            "challenges": self.challenges,
+        }
+
+    def fold(self, payload: events.Payload) -> None:
+        """Take one event in."""
+        match payload:
+            case events.RunStarted():
+                self.started = payload
+            case events.SnapshotTaken():
+                self.asked += 1
+                self.last_step = int(payload.snapshot["progress"]["step"])
+                self.last_evals = int(payload.snapshot["progress"]["evaluations"])
+                self.overtaken = False
+                self.waiting = payload.decision
+                if payload.trigger == "alarm":
+                    self.last_alarm = self.last_evals
+                self.alarms = self._alarms(payload.snapshot.get("signals", {}))
+            case events.Request():
+                self.spent = self.spent.asked()
+            case events.Reply():
+                self.spent = self.spent.answered(
+                    payload.prompt_tokens, payload.completion_tokens, payload.money, payload.seconds
+                )
+            case events.Response():
+                self.answered += 1
+            case events.Verdict():
+                self.waiting = None
+                self._ails(payload)
+                if payload.result == "rejected":
+                    self.rejected += 1
+                    self._rejection(next((check.reason for check in payload.checks if not check.ok), "rejected"))
+                elif payload.action != "keep":
+                    self.accepted += 1
+                    if self.demoted:  # what is never applied need not be remembered
+                        return
+                    decision = Decision(payload.decision, payload.diagnosis, payload.expected, payload.evidence)
+                    self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
+            case events.OverrideIssued():
+                self._issued(payload)
+            case events.Acknowledged():
+                self._acknowledged(payload)
+            case events.Unanswered():
+                self._unanswered(payload)
+            case events.Outcome():
+                self.outcomes = max(self.outcomes, payload.revision)
+            case events.Reverted():
+                self._reverted(payload)
+            case events.Kept():
+                self.trials = self.trials[payload.trials :]
+                self._trust(payload.trust)
+            case events.Challenged():
+                self.due, self.overtaken = payload, True
+                self.challenges, self.challenged_at = self.challenges + 1, payload.evals
+            case events.Ending():
+                self.due, self.overtaken, self.ending = payload, True, True
+            case events.Restarted():
+                self.restarts += 1
+                self.trials, self.ending = [], False  # what would come of them starts from other weights
+                left, self.carrying = self.due or self.carrying, None
+                self.due = None if isinstance(left, events.Challenged) else left  # its grounds are gone
+            case events.Stalled():
+                self.ending = True
+            case events.Operator():
+                self.ending = True
+                self.stopped_by = self.stopped_by or payload.by
+            case events.Failure():
+                self.failures += 1
+                self.failure = payload
+                self.ending |= payload.where == "policy"
+                self.unread = payload.message if payload.where == "telemetry" else self.unread
+                if payload.decision is not None and payload.decision == self.waiting:
+                    self.waiting = None
+                    if payload.message != OVER:
+                        self.unanswered, self.unanswered_why = self.unanswered + 1, payload.message
+            case events.RunEnded():
+                self.ended = payload
+            case _:
+                pass
+
+    def _ails(self, payload: events.Verdict) -> None:
+        if payload.helpless and payload.diagnosis is not None:
+            at = self.last_step or 0
+            before = self.ailments.get(payload.diagnosis)
+            since = before.since if before else at
+            self.ailments = {
+                **self.ailments,
+                payload.diagnosis: Ailment(payload.diagnosis, since, at, payload.helpless),
+            }
+
+    def _alarms(self, signals: dict[str, Any]) -> frozenset[str]:
+        if self.started is None:
+            return frozenset()
+        rise, noise = (None if signals.get(name) is None else float(signals[name]) for name in ("rise", "noise"))
+        return self.started.manifest.policy.alarms(bool(signals.get("diverging")), rise, noise)
+
+    def _issued(self, payload: events.OverrideIssued) -> None:
+        control = payload.control
+        self.revision = max(self.revision, control.revision)
+        if self.outstanding is None:  # else what was held before the superseded revision still is
+            self.held = dict(self.in_force)
+        for override in control.schedule or [control]:
+            self.revisions = dict([*self.revisions.items(), (override.revision, override.decision)][-KEPT:])
+            self.origins = dict([*self.origins.items(), (override.revision, payload.origin)][-KEPT:])
+        self.carrying, self.due = (self.due if payload.origin == "probation" else None), None
+        if control.schedule is None:
+            self.outstanding = control
+            self.in_force = dict(control.params)
+
+    def _acknowledged(self, payload: events.Acknowledged) -> None:
+        self.acknowledged = max(self.acknowledged, payload.revision)
+        self.lapsed -= payload.revision == self.unheard
+        if payload.result == "applied":
+            self.applied += 1
+            self.own += self.origins.get(payload.revision) == "probation"
+            self.stops += self.origins.get(payload.revision) == "operator"
+        else:
+            self.refused += 1
+            self._rejection(f"{REFUSED} {payload.reason}")
+        settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
+        if payload.forecast is not None:
+            self._on_trial(payload, payload.forecast, settled)
+        if settled is None and payload.result == "applied" and payload.revision == self.unheard:  # later than it may
+            late = {name: new for name, (_, new) in payload.changes.items()}
+            self.held, self.in_force = {**self.held, **late}, {**late, **self.in_force}
+        if settled is not None:
+            if payload.result == "refused":
+                self.in_force = dict(self.held)
+            self.outstanding = None
+            self._carried(payload)
+
+    def _unanswered(self, payload: events.Unanswered) -> None:
+        self.in_force, self.outstanding, self.unheard = dict(self.held), None, payload.revision
+        self.carrying = None  # the recipe of the start, which nobody tried
+        self.lapsed += 1
+        self._rejection(f"not answered by the workload until step {payload.step}")
+
+    def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:
+        command = control.command if control else None
+        trial = Trial(
+            step=payload.step,
+            forecast=forecast,
+            revisions=(payload.revision,),
+            decisions=(payload.decision,),
+            before={name: old for name, (old, _) in payload.changes.items()},
+            shares={name: share for name, pair in payload.changes.items() if (share := _share(*pair)) is not None},
+            rollback=command is not None and command.name == "rollback",
+            undone=payload.undone,
+            challenge=isinstance(self.carrying, events.Challenged),
+        )
+        self.tried = True
+        if self.trials and self.trials[-1].forecast.evals == forecast.evals:
+            self.trials = [*self.trials[:-1], self.trials[-1].joined(trial)]
+        else:
+            self.trials = [*self.trials, trial]
+
+    def _reverted(self, payload: events.Reverted) -> None:
+        self.reversals += not payload.challenge
+        self.lost, self.idle = payload.lost_in_all, payload.idle_in_all
+        self.demoted |= payload.demoted
+        self.due, self.overtaken, self.trials = payload, True, []
+        pairs = [(revision, payload.why) for revision in payload.revisions]
+        self.taken_back = dict([*self.taken_back.items(), *pairs][-KEPT:])
+        self._trust(payload.trust)
+
+    def _trust(self, changed: dict[str, float]) -> None:
+        self.trust = {name: trust for name, trust in {**self.trust, **changed}.items() if trust < 1}
+
+    def _carried(self, payload: events.Acknowledged) -> None:
+        """The workload answered what we issued ourselves. Where a rollback fails, that to the best is tried; where that
+        fails too, the values go back without it."""
+        carried, self.carrying = self.carrying, None
+        if carried is None or isinstance(carried, events.Challenged):  # which is on trial now
+            return
+        if payload.result == "applied":
+            self.trials = []  # what slipped in between was taken back too
+        elif isinstance(carried, events.Reverted) and carried.command is not None:
+            best = carried.command.model_copy(update={"to": "best"}) if carried.command.to != "best" else None
+            self.due = carried.model_copy(update={"command": best}) if best or carried.parameters else None
+
+    def _rejection(self, reason: str) -> None:
+        self.rejections = [*self.rejections, reason][-4:]

@@ -1,0 +1,422 @@
+"""What the reading commands print: results as rich tables, or as JSON."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from trainmgr.base.paths import RunPaths
+from trainmgr.base.process import last_lines, no_room
+from trainmgr.base.wire import plain, pretty
+from trainmgr.checking.checked import Checked
+from trainmgr.contract import events
+from trainmgr.log import audit
+from trainmgr.readers import proof, replay
+from trainmgr.readers.opinions import Opinion, Reworded
+from trainmgr.state.ledger import Ledger
+from trainmgr.state.run_state import RunState, figures
+from trainmgr.terminal import display
+from trainmgr.terminal.screen import marked, quoted
+
+LISTED = 12  # interventions in the last lines of a run
+DIED = "supervisor died"
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """One line of words in our markup: not wrapped where nobody reads it on a screen, never coloured by guesswork."""
+    console.print(marked(text), style=style, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def counted(number: int, what: str) -> str:
+    """1 answer, 2 answers."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _text(cell: RenderableType) -> Text:
+    return cell if isinstance(cell, Text) else Text(str(cell))
+
+
+class Grid(Table):
+    """Columns without lines; headers and cells are our markup, with the rest ``quoted``."""
+
+    def __init__(self, *columns: str) -> None:
+        super().__init__(box=None, padding=(0, 2), header_style="dim")
+        for column in columns:
+            self.add_column(marked(column), overflow="fold")
+
+    def row(self, *cells: str) -> None:
+        self.add_row(*map(marked, cells))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Where nothing is to be folded, line by line: rich itself takes ten times as long for it."""
+        columns = [[_text(cell) for cell in (column.header, *column.cells)] for column in self.columns]
+        lengths = [[cell.cell_len for cell in column] for column in columns]
+        widths = [max(column) for column in lengths]
+        lines = any("\n" in cell.plain for column in columns for cell in column)
+        if lines or sum(widths) + 4 * len(widths) > options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        for number in range(len(columns[0])):
+            line = Text(style=self.header_style if number == 0 else "")
+            for column, length, width in zip(columns, lengths, widths, strict=True):
+                line.append("  ").append_text(column[number]).append(" " * (width - length[number] + 2))
+            yield from line.render(console, end="\n")
+
+
+def print_closing(
+    console: Console, manifest: events.Manifest, state: RunState, ledger: Ledger, stderr: Path | None = None,
+    lacking: str = "",
+) -> None:  # fmt: skip
+    """The last lines of a run: what was done and why, how the objective ended, what to type next.
+
+    ``lacking`` says what is wrong with its files, where all of this comes from memory.
+    """
+    closing = ledger.ended.closing if ledger.ended else None
+
+    def out(text: str) -> None:
+        say(console, text)
+
+    out("")
+    if state.interventions:
+        hidden = state.intervention_count - min(LISTED, len(state.interventions))
+        others = max(0, state.intervention_count - ledger.own - ledger.stops)
+        stopped_by = ledger.stopped_by or "Ctrl-C or SIGTERM"
+        makers = ((others, manifest.manager), (ledger.own, "probation"), (ledger.stops, stopped_by))
+        (count, by), *more = [(count, by) for count, by in makers if count]
+        out(f"[bold]{counted(count, 'intervention')}[/] by {quoted(by)}"
+            + "".join(f" and {count} by {quoted(by)}" for count, by in more) + ":"
+            + (f" (the last {LISTED}; `audit` lists all)" if hidden > 0 else ""))  # fmt: skip
+        for item in state.interventions[-LISTED:]:
+            decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
+            by = display.origin_in_words(ledger, item.revision)
+            mark = "  (taken back)" if item.revision in ledger.taken_back else ""
+            mark += f"  [yellow]({quoted(display.lost_in_words(item))})[/]" if item.lost else ""
+            why = f"{decision.diagnosis} ({decision.evidence})" if decision else by
+            parts = (display.command_in_words(item.command), display.changes_in_words(item.changes))
+            out(f"  step {item.step:>6,}  {quoted(why)}: [bold]{quoted('; '.join(p for p in parts if p))}[/]{mark}")
+        if state.overwritten:
+            lost = counted(sum(state.overwritten.values()), "change")
+            out(f"[yellow]{lost} of {', '.join(map(quoted, state.overwritten))} did not last: something in the script "
+                f"overwrites them. What helps: trainmgr check {quoted(shlex.quote(manifest.script))}[/]")  # fmt: skip
+    else:
+        out(f"No interventions (manager {quoted(manifest.manager)}, mode {manifest.mode}).")
+    if manifest.mode == "shadow" and ledger.accepted:
+        out(f"Shadow: {counted(ledger.accepted, 'proposal')} passed the guard, and none was applied.")
+    if vain := ledger.rejected + ledger.refused + ledger.lapsed:
+        out(f"Not applied: {counted(vain, 'answer')}; the last: {quoted(ledger.rejections[-1])}.")
+    for ailment in ledger.ailments.values():
+        out(f"[yellow]{quoted(display.ailment_in_words(ailment, ledger))}[/]")
+    if ledger.reversals:
+        out(_probation(ledger.reversals, ledger.lost, ledger.idle, ledger.demoted))
+    if spent := display.spent_in_words(ledger):
+        out(f"The model was asked: {spent}.")
+    if ledger.unanswered:
+        why = quoted(ledger.unanswered_why).rstrip(".")
+        out(f"[yellow]No answer to {counted(ledger.unanswered, 'decision')}; the last: {why}.[/]")
+    for text in _ended_at(state, figures(state)["final"] if closing is None else closing.final, ledger.unread):
+        out(text)
+    if ledger.unread:
+        out(f"[red]{quoted(ledger.unread)}.[/]")
+    if state.trained_on > 1:
+        out(f"[yellow]The script was told to stop at step {state.stopped_at:,} and trained on for "
+            f"{display.steps(state.trained_on)}: its loop must end when w.stopping is true.[/]")  # fmt: skip
+    if state.end is not None and state.end.metrics:
+        out("At the end: " + ", ".join(f"{quoted(n)} {display.number(v)}" for n, v in state.end.metrics.items()) + ".")
+    if state.start is not None and state.start.info.get("genuine") is False:
+        out(f"[yellow]Data: {quoted(str(state.start.info.get('data')))}.[/]")
+    if closing is not None and (closing.exit_code or closing.status not in ("completed", "stopped")):
+        by = f" by {ledger.stopped_by}" if closing.status == "interrupted" and ledger.stopped_by else ""
+        if _went_on(state, closing):
+            out(f"[yellow]The workload ended with {quoted(_error(state))}, and the script went on: it "
+                f"{quoted(closing.exit)}.[/]")  # fmt: skip
+        else:
+            out(f"[red]The workload {quoted(closing.exit)} ({closing.status}{quoted(by)}).[/]")
+        if ledger.failure is not None and ledger.failure.message != ledger.unread:
+            out(f"[red]{quoted(ledger.failure.where)}: {quoted(ledger.failure.message)}[/]")
+        if stderr and no_room(stderr.parent):
+            out(f"[red]No space left on device: the disk with {quoted(str(stderr.parent))} is full. That may be why it "
+                "ended, and what it said of that may be missing.[/]")  # fmt: skip
+        for line in last_lines(stderr) if stderr else []:
+            out(f"  {quoted(line)}")
+    elif ledger.failure is not None and ledger.failure.where == "processes":
+        out(f"[yellow]{quoted(ledger.failure.message)}[/]")
+    for text in state.notices.in_words():
+        out(f"[yellow]{quoted(text[0].upper() + text[1:])}[/]")
+    torn = ledger.ended is not None and bool(ledger.ended.torn)
+    if torn:
+        out("[yellow]What follows the last line break of telemetry was not read: every record ends with one.[/]")
+    if closing is not None and state.start is None:
+        wrote = f"{counted(state.lines, 'line')} of telemetry and no `start` record that can be read"
+        out(f"[yellow]The script wrote {wrote if state.lines or torn else 'no telemetry'}, so nothing was supervised. "
+            f"Try: trainmgr check {quoted(shlex.quote(manifest.script))}[/]")  # fmt: skip
+    if lacking:
+        out("[red]The files of the run do not hold together any more, so all of this is from memory: "
+            f"{quoted(lacking.rstrip('.'))}.[/]")  # fmt: skip
+    elif closing is None or state.start is not None:  # else there is nothing to look at
+        run = quoted(shlex.quote(manifest.id))
+        out(f"Next: trainmgr show {run} | trainmgr audit {run} | trainmgr replay {run}")
+
+
+def _went_on(state: RunState, closing: events.Closing) -> bool:
+    """Whether the workload ended with an exception that the script caught outside of it."""
+    return not closing.exit_code and state.end is not None and state.end.status == closing.status == "failed"
+
+
+def _error(state: RunState) -> str:
+    """The name of the exception that a workload ended with, which is the beginning of its last message."""
+    messages = [message for level, message in state.texts if level == "error"]
+    return messages[-1].partition(":")[0] if messages else "an error"
+
+
+def _ended_at(state: RunState, final: float | None, unread: str) -> Iterator[str]:
+    """How the objective ended. Nothing is claimed to be the end that evaluations came after, or may have come."""
+    if state.start is None:
+        return
+    name = quoted(state.start.objective.metric)
+    if state.best is None:
+        if final is not None:
+            measured = counted(state.evals, "evaluation")
+            yield f"{name} ended at [bold]{display.number(final)}[/]; it was not finite at any of {measured}."
+        return
+    step, best = state.best
+    its_best = f"its best was {display.number(best)} at step {step:,}"
+    again = state.end is not None and state.start.objective.metric in state.end.metrics
+    if state.kept_best and not state.trained_on and not again:
+        yield f"{name} ended at [bold]{display.number(best)}[/], on its best weights, as measured at step {step:,}."
+    elif final is not None:
+        yield f"{name} ended at [bold]{display.number(final)}[/]; {its_best}{_much_worse(state, final, best)}."
+    elif state.measured and unread:
+        _, at, value = state.measured[-1]
+        yield f"{name} was [bold]{display.number(value)}[/] at step {at:,}, the last that was read; {its_best}."
+    elif state.measured and (lost := state.notices.lost):
+        _, at, value = state.measured[-1]
+        yield (f"{name} was [bold]{display.number(value)}[/] at step {at:,}; {counted(lost, 'later evaluation')} could "
+               f"not be read ({quoted(state.notices.lost_why)}); {its_best}.")  # fmt: skip
+    elif state.measured and state.unseen and not state.rolled_back:
+        _, at, value = state.measured[-1]
+        last = "last evaluation" if state.unseen == 1 else f"last {state.unseen} evaluations"
+        yield f"{name} is not in the {last}; it was [bold]{display.number(value)}[/] last, at step {at:,}; {its_best}."
+    else:
+        yield f"{name} was not measured after the last change of the weights; {its_best}."
+
+
+def _much_worse(state: RunState, final: float, best: float) -> str:
+    """How much worse than the best the end is, as a fraction of what counts as 100%; empty where nothing does."""
+    declared = state.start.objective.scale if state.start else None
+    scale = declared or abs(best)
+    worse = (state.worse(final) - state.worse(best)) / scale if scale else math.nan
+    if not math.isfinite(worse) or f"{worse:.1%}".lstrip("-") == "0.0%":
+        return ""
+    whole = " of its scale" if declared else ""
+    return f" ({abs(worse):.1%}{whole} {'worse' if worse > 0 else 'better'})"
+
+
+def _probation(reversals: int, lost: int, vain: int, demoted: bool) -> str:
+    then = "; then nothing more of the manager was applied." if demoted else "."
+    return (
+        f"Probation: changes were taken back {counted(reversals, 'time')}, {display.losses_in_words(lost, vain)}{then}"
+    )
+
+
+def print_proof(console: Console, result: proof.Proof) -> None:
+    table = Grid("step", "why", "what", "expected", "objective before → since")
+    for change in result.changes:
+        pairs = {name: (pair[0], pair[1]) for name, pair in change.changes.items()}
+        what = "; ".join(part for part in (change.command or "", display.changes_in_words(pairs)) if part)
+        since = " ".join(display.number(value) for _, value in change.after) or "–"
+        table.row(
+            f"{change.step:,}",
+            quoted(f"{change.diagnosis or ''}: {change.evidence}"),
+            quoted(what),
+            quoted(change.expected or "–"),
+            f"{display.number(change.before)} → {since}"
+            + (f"; taken back by probation: {quoted(change.taken_back)}" if change.taken_back else "")
+            + (f"; {quoted(change.overwritten)}" if change.overwritten else ""),
+        )
+    if result.changes:
+        console.print(table)
+    else:
+        say(console, "No interventions.")
+    if result.reversals:
+        say(console, _probation(result.reversals, result.steps_lost, result.steps_in_vain, result.demoted))
+    for note in result.notes:
+        say(console, f"note: {quoted(note)}", "yellow")
+    for finding in result.findings:
+        say(console, f"[red]✗[/] {quoted(str(finding))}")
+    if result.holds:
+        say(
+            console,
+            f"[green]✓[/] {quoted(result.run)}: {result.events} events and {result.records} telemetry records hold "
+            f"({result.checks} checks{f', with the key {quoted(result.key)}' if result.proven else ''}).",
+        )
+        say(console, proof.KEYED_CANNOT_SEE if result.proven else proof.CANNOT_SEE, "dim")
+    else:
+        say(console, f"[red]{quoted(result.run)} does not hold: {counted(len(result.findings), 'finding')}.[/]")
+
+
+def proof_json(result: proof.Proof) -> str:
+    return pretty({**asdict(result), "holds": result.holds})
+
+
+def print_rebuilt(console: Console, result: replay.Rebuilt) -> None:
+    counts = ", ".join(f"{n} {_plural(kind, n)}" for kind, n in result.counts.items())
+    for line, text in result.differences:
+        say(console, f"[red]✗[/] audit.jsonl line {line}: {quoted(text)}")
+    if result.differences:
+        say(console, f"[red]{len(result.differences)} differences[/] ({counts} compared).")
+    else:
+        say(console, f"[green]✓[/] {quoted(result.run)}: {counts or 'nothing to decide'}: the same, byte for byte.")
+
+
+def _plural(kind: str, count: int) -> str:
+    word = {"reverted": "reversal", "kept": "proof", "challenged": "challenge"}.get(kind, kind)
+    return word if count == 1 or word == "acknowledged" else f"{word}s"
+
+
+def print_opinions(console: Console, found: list[Opinion], recorded: str, other: str) -> None:
+    recorded, other = quoted(recorded), quoted(other)
+    table = Grid("decision", "step", recorded, other, "valid", "same action", "seconds", "tokens", "cost")
+    for opinion in found:
+        table.row(
+            quoted(opinion.decision), f"{opinion.step:,}", quoted(opinion.recorded), quoted(opinion.other),
+            "yes" if opinion.valid else "[red]no[/]", "yes" if opinion.same_action else "no",
+            f"{opinion.seconds:.2f}", f"{opinion.tokens:,}" if opinion.tokens else "–", display.number(opinion.money),
+        )  # fmt: skip
+    console.print(table)
+    n, tokens = len(found), sum(o.tokens for o in found)
+    prices = [o.money for o in found if o.money is not None]
+    cost = f", cost {sum(prices):.4g}" if prices else ""
+    took = f" It took {sum(o.seconds for o in found):.1f} s, {tokens:,} tokens{cost}." if tokens else ""
+    say(
+        console,
+        f"{n} snapshots; {other}: {sum(o.valid for o in found)} valid, {sum(o.same_action for o in found)} with the "
+        f"same action, {sum(o.same_diagnosis for o in found)} with the same diagnosis as {recorded}.{took}",
+    )
+
+
+def print_reworded(console: Console, found: list[Reworded], manager: str) -> None:
+    """How much the wording of the prompt matters."""
+    count = len(found[0].answers) if found else 0
+    table = Grid("decision", "step", *(f"wording {i}" for i in range(count)), "same action", "same diagnosis")
+    for item in found:
+        table.row(
+            quoted(item.decision), f"{item.step:,}", *map(quoted, item.answers),
+            f"{item.same_action} of {item.asked}", f"{item.same_diagnosis} of {item.asked}",
+        )  # fmt: skip
+    console.print(table)
+    asked = sum(item.asked for item in found)
+    action, diagnosis = sum(item.same_action for item in found), sum(item.same_diagnosis for item in found)
+    share = max(1, asked)
+    say(
+        console,
+        f"{len(found)} snapshots in {count} wordings, {quoted(manager)}: of {asked} reworded questions {action} "
+        f"({action / share:.0%}) got the same action and {diagnosis} ({diagnosis / share:.0%}) the same diagnosis.",
+    )
+
+
+def print_comparison(console: Console, a: RunPaths, b: RunPaths, result: replay.Comparison) -> None:
+    one, two = quoted(a.id), quoted(b.id)
+    if result.first:
+        say(console, f"[red]✗[/] {one} and {two} differ after {result.compared} records: {quoted(result.first)}")
+    else:
+        say(
+            console,
+            f"[green]✓[/] {two} repeats {one}: {result.compared} records with {result.values} values, bit for bit.",
+        )
+
+
+def status_of(paths: RunPaths, file: events.RunFile | None) -> str:
+    """How a run ended; for one that has not, whether its supervisor lives."""
+    if file is None:
+        return "run.json cannot be read"
+    if file.closing is not None:
+        return file.closing.status
+    return {True: "running", False: DIED, None: f"running, or {DIED}"}[audit.is_held(paths.audit)]
+
+
+def runs_json(found: list[tuple[RunPaths, events.RunFile | None]]) -> str:
+    nothing = {"manifest": None, "closing": None}
+    return pretty([{"run": p.id, "status": status_of(p, f), **(plain(f) if f else nothing)} for p, f in found])
+
+
+def print_runs(console: Console, found: list[tuple[RunPaths, events.RunFile | None]]) -> None:
+    table = Grid("run", "manager", "seed", "status", "steps", "objective", "final", "best", "changes", "took")
+    died = []
+    for paths, file in found:
+        status = status_of(paths, file)
+        if file is None:
+            table.row(quoted(paths.id), f"[red]{status}[/]")
+            continue
+        manifest, closing = file.manifest, file.closing
+        if closing is None:
+            table.row(quoted(paths.id), quoted(manifest.manager), _seed(manifest), status)
+            if status == DIED:
+                died.append(quoted(paths.id))
+            continue
+        table.row(
+            quoted(paths.id), quoted(manifest.manager), _seed(manifest), status, f"{closing.steps:,}",
+            quoted(closing.objective or "–"), display.number(closing.final), display.number(closing.best),
+            str(closing.interventions), f"{closing.ended - manifest.created:.0f} s",
+        )  # fmt: skip
+    console.print(table)
+    for run in died:
+        say(
+            console, f"The supervisor of {run} died; its training may go on. Take over: trainmgr attach {run}", "yellow"
+        )
+
+
+def _seed(manifest: events.Manifest) -> str:
+    return "–" if manifest.seed is None else str(manifest.seed)
+
+
+def print_checked(console: Console, checked: Checked) -> None:
+    for text in checked.passed:
+        say(console, f"[green]✓[/] {quoted(text)}")
+    for breach in checked.breaches:
+        mark = "[red]✗[/]" if breach.severity == "error" else "[yellow]![/]"
+        say(console, f"{mark} {quoted(breach.what)}" + (f"\n    fix: {quoted(breach.fix)}" if breach.fix else ""))
+    for line in checked.output:
+        say(console, f"    {quoted(line)}", "dim")
+    verdict = "[green]keeps to the protocol[/]" if checked.ok else "[red]does not keep to the protocol[/]"
+    say(console, f"{quoted(checked.script)} {verdict} ({checked.records} records).")
+
+
+def _date(seconds: float) -> str | None:
+    """In ISO 8601; None for a time that no calendar has."""
+    try:
+        return datetime.fromtimestamp(seconds).astimezone().isoformat()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledger: Ledger) -> str:
+    values: dict[str, Any] = {
+        "run": paths.id,
+        "created": _date(manifest.created),
+        "manager": manifest.manager,
+        "mode": manifest.mode,
+        "seed": manifest.seed,
+        "total_steps": state.total_steps,
+        **figures(state),
+        "recipe": state.recipe,
+        "overwritten": state.overwritten,
+        "notices": {kind: asdict(notice) for kind, notice in state.notices.kinds.items()},
+        "evaluations_lost": state.notices.lost,
+        "reversals": ledger.reversals,
+        "demoted": ledger.demoted,
+        "steps_lost": ledger.lost,
+        "steps_in_vain": ledger.idle,
+        "trust": ledger.trust,
+        "ailments": [asdict(ailment) for ailment in ledger.ailments.values()],
+        "closing": plain(ledger.ended.closing) if ledger.ended else None,
+    }
+    return pretty(values)
