@@ -410,12 +410,12 @@ def show(run: RunArgument = "latest", runs_dir: RunsDirOption = Path("runs"), js
     Example: `trainmgr show latest`
     """
     paths = _named(find_run(runs_dir, run))
-    manifest, state, ledger = history.latest(paths)
+    now = history.latest(paths)
     if json:
-        print(tables.show_json(paths, manifest, state, ledger))
+        print(tables.show_json(paths, now))
         return
-    data.print(screen.render(state, ledger, manifest, width=min(data.width, 120)))
-    tables.print_closing(data, manifest, state, ledger)
+    data.print(screen.render(now, width=min(data.width, 120)))
+    tables.print_closing(data, now)
 
 
 @app.command("check")
@@ -638,8 +638,8 @@ def _watched(call: Any, quiet: bool, json: bool) -> Any:
         return call(lambda *_: display.Lines(narration.file, quiet=quiet))
     views: list[screen.LiveView] = []
 
-    def live(_: RunPaths, record: Any) -> screen.LiveView:
-        views.append(screen.LiveView(record, narration))
+    def live(*_: Any) -> screen.LiveView:
+        views.append(screen.LiveView(narration))
         return views[0].__enter__()
 
     try:
@@ -651,11 +651,11 @@ def _watched(call: Any, quiet: bool, json: bool) -> Any:
 
 def _closing_words(supervisor: Supervisor) -> None:
     """What its supervisor knows: to read a long run again would take a while. It did not read one that was over."""
-    lacking, known = supervisor.lacking(), (supervisor.manifest, supervisor.state, supervisor.ledger)
+    lacking, known = supervisor.lacking(), supervisor.now
     if not supervisor.state.records:
         with contextlib.suppress(RecordError, OSError):
             known = history.latest(supervisor.paths)
-    tables.print_closing(data, *known, stderr=supervisor.paths.stderr, lacking=lacking)
+    tables.print_closing(data, known, stderr=supervisor.paths.stderr, lacking=lacking)
 
 
 def _exit_code(closing: events.Closing, supervisor: Supervisor) -> int:
@@ -740,15 +740,14 @@ def _train(paths: RunPaths, runs_dir: Path, json: bool) -> NoReturn:
 
 def _watch(paths: RunPaths, speed: float) -> None:
     """Play the run back: its telemetry and its log in the order of their times."""
-    manifest = history.manifest_of(paths)
-    with screen.LiveView(manifest, narration) as view:
+    with screen.LiveView(narration) as view:
         before: float | None = None
         for moment, t in replay.frames(paths):
             if before is not None:
                 time.sleep(min(1.0, max(0.0, (t - before) / speed)))
             before = t
-            view.tick(moment.state, moment.ledger)
-    tables.print_closing(data, *history.latest(paths))
+            view.tick(moment.now)
+    tables.print_closing(data, history.latest(paths))
 
 
 def _experiment(

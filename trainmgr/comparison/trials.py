@@ -23,7 +23,7 @@ from trainmgr.comparison import measured
 from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
 from trainmgr.contract import events, policy, protocol
 from trainmgr.contract.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
-from trainmgr.deciding.snapshot import SETTLED
+from trainmgr.deciding.allowed import SETTLED
 from trainmgr.log import audit, history
 from trainmgr.log.telemetry import Item
 from trainmgr.managers import catalog
@@ -331,7 +331,7 @@ class _Share(display.Lines):
         self._cell = cell
         self._watcher = watcher
 
-    def event(self, event: Any, state: RunState, ledger: Any) -> None:
+    def event(self, event: Any, now: Any) -> None:
         pass
 
     def record(self, record: Item, state: RunState) -> None:

@@ -16,6 +16,7 @@ from trainmgr.log import audit
 from trainmgr.log.telemetry import Feed, Item
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Mark, Situation
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,9 @@ class Moment:
     """One event of the log, with everything that was known right before it was written."""
 
     event: audit.Event
-    state: RunState
-    """The fold of telemetry up to the event's offset, where it has one; else to that of the event before it."""
-    ledger: Ledger
-    """The fold of the events before this one."""
-    offset: int
-    digest: str
-    """SHA-256 of telemetry up to ``offset``."""
+    now: Situation
+    """The fold of telemetry up to the event's offset, where it has one, else to that of the event before it; and the
+    fold of the events before this one."""
     raw: Any
     """The manager's last recorded answer."""
     ruling: events.Verdict | None
@@ -65,6 +62,11 @@ class History:
         self._view: dict[str, Any] | None = None
         self._calls: tuple[tuple[events.Request, events.Reply | None], ...] = ()
 
+    @property
+    def now(self) -> Situation:
+        """Everything that was read so far."""
+        return Situation(self.state, self.ledger, Mark(self.feed.offset, self.feed.digest()))
+
     def moments(self) -> Iterator[Moment]:
         """Each event in turn; the state is shared, so look before you go on.
 
@@ -78,10 +80,7 @@ class History:
                 self._advance(offset, event.seq + 1)
             yield Moment(
                 event,
-                self.state,
-                self.ledger,
-                self.feed.offset,
-                self.feed.digest(),
+                self.now,
                 self._raw,
                 self._ruling,
                 self._answer,
@@ -174,8 +173,8 @@ def manifest_of(paths: RunPaths) -> events.Manifest:
     return first.data.manifest
 
 
-def latest(paths: RunPaths) -> tuple[events.Manifest, RunState, Ledger]:
-    """Everything that is known of a run now, ended or not.
+def latest(paths: RunPaths) -> Situation:
+    """Everything that is known of a run now, ended or not. Its manifest is there.
 
     Raises RecordError where its files do not hold together.
     """
@@ -190,7 +189,7 @@ def latest(paths: RunPaths) -> tuple[events.Manifest, RunState, Ledger]:
         raise RecordError(f"{paths.id}: audit.jsonl does not begin with the start of a run.")
     if history.ledger.ended is not None:
         history.state.finish()
-    return history.ledger.started.manifest, history.state, history.ledger
+    return history.now
 
 
 def run_file(paths: RunPaths) -> events.RunFile | None:

@@ -40,13 +40,14 @@ from trainmgr.base.process import (
 )
 from trainmgr.base.wire import nearest, plain, short
 from trainmgr.contract import events, protocol
-from trainmgr.deciding import control, decision
+from trainmgr.deciding import control, decision, probation
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit, history, telemetry
 from trainmgr.log.journal import Journal
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
 from trainmgr.state.ledger import OVER, Ledger
 from trainmgr.state.run_state import RunState, figures
+from trainmgr.state.situation import Mark, Situation
 
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
 LEFT = 4  # processes that a script has left behind, each named
@@ -60,8 +61,8 @@ class Listener(Protocol):
     """Whoever shows the run. Called in the supervisor's thread; must return quickly."""
 
     def record(self, record: telemetry.Item, state: RunState) -> None: ...
-    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None: ...
-    def tick(self, state: RunState, ledger: Ledger) -> None: ...
+    def event(self, event: events.Payload, now: Situation) -> None: ...
+    def tick(self, now: Situation) -> None: ...
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
         """Ask the person whether to apply; call ``answer`` from any thread, once."""
         ...
@@ -115,7 +116,6 @@ class Pending:
     """A decision between its snapshot and its verdict or approval."""
 
     id: str
-    step: int
     asked: float
     ruling: events.Verdict | None = None
     deadline: float = 0.0
@@ -147,7 +147,6 @@ class Supervisor:
         ``key`` is that of the log; None for a plain chain."""
         self.paths = paths
         self.manifest = manifest
-        self.policy = manifest.policy
         self.state = RunState()
         self.ledger = Ledger()
         self._manager = manager
@@ -176,7 +175,7 @@ class Supervisor:
         self._told = 0  # the last revision of which it was said that it cannot be written
         self._blind = False
         self._looked = False  # whether the first evaluation has the objective
-        self._exact = self.policy.due(0) is not None  # answers take effect so many steps after what they are based on
+        self._exact = manifest.policy.due(0) is not None  # answers take effect so many steps after their snapshots
 
     # -- a run, from outside -------------------------------------------------------------------------------------
 
@@ -287,6 +286,11 @@ class Supervisor:
                 return f"{path.name}: {error.strerror}"
         return f"{self.paths.telemetry.name} was changed" if self._truncated else ""
 
+    @property
+    def now(self) -> Situation:
+        """Everything that is known at this moment."""
+        return Situation(self.state, self.ledger, Mark(self._feed.offset, self._feed.digest()))
+
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def _supervise(self) -> events.Closing:
@@ -302,7 +306,7 @@ class Supervisor:
                     else:
                         self._handle(message)
                     self._clocks()
-                    self._show(lambda: self._listener.tick(self.state, self.ledger))
+                    self._show(lambda: self._listener.tick(self.now))
             except (WorkloadError, SupervisorError):
                 raise
             except Exception as error:
@@ -388,7 +392,7 @@ class Supervisor:
             self._check_policy()
             if record.resumed is None and self._resume is not None:
                 self._fail("restart", f"the script did not go on from {self._resume}; it began at step 0")
-        for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
+        for outcome in decision.outcomes(self.now):
             self._append(outcome)
         if isinstance(record, protocol.Eval):
             self._judge()
@@ -427,12 +431,12 @@ class Supervisor:
             )
 
     def _acknowledge(self, record: protocol.Applied | protocol.Refused) -> None:
-        self._append(decision.acknowledgment(record, self.state, self.ledger, self._feed.offset))
+        self._append(decision.acknowledgment(record, self.now))
         self._own()
 
     def _trains_on(self) -> None:
         """The workload said that it stops, and trains on: say so, and end it when the time that it has is over."""
-        now, grace = time.monotonic(), self.policy.process.grace
+        now, grace = time.monotonic(), self.manifest.policy.process.grace
         if self._leave is None:
             self._leave = now + grace
             told = f"the script was told to stop at step {self.state.stopped_at} and trains on; it has {grace:g} s more"
@@ -444,16 +448,16 @@ class Supervisor:
 
     def _judge(self) -> None:
         """Put on record what follows from an evaluation, and do it: of changes on trial, and of what nobody answers."""
-        while (event := decision.watched(self.state, self.ledger, self.policy, self._mark())) is not None:
+        while (event := probation.assess(self.now)) is not None:
             self._append(event)
             self._own()
-        lapsed = decision.unanswered(self.state, self.ledger, self._mark())
+        lapsed = decision.unanswered(self.now)
         if lapsed is not None:
             self._append(lapsed)
 
     def _own(self) -> None:
         """Issue what is on record as due."""
-        event = decision.own(self.ledger, run=self.paths.id, issued=self._issued())
+        event = decision.own(self.now, self._issued())
         if event is not None:
             self._write(event)
 
@@ -483,7 +487,7 @@ class Supervisor:
     def _misfit(self) -> str | None:
         """Why the policy does not fit the action space, which is known once the workload has declared it."""
         try:
-            self.policy.narrow(self.state.space)
+            self.manifest.policy.narrow(self.state.space)
         except PolicyError as error:
             return str(error)
         return None
@@ -494,22 +498,20 @@ class Supervisor:
             self._finish_child(signal.SIGTERM)
             self._status = "failed"
 
-    def _mark(self) -> decision.Mark:
-        return decision.Mark(self._feed.offset, self._feed.digest())
-
     # -- decisions -----------------------------------------------------------------------------------------------
 
     def _ask(self) -> None:
         """Ask the manager if it is time, in a thread of its own."""
         if self._manager is None or self._pending is not None or self._ending is not None or self._schedule:
             return
-        why = decision.trigger(self.state, self.ledger, self.policy)
+        now = self.now
+        why = decision.trigger(now)
         if why is None or self._status is not None:
             return
-        view, event = decision.take_snapshot(self.state, self.ledger, self.policy, self._mark(), why)
+        view, event = decision.take_snapshot(now, why)
         if not self._offer(event):
             return
-        self._pending = Pending(event.decision, self.state.step, time.monotonic())
+        self._pending = Pending(event.decision, time.monotonic())
         self._pause(True)
         if isinstance(self._manager, Consultant):
             self._manager.begin(event.decision, self.ledger.spent, lambda exchange: self._queue.put(Told(exchange)))
@@ -544,20 +546,18 @@ class Supervisor:
             return
         response = decision.response(message.decision, message.by, message.raw, message.seconds)
         self._append(response)
-        ruling = decision.verdict(
-            response.raw, self.state, self.ledger, self.policy, self._mark(),
-            decision=pending.id, based_on_step=pending.step, age_seconds=round(time.monotonic() - pending.asked, 3),
-        )  # fmt: skip
+        age = round(time.monotonic() - pending.asked, 3)
+        ruling = decision.verdict(response.raw, self.now, age_seconds=age)
         self._append(ruling)
         applies = ruling.result != "rejected" and (bool(ruling.changes) or ruling.command is not None)
         if not applies or self.manifest.mode == "shadow":
             self._decided()
         elif self.manifest.mode == "approve":
             pending.ruling = ruling
-            pending.deadline = time.monotonic() + self.policy.approval.timeout
+            pending.deadline = time.monotonic() + self.manifest.policy.approval.timeout
             self._show(lambda: self._listener.ask(ruling, lambda answer: self._queue.put(Approved(pending.id, answer))))
         else:
-            self._issue(ruling, pending.step)
+            self._issue(ruling)
             self._decided()
 
     def _decided(self) -> None:
@@ -580,16 +580,13 @@ class Supervisor:
         if message.answer:
             if self.ledger.overtaken:
                 self._fail("probation", "probation changed the recipe since this was asked: not applied", pending.id)
-            self._issue(pending.ruling, pending.step)
+            self._issue(pending.ruling)
         self._decided()
 
-    def _issue(self, ruling: events.Verdict, based_on_step: int) -> None:
+    def _issue(self, ruling: events.Verdict) -> None:
         if self._ending is not None:  # nothing but the stop is wanted of it any more
             return
-        event = decision.override(
-            ruling, self.ledger, self.policy, run=self.paths.id, issued=self._issued(), based_on_step=based_on_step,
-            total_steps=self.state.total_steps, commands=self.state.space.commands,
-        )  # fmt: skip
+        event = decision.override(ruling, self.now, self._issued())
         if event is None:
             return
         if self._offer(event):
@@ -643,7 +640,7 @@ class Supervisor:
             extra[RESUME_VARIABLE] = str(self.paths.root / resume)
         self._child = Child(
             self.manifest.command,
-            environment=clean_environment(extra, (self.policy.llm.api_key_env,)),
+            environment=clean_environment(extra, (self.manifest.policy.llm.api_key_env,)),
             directory=Path(self.manifest.directory),
             stdout=self.paths.stdout,
             stderr=self.paths.stderr,
@@ -685,7 +682,7 @@ class Supervisor:
         self._append(events.Operator(action="stop", by=by))
         self._status = "interrupted"
         self._pause(False)
-        self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
+        self._ending = Ending(time.monotonic() + self.manifest.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
         if self.state.start is not None and "stop" in self.state.start.commands:
             self._instead("operator", stop=True)
         elif self._child is not None:
@@ -693,12 +690,11 @@ class Supervisor:
 
     def _instead(self, origin: Literal["operator", "restart"], *, stop: bool = False) -> None:
         """Issue a revision of our own: what is in force, without the change that nobody answered."""
-        self._write(decision.instead(self.ledger, origin, run=self.paths.id, issued=self._issued(),
-                                     based_on_step=self.state.step, stop=stop))  # fmt: skip
+        self._write(decision.instead(self.now, origin, self._issued(), stop=stop))
 
     def _finish_child(self, number: int) -> None:
         """Signal the child, and kill it when it does not end within the grace period."""
-        self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGKILL])
+        self._ending = Ending(time.monotonic() + self.manifest.policy.process.grace, [signal.SIGKILL])
         self._pause(False)
         if self._child is not None:
             self._child.signal(number)
@@ -710,12 +706,12 @@ class Supervisor:
         if self._ending is not None:
             if now >= self._ending.deadline and self._ending.signals and self._child is not None:
                 self._child.signal(self._ending.signals.pop(0))
-                self._ending.deadline = now + self.policy.process.grace
+                self._ending.deadline = now + self.manifest.policy.process.grace
             return
         pending = self._pending
         if pending is not None and pending.ruling is not None and now >= pending.deadline:
             self._approved(Approved(pending.id, None))
-        limit = self.policy.process.stall_timeout
+        limit = self.manifest.policy.process.stall_timeout
         paused = self.manifest.blocking and pending is not None
         if limit is None or paused or self._truncated or now - self._heard <= limit:
             return
@@ -741,10 +737,10 @@ class Supervisor:
         elif self._trains_alone():
             self._status = "failed"
             interrupted = True
-        if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
-            if (doubt := decision.crashed(self.state, self.ledger, self._mark())) is not None:
+        if not well and not interrupted and self.ledger.restarts < self.manifest.policy.process.restarts:
+            if (doubt := probation.crashed(self.now)) is not None:
                 self._append(doubt)
-            again = decision.restarted(end.words, self.state, self.ledger, self._feed.offset)
+            again = decision.restarted(end.words, self.now)
             self._append(again)
             self._status = self._ending = self._leave = None
             if self.ledger.due is not None:
@@ -780,7 +776,7 @@ class Supervisor:
                 elif not isinstance(message, Look):
                     self._later.append(message)
             self._again()
-            self._show(lambda: self._listener.tick(self.state, self.ledger))
+            self._show(lambda: self._listener.tick(self.now))
         if self._unread:
             self._fail("telemetry", "the end of telemetry.jsonl could not be read")
 
@@ -829,7 +825,7 @@ class Supervisor:
         if status == "unknown" or (end.code != 0 and status in ("completed", "stopped") and self._status is None):
             status = "completed" if end.code == 0 else "killed" if end.code > 128 else "failed"
         state.finish()
-        for outcome in decision.outcomes(state, self.ledger, self._feed.offset):
+        for outcome in decision.outcomes(self.now):
             self._append(outcome)
         closing = events.Closing(
             ended=round(self._clock() if ended is None else ended, 3),
@@ -872,13 +868,13 @@ class Supervisor:
             time.sleep(PAUSE)
         text = f"{why} could not be written to its end; later, `trainmgr attach {self.paths.id}` does it"
         failure = events.Failure(where=why, message=text)
-        self._show(lambda: self._listener.event(failure, self.state, self.ledger))
+        self._show(lambda: self._listener.event(failure, self.now))
 
     # -- the log -------------------------------------------------------------------------------------------------
 
     def _on(self, log: audit.Log) -> Journal:
         def tell(event: events.Payload) -> None:
-            self._show(lambda: self._listener.event(event, self.state, self.ledger))
+            self._show(lambda: self._listener.event(event, self.now))
 
         return Journal(log, self.ledger, tell, self._clock)
 

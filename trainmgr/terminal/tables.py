@@ -22,8 +22,8 @@ from trainmgr.contract import events
 from trainmgr.log import audit
 from trainmgr.readers import proof, replay
 from trainmgr.readers.opinions import Opinion, Reworded
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState, figures
+from trainmgr.state.situation import Situation
 from trainmgr.terminal import display
 from trainmgr.terminal.screen import marked, quoted
 
@@ -72,14 +72,12 @@ class Grid(Table):
             yield from line.render(console, end="\n")
 
 
-def print_closing(
-    console: Console, manifest: events.Manifest, state: RunState, ledger: Ledger, stderr: Path | None = None,
-    lacking: str = "",
-) -> None:  # fmt: skip
+def print_closing(console: Console, now: Situation, stderr: Path | None = None, lacking: str = "") -> None:
     """The last lines of a run: what was done and why, how the objective ended, what to type next.
 
     ``lacking`` says what is wrong with its files, where all of this comes from memory.
     """
+    state, ledger, manifest = now.state, now.ledger, now.manifest
     closing = ledger.ended.closing if ledger.ended else None
 
     def out(text: str) -> None:
@@ -398,7 +396,8 @@ def _date(seconds: float) -> str | None:
         return None
 
 
-def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledger: Ledger) -> str:
+def show_json(paths: RunPaths, now: Situation) -> str:
+    state, ledger, manifest = now.state, now.ledger, now.manifest
     values: dict[str, Any] = {
         "run": paths.id,
         "created": _date(manifest.created),

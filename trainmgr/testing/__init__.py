@@ -23,8 +23,8 @@ from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log.telemetry import Item
 from trainmgr.managers.base import Manager
 from trainmgr.running import launch
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 from trainmgr.testing.behaviours import (
     Behaviour,
     Cut,
@@ -250,12 +250,12 @@ class Recorder:
         if self._on_record is not None:
             self._on_record(record, state)
 
-    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:  # noqa: ARG002
+    def event(self, event: events.Payload, now: Situation) -> None:  # noqa: ARG002
         self.events.append(event)
         if self._on_event is not None:
             self._on_event(event)
 
-    def tick(self, state: RunState, ledger: Ledger) -> None:
+    def tick(self, now: Situation) -> None:
         pass
 
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:  # noqa: ARG002
