@@ -6,6 +6,7 @@ that a manager can act on unless the action space has that name.
 
 from __future__ import annotations
 
+import math
 import operator
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Annotated
@@ -73,6 +74,17 @@ class RecipeRow(Wire):
     """What the script's schedule brings it to by the end of the run if nothing more is changed."""
     overwritten: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """How many changes of it the script itself overwrote: another one will hardly last."""
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The smallest and the largest value that the next change may set, of a number: whole ones of an int, and the
+        first above the second where there is none. ``off`` may be reached besides."""
+        assert self.low is not None
+        assert self.high is not None
+        assert self.reach_low is not None
+        assert self.reach_high is not None
+        low, high = float(max(self.low, self.reach_low)), float(min(self.high, self.reach_high))
+        return (math.ceil(low), math.floor(high)) if self.type == "int" else (low, high)
 
 
 class Past(Wire):
