@@ -19,9 +19,9 @@ from pathlib import Path
 
 import hostile
 import pytest
+from factories.modules import MODULES, imported
 from markdown_it import MarkdownIt
 from rich.console import Console
-from test_imports import MODULES, imported
 
 from trainmgr import cli
 from trainmgr.base import foreign

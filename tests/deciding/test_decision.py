@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from factories import applied, curve, end, evaluation, fold, lr, refused, start, step
-from test_ledger import answered, asked, issued, ruled
+from factories.ledgers import answered, asked, issued, ruled
 
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from factories import curve, fold, start, view
+from factories.command_line import trainmgr
+from factories.episodes import run as episodes
+from factories.episodes import space
+from factories.ledgers import asked
+from factories.ruled import DROP, LEARNING, LR, MEAN, Run, overfitted
 from rich.console import Console
-from test_cli import trainmgr
-from test_exploration import run as episodes
-from test_exploration import space
-from test_ledger import asked
-from test_rules import DROP, LEARNING, LR, MEAN, Run, overfitted
 
 from trainmgr.contract import events
 from trainmgr.contract.action_space import Parameter
