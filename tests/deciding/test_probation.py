@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from trainmgr.base.wire import Value
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Policy, Probation
-from trainmgr.deciding import guard
 from trainmgr.managers import prompt
 from trainmgr.state.ledger import Ledger
 from trainmgr.terminal import display
@@ -76,7 +75,7 @@ def test_it_goes_on_where_there_is_nothing_to_be_won(how: str) -> None:
 def test_a_stop_of_the_manager_is_on_the_best_then() -> None:
     raw = {"diagnosis": "plateau", "evidence": "", "action": "stop"}
     run = learned(policy=ON_BEST).measure(*[4.0] * 5)
-    judged = guard.judge(raw, run.state, run.ledger, run.policy, decision="d1", based_on_step=run.at, age_seconds=0.0)
+    judged = run.judge(raw)
     assert judged.command == protocol.Command(id="d1", name="stop", to="best")
 
 

@@ -13,8 +13,6 @@ from factories.watched import FLAT, KEEPS, RATE, TOTAL, Run, learned
 
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Policy, Probation
-from trainmgr.deciding import decision, guard
-from trainmgr.deciding.decision import Mark
 from trainmgr.terminal import display
 
 # -- trust -------------------------------------------------------------------------------------------------------------
@@ -31,7 +29,7 @@ def test_trust_shrinks_to_a_floor_and_narrows_what_may_be_asked_for() -> None:
     assert row.reach_high == pytest.approx(1e-3 * 2**0.0625, rel=1e-5)
     raw = {"diagnosis": "unclear", "evidence": "", "action": "adjust", "changes": {"lr": 2e-3}}
     run.tell(asked(9, run.at))
-    judged = guard.judge(raw, run.state, run.ledger, run.policy, decision="d9", based_on_step=run.at, age_seconds=0.0)
+    judged = run.judge(raw, decision="d9")
     assert [check.name for check in judged.checks if not check.ok] == ["step size"]
 
 
@@ -81,7 +79,7 @@ def test_a_manager_that_lost_too_much_is_only_listened_to() -> None:
     issued = len(run.of(events.OverrideIssued))
     run.measure(*[4.0] * 8).change(lr=9e-4)
     assert len(run.of(events.OverrideIssued)) == issued
-    assert decision.trigger(run.measure(4.0).state, run.ledger, run.policy) == "evaluation"
+    assert run.measure(4.0).why() == "evaluation"
     assert run.ledger.losses() == {
         "reversals": 2,
         "steps_lost": 20,
@@ -107,8 +105,7 @@ def test_what_a_run_goes_on_with_when_its_manager_is_demoted(fallback: str, reci
 def test_a_language_model_that_lost_too_much_is_paid_nothing_more(manager: str, asked_again: bool) -> None:
     run = learned(policy=Policy(probation=Probation(loss_budget=0.0)), manager=manager).change(lr=2e-3).measure(9.0)
     assert run.ledger.demoted
-    state = run.measure(*[4.0] * 20).state
-    assert (decision.trigger(state, run.ledger, run.policy) is not None) is asked_again
+    assert (run.measure(*[4.0] * 20).why() is not None) is asked_again
 
 
 def test_without_a_plan_the_reversals_are_counted() -> None:
@@ -146,11 +143,11 @@ def test_a_recipe_that_brings_nothing_new_gives_way_to_that_of_the_start() -> No
     assert run.state.recipe["lr"] == 1e-3
     assert run.ledger.challenged
     assert "recipe of the start goes on trial: lr = 0.001" in (display.event_in_words(challenged, run.state) or "")
-    assert decision.trigger(run.measure(3.7).state, run.ledger, run.policy) is None  # nobody may spoil it
+    assert run.measure(3.7).why() is None  # nobody may spoil it
     (kept,) = [event for event in run.measure(3.7, 3.7, 3.7, 3.7).of(events.Kept) if event.challenge]
     assert (kept.decisions, kept.trust) == ([challenged.decision], {})
     assert (run.state.recipe["lr"], run.ledger.challenged, run.ledger.trust) == (1e-3, False, {})
-    assert decision.trigger(run.measure(3.7).state, run.ledger, run.policy) == "evaluation"
+    assert run.measure(3.7).why() == "evaluation"
     assert len(run.measure(*[3.7] * 30).of(events.Challenged)) == 1  # there is nothing to be put on trial any more
     assert run.ledger.losses() == {
         "reversals": 0,
@@ -241,7 +238,7 @@ def test_no_challenge_where_there_is_none_to_make(how: str) -> None:
 
 def test_a_crash_during_it_gives_the_manager_its_recipe_back() -> None:
     run = lucky().measure(3.7, 3.7)
-    back = decision.crashed(run.state, run.ledger, Mark(0, ""))
+    back = run.crashed()
     assert back is not None
     assert (back.challenge, back.why, back.parameters, back.lost) == (True, "crash", {"lr": 9e-4}, 0)
     run.tell(back)

@@ -6,12 +6,11 @@ import factories
 import pytest
 from factories import applied, dropout, evaluation, lr, start, view
 from factories.ledgers import asked, ruled
-from factories.watched import FLAT, KEEPS, RATE, TOTAL, Run, learned
+from factories.watched import FLAT, KEEPS, RATE, Run, learned
 
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
-from trainmgr.deciding import decision, guard
-from trainmgr.deciding.decision import Mark
+from trainmgr.deciding import decision
 
 NO_ROLLBACK = ["stop"]
 
@@ -129,11 +128,10 @@ def test_an_answer_to_what_was_seen_before_is_refused() -> None:
     run.tell(asked(2, 70, 7))
     run.measure(4.2)
     raw = {"diagnosis": "unclear", "evidence": "", "action": "adjust", "changes": {"dropout": 0.2}}
-    judged = guard.judge(raw, run.state, run.ledger, run.policy, decision="d2", based_on_step=80, age_seconds=0.0)
+    judged = run.judge(raw, decision="d2", based_on=80)
     assert [check.name for check in judged.checks if not check.ok] == ["fresh"]
     approved = ruled(2).model_copy(update={"changes": {"dropout": 0.2}})  # by a person, on what was judged before
-    assert decision.override(approved, run.ledger, run.policy, run="r", based_on_step=70, total_steps=TOTAL,
-                             issued=protocol.Issued(t=0.0, step=80)) is None  # fmt: skip
+    assert run.override(approved, based_on=70) is None
     run.change(dropout=0.2)
     assert run.state.recipe["dropout"] == 0.2
 
@@ -143,10 +141,10 @@ def test_nobody_is_asked_while_changes_are_taken_back() -> None:
     run.obeys = False
     run.measure(4.2, 4.2, 4.2, 9.0)
     assert len(run.reversals) == 1
-    assert decision.trigger(run.state, run.ledger, run.policy) is None
+    assert run.why() is None
     run.obeys = True
     run.obey()
-    assert decision.trigger(run.state, run.ledger, run.policy) is not None
+    assert run.why() is not None
 
 
 # -- what the workload can do ------------------------------------------------------------------------------------------
@@ -210,7 +208,7 @@ def test_values_that_a_parameter_cannot_have_are_not_put_back() -> None:
 
 def test_what_was_on_trial_when_the_workload_crashed_goes_back_and_counts() -> None:
     run = learned().change(lr=2e-3).measure(4.0)
-    back = decision.crashed(run.state, run.ledger, Mark(0, ""))
+    back = run.crashed()
     assert back is not None
     assert (back.why, back.parameters, back.command, back.lost) == ("crash", {"lr": 1e-3}, None, 10)
     run.tell(back)
@@ -219,7 +217,7 @@ def test_what_was_on_trial_when_the_workload_crashed_goes_back_and_counts() -> N
     run.own()
     assert (run.state.recipe["lr"], run.ledger.lost, run.ledger.trust) == (1e-3, 10, {"lr": 0.5})
     assert run.measure(9.0, 9.0).of(events.Reverted) == [back]
-    assert decision.crashed(run.state, run.ledger, Mark(0, "")) is None
+    assert run.crashed() is None
 
 
 def test_after_a_restart_nothing_is_on_trial_and_what_was_on_its_way_still_comes() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from factories.situations import judge, view
 from trainmgr.contract import protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Proposal
-from trainmgr.deciding import guard, snapshot
 from trainmgr.managers.rules import RulesManager
 from trainmgr.state.ledger import Decision, Ledger
 from trainmgr.state.run_state import RunState
@@ -74,14 +74,13 @@ class Run:
         return self
 
     def ask(self) -> Proposal:
-        raw = self.manager.decide(snapshot.take(self.state, self.ledger, self.policy, "evaluation"))
+        raw = self.manager.decide(view(self.state, self.policy, self.ledger))
         return Proposal.model_validate(raw)
 
     def obey(self) -> Proposal:
         """Ask; what is asked for must be allowed, and is done."""
-        raw = self.manager.decide(snapshot.take(self.state, self.ledger, self.policy, "evaluation"))
-        judgment = guard.judge(raw, self.state, self.ledger, self.policy, decision="d", based_on_step=self.state.step,
-                               age_seconds=0.0)  # fmt: skip
+        raw = self.manager.decide(view(self.state, self.policy, self.ledger))
+        judgment = judge(raw, self.state, self.policy, self.ledger, decision="d")
         assert judgment.result == "accepted", [check for check in judgment.checks if not check.ok]
         proposal = Proposal.model_validate(raw)
         if proposal.action != "keep":

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import factories
-from factories import applied, checkpoint, dropout, evaluation, lr, start, step
+from factories import applied, checkpoint, dropout, evaluation, lr, situations, start, step
 from trainmgr.base.wire import Value
 from trainmgr.contract import events, protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
-from trainmgr.deciding import decision
+from trainmgr.deciding import decision, guard
 from trainmgr.deciding.decision import Mark
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
@@ -96,20 +96,34 @@ class Run:
         raw = {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to}
         _, taken = decision.take_snapshot(self.state, self.ledger, self.policy, Mark(0, ""), "evaluation")
         self.tell(taken)
-        ruling = decision.verdict(raw, self.state, self.ledger, self.policy, Mark(0, ""), decision=taken.decision,
-                                  based_on_step=self.state.step, age_seconds=0.0)  # fmt: skip
+        ruling = situations.verdict(raw, self.state, self.policy, self.ledger, decision=taken.decision)
         assert [check.reason for check in ruling.checks if not check.ok] == []
         self.apply(ruling)
         return self
 
     def apply(self, ruling: events.Verdict) -> None:
         self.tell(ruling)
-        issued = decision.override(ruling, self.ledger, self.policy, run="r", based_on_step=self.state.step,
-                                   issued=protocol.Issued(t=0.0, step=self.state.step), total_steps=TOTAL,
-                                   commands=self.state.space.commands)  # fmt: skip
+        issued = self.override(ruling, based_on=self.state.step)
         if issued is not None:
             self.tell(issued)
             self.obey()
+
+    def override(self, ruling: events.Verdict, based_on: int) -> events.OverrideIssued | None:
+        """What follows from a verdict now."""
+        return situations.override(ruling, self.policy, self.ledger, at=self.state.step, based_on=based_on,
+                                   commands=self.state.space.commands)  # fmt: skip
+
+    def judge(self, raw: Any, **more: Any) -> guard.Judgment:
+        """What the guard says to an answer now."""
+        return situations.judge(raw, self.state, self.policy, self.ledger, **more)
+
+    def why(self) -> str | None:
+        """Why the manager is asked now; None where it is not."""
+        return situations.trigger(self.state, self.policy, self.ledger)
+
+    def crashed(self) -> events.Reverted | None:
+        """What is taken back if the workload crashes now."""
+        return decision.crashed(self.state, self.ledger, Mark(0, ""))
 
     def of(self, kind: Callable[..., Any]) -> list[Any]:
         return [payload for payload in self.log if isinstance(payload, kind)]  # type: ignore[arg-type]

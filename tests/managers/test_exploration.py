@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 from factories import applied, fold, start, view
 from factories.episodes import METRICS, TOTAL, number, run, space
+from factories.situations import judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Exploration, Policy
 from trainmgr.contract.proposal import Proposal
-from trainmgr.deciding import guard
 from trainmgr.managers import exploration, reading
 from trainmgr.managers.rules import RulesManager
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 
 LIMITS = Exploration()
@@ -174,5 +173,5 @@ def test_whatever_is_measured_the_guard_accepts_the_answer(
 ) -> None:
     state, policy = run(*rows, shift=shift, noise=noise, parameters=parameters), Policy()
     raw = RulesManager(policy).decide(view(state, policy))
-    judgment = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+    judgment = judge(raw, state, policy)
     assert judgment.result == "accepted", [check for check in judgment.checks if not check.ok]

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from factories import situations
 from factories.ruled import DROP, LEARNING, LR, MEAN, Run, overfitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,7 +67,7 @@ def test_a_counterpart_that_was_not_measured_is_no_sign_of_overfitting_either() 
 
 def test_a_best_of_long_ago_was_overfitted_from_where_the_gap_is_wide() -> None:
     wide, narrow = (Run(space=[], total=None).curve(LEARNING).curve([5.7] * 90, gap) for gap in (2.0, 0.3))
-    assert 540 not in [row[0] for row in snapshot.take(wide.state, Ledger(), wide.policy, "").evaluations.rows]
+    assert 540 not in [row[0] for row in situations.view(wide.state, wide.policy).evaluations.rows]
     assert (wide.ask().diagnosis, narrow.ask().diagnosis) == ("overfitting", "worsening")
 
 
@@ -115,7 +116,7 @@ def test_what_the_workload_refused_is_not_asked_for_again() -> None:
     run = overfitted(total=60_000)
     assert run.ask().to == "initial"
     ledger = Ledger(rejections=["refused by the workload: there is no checkpoint 'initial' yet"])
-    raw = run.manager.decide(snapshot.take(run.state, ledger, run.policy, "evaluation"))
+    raw = run.manager.decide(situations.view(run.state, run.policy, ledger))
     assert raw["to"] == "best"
 
 
@@ -191,7 +192,7 @@ def test_averages_do_not_take_the_last_interventions() -> None:
     policy = Policy.model_validate({"limits": {"max_interventions": 4}})
     run = Run(space=[MEAN.model_copy(update={"value": 0.95})], total=None, policy=policy).curve(LEARNING)
     for spent, action in ((1, "adjust"), (2, "keep")):
-        taken = snapshot.take(run.state, Ledger(accepted=spent), run.policy, "evaluation")
+        taken = situations.view(run.state, run.policy, Ledger(accepted=spent))
         assert run.manager.decide(taken)["action"] == action
 
 
@@ -517,4 +518,4 @@ def test_a_fall_of_what_is_to_rise_does_not_read_as_a_rise() -> None:
 
 
 def view(run: Run) -> snapshot.Snapshot:
-    return snapshot.take(run.state, run.ledger, run.policy, "evaluation")
+    return situations.view(run.state, run.policy, run.ledger)
