@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from factories.tables import TABLES, Row
 
 from trainmgr import workload
 from trainmgr.contract import events
 from trainmgr.contract.policy import Policy
 from trainmgr.workload import surroundings
-
-Row = Callable[..., None]
-TABLES: dict[str, list[tuple[str, ...]]] = {}
 
 
 @pytest.fixture

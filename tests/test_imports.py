@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1] / "trainmgr"
+from factories.modules import MODULES, imported
 
 PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
     "base": "",
@@ -191,26 +189,12 @@ LONG = {
     "cli": "one body for each command",
 }
 
-MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
-
-
 EMPTY = {module for module in MODULES if module.endswith("__init__") and module not in {*ALLOWED, *ENTRY}}
 
 
 def package(module: str) -> str:
     """The package that a module is in; "" for those right in trainmgr."""
     return module.rpartition(".")[0]
-
-
-def imported(path: Path) -> Iterator[str]:
-    """The dotted names of everything that a module imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            for alias in node.names:
-                yield f"{node.module}.{alias.name}"
 
 
 def own(path: Path) -> set[str]:

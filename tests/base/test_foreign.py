@@ -19,9 +19,9 @@ from pathlib import Path
 
 import hostile
 import pytest
+from factories.modules import MODULES, imported
 from markdown_it import MarkdownIt
 from rich.console import Console
-from test_imports import MODULES, imported
 
 from trainmgr import cli
 from trainmgr.base import foreign
@@ -128,7 +128,7 @@ def test_no_two_texts_make_a_tag_together(one: str, other: str) -> None:
 
 def test_each_medium_has_one_door() -> None:
     doors = {"html.escape": set(), "rich.markup.escape": set(), "csv": {"comparison.report"}}
-    doors |= {"html": {"foreign"}, "rich.markup": set()}
+    doors |= {"html": {"base.foreign"}, "rich.markup": set()}
     for module, path in MODULES.items():
         for name in imported(path):
             for door, users in doors.items():
@@ -142,12 +142,12 @@ def _calls(path: Path) -> list[tuple[str, ast.Call]]:
 
 def test_no_console_reads_markup_by_itself() -> None:
     """A text goes to a console of rich as Text or renderable, never as str: that would be read as markup."""
-    for module in ("cli", "screen", "tables", "comparison.progress"):
+    for module in ("cli", "terminal.screen", "terminal.tables", "comparison.progress"):
         for name, call in _calls(MODULES[module]):
             strings = [ast.unparse(a) for a in call.args if isinstance(a, ast.JoinedStr | ast.Constant)]
             if name.endswith((".print", "Text.from_markup", "add_column")) and module != "schemas":
                 assert not [text for text in strings if "{" in text], f"{module}: {ast.unparse(call)}"
-    assert [m for m in MODULES for name, _ in _calls(MODULES[m]) if name.endswith("from_markup")] == ["screen"]
+    assert [m for m in MODULES for name, _ in _calls(MODULES[m]) if name.endswith("from_markup")] == ["terminal.screen"]
 
 
 # -- every field, every command ----------------------------------------------------------------------------------------

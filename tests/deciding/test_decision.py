@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from factories import applied, curve, end, evaluation, fold, lr, refused, start, step
-from test_ledger import answered, asked, issued, ruled
+from factories import applied, curve, end, evaluation, fold, lr, refused, situations, start, step
+from factories.ledgers import answered, asked, issued, ruled
+from factories.situations import trigger
 
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
@@ -15,7 +16,7 @@ from trainmgr.contract import protocol
 from trainmgr.contract.policy import Actions, Cadence, Limits, Policy, Probation, Staleness
 from trainmgr.deciding import decision
 from trainmgr.deciding.control import write
-from trainmgr.deciding.decision import Mark, next_id, trigger
+from trainmgr.deciding.decision import Mark, next_id
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 
@@ -34,7 +35,8 @@ def folded(*payloads: Any) -> Ledger:
 
 
 def why(state: RunState, *payloads: Any, **cadence: Any) -> str | None:
-    return trigger(state, folded(*payloads), Policy(cadence=Cadence(**cadence), probation=Probation(first_evals=0)))
+    policy = Policy(cadence=Cadence(**cadence), probation=Probation(first_evals=0))
+    return trigger(state, policy, folded(*payloads))
 
 
 def test_a_manager_is_asked_after_evaluations() -> None:
@@ -49,7 +51,7 @@ def test_a_manager_is_asked_after_evaluations() -> None:
 
 def test_nobody_is_asked_before_anything_can_be_compared() -> None:
     def first(state: RunState, **watch: Any) -> str | None:
-        return trigger(state, Ledger(), Policy(probation=Probation(**watch)))
+        return trigger(state, Policy(probation=Probation(**watch)))
 
     assert first(curve([2.0, 1.9, 1.8])) is None
     assert first(curve([2.0, 1.9, 1.8]), enabled=False) == "evaluation"
@@ -139,14 +141,11 @@ def test_ids_count_what_was_asked() -> None:
 
 
 def verdict(raw: Any, policy: Policy | None = None) -> Any:
-    state = curve([2.0, 1.9])
-    return decision.verdict(raw, state, Ledger(), policy or Policy(), MARK, decision="d1", based_on_step=state.step,
-                            age_seconds=1.0)  # fmt: skip
+    return situations.verdict(raw, curve([2.0, 1.9]), policy, mark=MARK, age=1.0)
 
 
 def override(ruling: Any, policy: Policy, total: int | None = 1000, ledger: Ledger | None = None) -> Any:
-    return decision.override(ruling, ledger or Ledger(), policy, run="r", issued=protocol.Issued(t=1.0, step=21),
-                             based_on_step=20, total_steps=total)  # fmt: skip
+    return situations.override(ruling, policy, ledger, at=21, based_on=20, total_steps=total)
 
 
 def test_a_verdict_carries_what_may_be_applied_and_nothing_else() -> None:

@@ -28,13 +28,13 @@ from factories import (
     start,
     step,
 )  # fmt: skip
+from factories.situations import judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainmgr.contract.policy import Actions, Joint, Limits, ParameterLimits, Policy, Staleness
 from trainmgr.contract.proposal import Proposal
 from trainmgr.deciding import guard
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 
 CLIP = Policy(limits=Limits(clip=True))
@@ -42,14 +42,6 @@ CLIP = Policy(limits=Limits(clip=True))
 
 def answer(action: str = "adjust", changes: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     return {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes or {}, **more}
-
-
-def judge(
-    raw: Any, state: RunState, policy: Policy | None = None, *, based_on: int | None = None, age: float = 1.0
-) -> guard.Judgment:  # fmt: skip
-    based_on_step = state.step if based_on is None else based_on
-    return guard.judge(raw, state, Ledger(), policy or Policy(), decision="d1", based_on_step=based_on_step,
-                       age_seconds=age)  # fmt: skip
 
 
 def failed(judgment: guard.Judgment) -> dict[str, str]:

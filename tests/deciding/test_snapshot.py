@@ -24,6 +24,7 @@ from factories import (
     step,
     view,
 )
+from factories.situations import available
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -246,7 +247,7 @@ def test_the_recipe_is_what_the_policy_leaves() -> None:
 
 
 def gates(state: RunState, policy: Policy | None = None, ledger: Ledger | None = None) -> dict[str, str]:
-    actions, no = snapshot.available(state, ledger or Ledger(), policy or FREE)
+    actions, no = available(state, policy, ledger)
     assert set(actions) | set(no) == {"keep", "adjust", "rollback", "stop"}
     assert not set(actions) & set(no)
     return no

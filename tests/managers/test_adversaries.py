@@ -11,6 +11,7 @@ from typing import Any
 import factories
 import pytest
 from factories import augment, batch, curve, dropout, ema, evaluation, everything, fold, kind, lr, step, view
+from factories.situations import judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from trainmgr.contract import events, protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Actions, Joint, Limits, ParameterLimits, Policy, Staleness
 from trainmgr.contract.proposal import Proposal
-from trainmgr.deciding import guard
 from trainmgr.managers import catalog
 from trainmgr.managers.adversaries import PROTECTIVE, TOO_LONG, UPWARDS, Adversary, FlipFlop, Late, Random
 from trainmgr.managers.base import Consultant, Manager
@@ -39,7 +39,7 @@ def ask(manager: Manager, state: RunState, policy: Policy = ONLY_CHANGES, ledger
     """The answer, which must be one that the guard accepts."""
     ledger = ledger or Ledger()
     raw = manager.decide(view(state, policy, ledger))
-    found = guard.judge(raw, state, ledger, policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+    found = judge(raw, state, policy, ledger)
     assert [(check.name, check.reason) for check in found.checks if not check.ok] == []
     assert found.result == "accepted"
     assert found.proposal is not None

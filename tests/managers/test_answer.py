@@ -32,13 +32,13 @@ from factories import (
     step,
     view,
 )
+from factories.situations import judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainmgr.base.wire import short
 from trainmgr.contract.policy import Actions, Limits, ParameterLimits, Policy
 from trainmgr.contract.protocol import Objective
-from trainmgr.deciding import guard
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import prompt
 from trainmgr.managers.answer import (
@@ -53,7 +53,6 @@ from trainmgr.managers.answer import (
     spoken,
     whole,
 )
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 
 STRICT = {"type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "minimum", "maximum"}
@@ -122,7 +121,7 @@ POLICIES = st.builds(
 
 def judged(raw: Any, state: RunState, policy: Policy) -> dict[str, str]:
     """The guard's checks that failed, with their reasons."""
-    ruling = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+    ruling = judge(raw, state, policy)
     return {check.name: check.reason for check in ruling.checks if not check.ok}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pinn
 import pytest
 from factories import applied, checkpoint, evaluation, fold, lr, start, step, view
+from factories.situations import judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import WAITING
@@ -19,7 +20,6 @@ from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Imbalance, Policy, Rules, Staleness
 from trainmgr.contract.proposal import Diagnosis, Proposal
 from trainmgr.contract.protocol import MetricInfo, Objective
-from trainmgr.deciding import guard
 from trainmgr.log import history
 from trainmgr.log.telemetry import Feed
 from trainmgr.managers import imbalance
@@ -267,7 +267,7 @@ def test_whatever_is_measured_the_guard_accepts_the_answer(
     for norms, value in zip(rows, values, strict=False):
         measured(state, norms, val=value)
         raw = RulesManager(policy).decide(view(state, policy))
-        judgment = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+        judgment = judge(raw, state, policy)
         assert judgment.result == "accepted", [check for check in judgment.checks if not check.ok]
         changes = {name: (state.recipe[name], new) for name, new in judgment.changes.items()}
         if changes:

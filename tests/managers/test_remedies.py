@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import curve, fold, start, view
+from factories import curve, fold, situations, start, view
+from factories.command_line import trainmgr
+from factories.episodes import run as episodes
+from factories.episodes import space
+from factories.ledgers import asked
+from factories.ruled import DROP, LEARNING, LR, MEAN, Run, overfitted
 from rich.console import Console
-from test_cli import trainmgr
-from test_exploration import run as episodes
-from test_exploration import space
-from test_ledger import asked
-from test_rules import DROP, LEARNING, LR, MEAN, Run, overfitted
 
 from trainmgr.contract import events
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Proposal
-from trainmgr.deciding import decision
 from trainmgr.log import history
 from trainmgr.managers import remedies
 from trainmgr.managers.rules import RulesManager
@@ -169,8 +168,7 @@ def test_only_what_is_kept_is_given_up() -> None:
     state = curve([2.0, 1.9])
     for action, changes, said in (("keep", {}, "no rate"), ("adjust", {"lr": 1e-3}, ""), ("keep", {"lr": 1e-3}, "")):
         raw = answer(action, changes, helpless="no rate")
-        ruling = decision.verdict(raw, state, Ledger(), Policy(), decision.Mark(0, ""), decision="d1",
-                                  based_on_step=20, age_seconds=0.0)  # fmt: skip
+        ruling = situations.verdict(raw, state, based_on=20)
         assert ruling.helpless == said
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from factories import TOTAL, applied, curve, dropout, evaluation, everything, fold, kind, lr, start, step, view
+from factories.situations import judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,7 +114,7 @@ def test_the_guard_never_objects(
         fold([applied(state.step, 1, {"lr": (rate, changed)}, "rollback"), *map(evaluation, [state.step] * 2)], state)
     policy = Policy(limits=limits, parameters={"lr": ParameterLimits(frozen=True)} if frozen else {})
     raw = decide(name, state, policy)
-    judgment = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+    judgment = judge(raw, state, policy)
     assert [(check.name, check.reason) for check in judgment.checks if not check.ok] == []
     assert judgment.result == "accepted"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from factories.reporting import command, control, folded, records
 from hypothesis import given
 from hypothesis import strategies as st
-from test_workload import command, control, folded, records
 from torch.optim import lr_scheduler as torch_schedulers
 from transformers import optimization as transformers_schedulers
 
