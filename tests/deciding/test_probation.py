@@ -29,10 +29,10 @@ from trainmgr.terminal import display
 ])  # fmt: skip
 def test_what_cannot_be_taken_back_is_said(commands: list[str], manager: str, words: str) -> None:
     run, out = Run(commands=commands, manager=manager), io.StringIO()
-    said = display.watched_in_words(run.state, run.ledger)
+    said = display.watched_in_words(run.now)
     assert (words in said) if words else not said
     lines = display.Lines(out)
-    lines.event(run.log[0], run.state, run.ledger)
+    lines.event(run.log[0], run.now)
     lines.record(run.state.start, run.state)
     assert said in out.getvalue()
 
@@ -105,13 +105,13 @@ def test_a_promising_run_cannot_be_stopped() -> None:
 
 def test_in_words() -> None:
     run = learned().change(lr=2e-3)
-    assert display.watched_in_words(run.state, run.ledger).startswith("on trial since step 60: d1, forecast 4")
+    assert display.watched_in_words(run.now).startswith("on trial since step 60: d1, forecast 4")
     run.measure(9.0)
-    (text,) = [display.event_in_words(back, run.state) for back in run.reversals]
+    (text,) = [display.event_in_words(back, run.now) for back in run.reversals]
     assert text is not None
     assert text.startswith("d1 taken back: 9 where 4")
     assert text.endswith("40 steps lost: roll back to best; lr = 0.001")
-    assert display.watched_in_words(run.state, run.ledger) == (
+    assert display.watched_in_words(run.now) == (
         "taken back 1 time, 40 steps lost; trust lr 0.5; the script offers no checkpoint: weights go back to the best "
         "ones, not to those from before a change"
     )
@@ -119,7 +119,7 @@ def test_in_words() -> None:
     assert "(it did harm and was taken back)" in prompt.render(view(run.state, ledger=run.ledger), 5000).user
     assert [past.taken_back for past in view(run.state, ledger=run.ledger).interventions] == ["harm", ""]
     run.measure(*[4.0] * 10).change(dropout=0.2).measure(*[4.0] * 5)
-    text = display.event_in_words(run.reversals[-1], run.state)
+    text = display.event_in_words(run.reversals[-1], run.now)
     assert text is not None
     assert "d2 taken back: no proof that it helped, 4 where 4 was forecast" in text
     assert text.endswith("50 steps in vain: dropout = 0.1")

@@ -142,7 +142,7 @@ def test_a_recipe_that_brings_nothing_new_gives_way_to_that_of_the_start() -> No
     assert (override.origin, override.control.keep, override.decision) == ("probation", "trial", challenged.decision)
     assert run.state.recipe["lr"] == 1e-3
     assert run.ledger.challenged
-    assert "recipe of the start goes on trial: lr = 0.001" in (display.event_in_words(challenged, run.state) or "")
+    assert "recipe of the start goes on trial: lr = 0.001" in (display.event_in_words(challenged, run.now) or "")
     assert run.measure(3.7).why() is None  # nobody may spoil it
     (kept,) = [event for event in run.measure(3.7, 3.7, 3.7, 3.7).of(events.Kept) if event.challenge]
     assert (kept.decisions, kept.trust) == ([challenged.decision], {})

@@ -225,7 +225,7 @@ def test_after_a_restart_nothing_is_on_trial_and_what_was_on_its_way_still_comes
     run.obeys = False
     run.measure(9.0)
     run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/x"))
-    event = decision.own(run.ledger, run="r", issued=protocol.Issued(t=0.0, step=0))
+    event = decision.own(run.now, protocol.Issued(t=0.0, step=0))
     assert event is not None
     assert (event.control.revision, event.control.params) == (3, {"lr": 1e-3})
     assert event.control.command is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import factories
@@ -11,10 +12,10 @@ from trainmgr.base.wire import Value
 from trainmgr.contract import events, protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
-from trainmgr.deciding import decision, guard
-from trainmgr.deciding.decision import Mark
+from trainmgr.deciding import decision, guard, probation
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
 TOTAL = factories.TOTAL
 FLAT = [4.0, 4.02, 3.98, 4.0, 4.01, 4.0]
@@ -38,33 +39,33 @@ class Run:
         self.log: list[events.Payload] = []
         self.obeys, self.manager, self.at = True, manager, 0
         self.fold(start(*(parameters or (RATE, dropout(value=0.1))), **begun))
-        manifest = events.Manifest(
-            version="0", id="r", created=0.0, command=[], script="x", arguments=[], directory=".", seed=1, git=None,
-            python="3", packages={}, machine={}, manager=self.manager, mode="shadow" if shadow else "auto",
-            policy=self.policy,
-        )  # fmt: skip
+        manifest = situations.manifest(self.policy, manager=self.manager, mode="shadow" if shadow else "auto")
         self.tell(events.RunStarted(manifest=manifest))
+
+    @property
+    def now(self) -> Situation:
+        return situations.situation(self.state, self.policy, self.ledger)
 
     def fold(self, record: Any) -> None:
         self.state.fold(record.model_copy(update={"seq": self.state.next_seq}))
         if isinstance(record, protocol.Applied | protocol.Refused):
-            self.tell(decision.acknowledgment(record, self.state, self.ledger, 0))
+            self.tell(decision.acknowledgment(record, self.now))
             self.own()
-        for outcome in decision.outcomes(self.state, self.ledger, 0):
+        for outcome in decision.outcomes(self.now):
             self.tell(outcome)
         while isinstance(record, protocol.Eval) and (event := self.due()) is not None:
             self.tell(event)
             self.own()
 
     def due(self) -> Any:
-        return decision.watched(self.state, self.ledger, self.policy, Mark(0, ""))
+        return probation.assess(self.now)
 
     def tell(self, payload: events.Payload) -> None:
         self.log.append(payload)
         self.ledger.fold(payload)
 
     def own(self) -> None:
-        event = decision.own(self.ledger, run="r", issued=protocol.Issued(t=0.0, step=self.state.step))
+        event = decision.own(self.now, protocol.Issued(t=0.0, step=self.state.step))
         if event is not None:
             self.tell(event)
             self.obey()
@@ -94,7 +95,7 @@ class Run:
     def change(self, action: str = "adjust", to: str | None = None, **changes: Value) -> Run:
         """A change of the manager that the guard accepts, applied at once."""
         raw = {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to}
-        _, taken = decision.take_snapshot(self.state, self.ledger, self.policy, Mark(0, ""), "evaluation")
+        _, taken = decision.take_snapshot(self.now, "evaluation")
         self.tell(taken)
         ruling = situations.verdict(raw, self.state, self.policy, self.ledger, decision=taken.decision)
         assert [check.reason for check in ruling.checks if not check.ok] == []
@@ -110,8 +111,8 @@ class Run:
 
     def override(self, ruling: events.Verdict, based_on: int) -> events.OverrideIssued | None:
         """What follows from a verdict now."""
-        return situations.override(ruling, self.policy, self.ledger, at=self.state.step, based_on=based_on,
-                                   commands=self.state.space.commands)  # fmt: skip
+        now = replace(self.now, ledger=replace(self.ledger, last_step=based_on))
+        return decision.override(ruling, now, protocol.Issued(t=0.0, step=self.state.step))
 
     def judge(self, raw: Any, **more: Any) -> guard.Judgment:
         """What the guard says to an answer now."""
@@ -123,7 +124,7 @@ class Run:
 
     def crashed(self) -> events.Reverted | None:
         """What is taken back if the workload crashes now."""
-        return decision.crashed(self.state, self.ledger, Mark(0, ""))
+        return probation.crashed(self.now)
 
     def of(self, kind: Callable[..., Any]) -> list[Any]:
         return [payload for payload in self.log if isinstance(payload, kind)]  # type: ignore[arg-type]

@@ -297,7 +297,7 @@ def test_a_short_run_is_balanced_and_proves_itself(tmp_path: Path, monkeypatch: 
     """Boundary and initial values begin with a hundredth of their weight. Only what is robust is asserted."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     paths = trained(tmp_path, Policy(staleness=SLOW), "--weight-boundary", "0.01", "--weight-initial", "0.01")
-    found = [d.diagnosis for d in history.latest(paths)[2].decisions.values()]
+    found = [d.diagnosis for d in history.latest(paths).ledger.decisions.values()]
     assert found.count("loss-imbalance") >= 2
     evaluations = [r for r in Feed(paths.telemetry).records() if isinstance(r, protocol.Eval)]
     ratios = [r.metrics["grad_imbalance"] for r in evaluations]

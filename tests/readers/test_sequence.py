@@ -30,6 +30,7 @@ from trainmgr.managers.replay import Recorded
 from trainmgr.managers.rules import RulesManager
 from trainmgr.readers import opinions, proof, replay
 from trainmgr.running import launch, supervisor
+from trainmgr.state.situation import Situation
 from trainmgr.terminal import tables
 from trainmgr.testing import (
     EXACT,
@@ -151,9 +152,9 @@ def test_what_was_rewritten_as_it_was_holds_and_replays(
 @pytest.mark.parametrize("name", ["managed", "restarted"])
 def test_deciding_again_leaves_the_state_as_it_is(name: str, request: pytest.FixtureRequest) -> None:
     for moment in History(request.getfixturevalue(name)).moments():
-        before = copy.deepcopy((moment.state, moment.ledger))
+        before = copy.deepcopy((moment.now.state, moment.now.ledger))
         replay.derived(moment)
-        assert (moment.state, moment.ledger) == before
+        assert (moment.now.state, moment.now.ledger) == before
 
 
 def forged_end(payloads: Payloads, at: int, number: int) -> events.Outcome:
@@ -481,8 +482,8 @@ while true; do sleep 0.01; done
     known: list[Any] = []
 
     class Presses(Recorder):
-        def tick(self, state: Any, ledger: Any) -> None:
-            if self.paths is not None and (self.paths.root / "ready").exists() and not ledger.ending:
+        def tick(self, now: Situation) -> None:
+            if self.paths is not None and (self.paths.root / "ready").exists() and not now.ledger.ending:
                 known[0].interrupt("Ctrl-C")
 
     listener = Presses()

@@ -77,7 +77,7 @@ main()
 def shown(paths: RunPaths) -> str:
     """The last lines of the run."""
     said = Console(file=io.StringIO(), width=500)
-    tables.print_closing(said, *history.latest(paths))
+    tables.print_closing(said, history.latest(paths))
     return said.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 

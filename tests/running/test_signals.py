@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories.situations import situation
 from factories.supervised import SIMPLE, unwatched
 from recorded import holds, of
 from rich.console import Console
@@ -71,10 +72,10 @@ with w:
     assert (asked.action, asked.by) == ("stop", name)
     holds(paths)
     said = Console(file=io.StringIO(), width=200)
-    manifest, state, ledger = history.latest(paths)
-    assert display.event_in_words(asked, state) == f"{name}: the script is asked to stop"
-    said.print(screen.render(state, ledger, manifest, width=180))
-    tables.print_closing(said, manifest, state, ledger)
+    now = history.latest(paths)
+    assert display.event_in_words(asked, now) == f"{name}: the script is asked to stop"
+    said.print(screen.render(now, width=180))
+    tables.print_closing(said, now)
     tables.print_proof(said, proof.prove(paths))
     text = said.file.getvalue()  # type: ignore[attr-defined]
     for words in (
@@ -91,7 +92,7 @@ def test_a_log_that_does_not_say_who_asked_for_the_end_still_reads() -> None:
     before = events.reread(b'{"kind":"operator","action":"stop"}')
     assert before == events.Operator(action="stop")
     assert before.model_dump(mode="json") == {"kind": "operator", "action": "stop"}
-    assert display.event_in_words(before, RunState()) == "Ctrl-C or SIGTERM: the script is asked to stop"
+    assert display.event_in_words(before, situation(RunState())) == "Ctrl-C or SIGTERM: the script is asked to stop"
 
 
 # -- signals that are not for the supervisor ---------------------------------------------------------------------------
@@ -146,7 +147,7 @@ def test_a_script_that_does_not_listen_to_a_warning_dies_of_it_and_the_log_says_
         tmp_path, write_child(tmp_path, body), listener=interrupt_at(1, number=signal.SIGUSR1)
     )
     assert (closing.status, closing.exit_code, closing.exit) == ("killed", 138, "was killed by SIGUSR1")
-    words = [display.event_in_words(event, RunState()) for event in heard.of(events.Signalled)]
+    words = [display.event_in_words(event, situation(RunState())) for event in heard.of(events.Signalled)]
     assert words == ["SIGUSR1: passed on to the script"]
     holds(paths)
 
@@ -161,7 +162,7 @@ def test_a_terminal_that_is_closed_does_not_end_a_run(tmp_path: Path) -> None:
     assert (closing.status, closing.exit_code, closing.steps) == ("completed", 0, 5)
     (came,) = of(paths, events.Signalled)
     assert (came.name, came.passed) == ("SIGHUP", False)
-    assert display.event_in_words(came, RunState()) == "SIGHUP: the terminal is gone; the run goes on"
+    assert display.event_in_words(came, situation(RunState())) == "SIGHUP: the terminal is gone; the run goes on"
     holds(paths)
 
 

@@ -360,9 +360,9 @@ def test_the_run_directory_is_named_in_time_and_script(tmp_path: Path) -> None:
 def test_the_last_lines_say_why_decisions_got_no_answer(tmp_path: Path) -> None:
     manager = ScriptedManager([ManagerError("the model is away"), ManagerError("status 429: no more today")])
     paths, _, _ = supervise(tmp_path, write_child(tmp_path), manager)
-    manifest, state, ledger = history.latest(paths)
+    now = history.latest(paths)
     said = Console(file=io.StringIO(), width=200)
-    tables.print_closing(said, manifest, state, ledger)
+    tables.print_closing(said, now)
     assert isinstance(said.file, io.StringIO)
     assert "No answer to 2 decisions; the last: status 429: no more today." in said.file.getvalue()
 
