@@ -24,6 +24,21 @@ PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that
     "comparison": "base contract state deciding log managers running terminal",
     "testing": "base contract state deciding log managers running",
 }
+PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
+    "base": "",
+    "workload": "",
+    "contract": "base",
+    "state": "base contract",
+    "deciding": "base contract state",
+    "log": "base contract state",
+    "managers": "base contract state deciding log",
+    "running": "base contract state deciding log managers",
+    "checking": "base contract state log running",
+    "readers": "base contract state deciding log managers",
+    "terminal": "base contract state log checking readers",
+    "comparison": "base contract state deciding log managers running terminal",
+    "testing": "base contract state deciding log managers running",
+}
 # What a module may import of trainmgr, in order; names that begin with a dot are of its own package. The guard, for
 # one, must not be able to write a control file.
 ALLOWED: dict[str, str] = {
@@ -65,21 +80,21 @@ ALLOWED: dict[str, str] = {
     "state.run_state": ".evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
+    "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.events contract.policy",
+    "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
     "deciding.control": "base.files base.paths base.wire contract.protocol state.ledger",
-    "deciding.probation": "base.wire contract.events contract.forecast contract.policy contract.protocol "
-    "state.ledger state.lineage state.run_state",
-    "deciding.snapshot": "base.wire contract.action_space contract.policy contract.proposal state.ledger "
-    "state.run_state state.signals",
-    "deciding.guard": ".snapshot base.wire contract.action_space contract.events contract.policy "
-    "contract.proposal contract.protocol state.ledger state.run_state state.signals",
+    "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol state.situation",
+    "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
+    "state.lineage state.run_state state.situation",
+    "deciding.snapshot": ".allowed base.wire contract.action_space contract.proposal state.ledger "
+    "state.run_state state.signals state.situation",
     "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
-    "contract.policy contract.protocol state.ledger state.lineage state.run_state "
-    "state.signals",
+    "contract.policy contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
     "log.journal": ".audit contract.events state.ledger",
     "log.telemetry": "base.files contract.protocol",
     "log.history": ".audit .telemetry base.errors base.files base.paths contract.events "
-    "contract.protocol state.ledger state.run_state",
+    "contract.protocol state.ledger state.run_state state.situation",
     "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
@@ -94,7 +109,7 @@ ALLOWED: dict[str, str] = {
     "managers.anew": ".reading contract.policy deciding.snapshot",
     "managers.exploration": ".reading contract.policy contract.proposal deciding.snapshot",
     "managers.imbalance": ".reading contract.policy deciding.snapshot",
-    "managers.remedies": ".reading contract.proposal deciding.snapshot",
+    "managers.remedies": ".reading contract.proposal deciding.allowed deciding.snapshot",
     "managers.replay": "base.errors base.paths base.wire contract.events contract.proposal deciding.snapshot log.audit",
     "managers.rules": ".anew .exploration .imbalance .reading .remedies base.wire contract.policy "
     "contract.proposal deciding.snapshot",
@@ -104,14 +119,20 @@ ALLOWED: dict[str, str] = {
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
     "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
     "base.errors base.paths contract.policy",
+    "running.listener": "contract.events log.telemetry state.run_state state.situation",
     "running.manifest": "base.errors base.process contract.events",
-    "running.supervisor": "base.errors base.files base.paths base.process base.wire contract.events "
-    "contract.protocol deciding.control deciding.decision deciding.snapshot "
-    "log.audit log.history log.journal log.telemetry managers.base state.ledger "
-    "state.run_state",
-    "running.launch": ".manifest .supervisor __init__ base.errors base.files base.paths base.process "
-    "contract.events contract.policy contract.protocol log.audit log.history "
-    "managers.base managers.catalog",
+    "running.messages": "base.process managers.base",
+    "running.objective": "base.wire state.run_state",
+    "running.orders": "base.paths contract.events contract.protocol deciding.control log.journal",
+    "running.reading": "log.telemetry",
+    "running.supervisor": ".listener .messages .objective .orders .reading base.errors base.files "
+    "base.paths base.process base.wire contract.events contract.protocol "
+    "deciding.decision deciding.probation deciding.snapshot log.audit log.history "
+    "log.journal log.telemetry managers.base state.ledger state.run_state "
+    "state.situation",
+    "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
+    "base.process contract.events contract.policy contract.protocol log.audit "
+    "log.history managers.base managers.catalog",
     "checking.checked": "",
     "checking.seen": "base.process base.wire contract.protocol log.telemetry state.interventions state.run_state",
     "checking.rollbacks": ".checked .seen contract.protocol",
@@ -120,26 +141,27 @@ ALLOWED: dict[str, str] = {
     "checking.check": ".breaches .checked .seen base.paths base.process base.wire "
     "contract.action_space contract.policy contract.protocol log.telemetry "
     "running.manifest state.interventions state.run_state",
-    "readers.opinions": "base.errors base.paths contract.events contract.policy contract.proposal "
-    "contract.protocol deciding.guard deciding.snapshot log.audit log.history "
-    "log.telemetry managers.base state.ledger state.run_state",
+    "readers.opinions": "base.errors base.paths contract.events contract.proposal contract.protocol "
+    "deciding.guard deciding.snapshot log.audit log.history log.telemetry "
+    "managers.base state.ledger state.run_state state.situation",
     "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
-    "deciding.decision deciding.snapshot log.audit log.history log.telemetry "
-    "managers.answer managers.base managers.prompt managers.prompts.__init__ "
-    "state.ledger state.lineage",
-    "readers.sequence": "base.errors contract.events contract.protocol deciding.decision log.history "
-    "log.telemetry state.ledger state.run_state",
+    "deciding.decision deciding.probation deciding.snapshot log.audit log.history "
+    "log.telemetry managers.answer managers.base managers.prompt "
+    "managers.prompts.__init__ state.lineage",
+    "readers.sequence": "base.errors contract.events contract.protocol deciding.decision "
+    "deciding.probation log.history log.telemetry state.situation",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
     "contract.protocol log.audit log.history log.telemetry state.interventions "
     "state.notices state.run_state",
     "terminal.display": "base.foreign base.wire contract.events contract.protocol log.telemetry "
-    "state.interventions state.ledger state.lineage state.notices state.run_state",
+    "state.interventions state.ledger state.lineage state.notices state.run_state "
+    "state.situation",
     "terminal.output": "base.errors",
     "terminal.screen": ".display base.foreign contract.action_space contract.events log.telemetry "
-    "state.ledger state.run_state",
+    "state.run_state state.situation",
     "terminal.tables": ".display .screen base.paths base.process base.wire checking.checked "
     "contract.events log.audit readers.opinions readers.proof readers.replay "
-    "state.ledger state.run_state",
+    "state.run_state state.situation",
     "comparison.experiment": "base.errors base.toml base.wire contract.protocol",
     "comparison.measured": "base.files base.paths contract.events contract.protocol",
     "comparison.plots": "base.foreign base.wire",
@@ -151,7 +173,7 @@ ALLOWED: dict[str, str] = {
     "comparison.report": ".analysis .results .samples .statistics base.foreign base.wire terminal.display",
     "comparison.page": ".analysis .plots .report .results .samples .statistics base.errors base.files base.foreign",
     "comparison.trials": ".experiment .measured base.errors base.paths base.process base.wire "
-    "contract.events contract.policy contract.protocol deciding.snapshot log.audit "
+    "contract.events contract.policy contract.protocol deciding.allowed log.audit "
     "log.history log.telemetry managers.catalog running.launch running.manifest "
     "running.supervisor state.run_state terminal.display",
     "comparison.gathering": ".experiment .measured .pooling .results .samples .trials base.errors "
