@@ -39,6 +39,36 @@ PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that
     "comparison": "base contract state deciding log managers running terminal",
     "testing": "base contract state deciding log managers running",
 }
+PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
+    "base": "",
+    "workload": "",
+    "contract": "base",
+    "state": "base contract",
+    "deciding": "base contract state",
+    "log": "base contract state",
+    "managers": "base contract state deciding log",
+    "running": "base contract state deciding log managers",
+    "checking": "base contract state log running",
+    "readers": "base contract state deciding log managers",
+    "terminal": "base contract state log checking readers",
+    "comparison": "base contract state deciding log managers running terminal",
+    "testing": "base contract state deciding log managers running",
+}
+PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
+    "base": "",
+    "workload": "",
+    "contract": "base",
+    "state": "base contract",
+    "deciding": "base contract state",
+    "log": "base contract state",
+    "managers": "base contract state deciding log",
+    "running": "base contract state deciding log managers",
+    "checking": "base contract state log running",
+    "readers": "base contract state deciding log managers",
+    "terminal": "base contract state log checking readers",
+    "comparison": "base contract state deciding log managers running terminal",
+    "testing": "base contract state deciding log managers running",
+}
 # What a module may import of trainmgr, in order; names that begin with a dot are of its own package. The guard, for
 # one, must not be able to write a control file.
 ALLOWED: dict[str, str] = {
@@ -68,8 +98,9 @@ ALLOWED: dict[str, str] = {
     "contract.proposal": "base.wire",
     "contract.protocol": ".action_space base.wire",
     "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
-    "contract.events": ".action_space .forecast .policy .proposal .protocol base.wire",
-    "contract.schemas": ".events .policy .proposal .protocol base.errors",
+    "contract.run_file": ".policy base.wire",
+    "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
+    "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors",
     "state.budget": "contract.policy",
     "state.evaluations": "",
     "state.finiteness": "base.wire",
@@ -80,7 +111,8 @@ ALLOWED: dict[str, str] = {
     "state.run_state": ".evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
-    "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.events contract.policy",
+    "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
+    "contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
     "deciding.control": "base.files base.paths base.wire contract.protocol state.ledger",
     "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol state.situation",
@@ -94,7 +126,8 @@ ALLOWED: dict[str, str] = {
     "log.journal": ".audit contract.events state.ledger",
     "log.telemetry": "base.files contract.protocol",
     "log.history": ".audit .telemetry base.errors base.files base.paths contract.events "
-    "contract.protocol state.ledger state.run_state state.situation",
+    "contract.protocol contract.run_file state.ledger state.run_state "
+    "state.situation",
     "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
@@ -120,19 +153,19 @@ ALLOWED: dict[str, str] = {
     "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
     "base.errors base.paths contract.policy",
     "running.listener": "contract.events log.telemetry state.run_state state.situation",
-    "running.manifest": "base.errors base.process contract.events",
+    "running.manifest": "base.errors base.process contract.run_file",
     "running.messages": "base.process managers.base",
     "running.objective": "base.wire state.run_state",
     "running.orders": "base.paths contract.events contract.protocol deciding.control log.journal",
     "running.reading": "log.telemetry",
     "running.supervisor": ".listener .messages .objective .orders .reading base.errors base.files "
     "base.paths base.process base.wire contract.events contract.protocol "
-    "deciding.decision deciding.probation deciding.snapshot log.audit log.history "
-    "log.journal log.telemetry managers.base state.ledger state.run_state "
-    "state.situation",
+    "contract.run_file deciding.decision deciding.probation deciding.snapshot "
+    "log.audit log.history log.journal log.telemetry managers.base state.ledger "
+    "state.run_state state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
-    "base.process contract.events contract.policy contract.protocol log.audit "
-    "log.history managers.base managers.catalog",
+    "base.process contract.events contract.policy contract.protocol "
+    "contract.run_file log.audit log.history managers.base managers.catalog",
     "checking.checked": "",
     "checking.seen": "base.process base.wire contract.protocol log.telemetry state.interventions state.run_state",
     "checking.rollbacks": ".checked .seen contract.protocol",
@@ -148,11 +181,11 @@ ALLOWED: dict[str, str] = {
     "deciding.decision deciding.probation deciding.snapshot log.audit log.history "
     "log.telemetry managers.answer managers.base managers.prompt "
     "managers.prompts.__init__ state.lineage",
-    "readers.sequence": "base.errors contract.events contract.protocol deciding.decision "
-    "deciding.probation log.history log.telemetry state.situation",
+    "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "
+    "deciding.decision deciding.probation log.history log.telemetry state.situation",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
-    "contract.protocol log.audit log.history log.telemetry state.interventions "
-    "state.notices state.run_state",
+    "contract.protocol contract.run_file log.audit log.history log.telemetry "
+    "state.interventions state.notices state.run_state",
     "terminal.display": "base.foreign base.wire contract.events contract.protocol log.telemetry "
     "state.interventions state.ledger state.lineage state.notices state.run_state "
     "state.situation",
@@ -160,10 +193,10 @@ ALLOWED: dict[str, str] = {
     "terminal.screen": ".display base.foreign contract.action_space contract.events log.telemetry "
     "state.run_state state.situation",
     "terminal.tables": ".display .screen base.paths base.process base.wire checking.checked "
-    "contract.events log.audit readers.opinions readers.proof readers.replay "
+    "contract.run_file log.audit readers.opinions readers.proof readers.replay "
     "state.run_state state.situation",
     "comparison.experiment": "base.errors base.toml base.wire contract.protocol",
-    "comparison.measured": "base.files base.paths contract.events contract.protocol",
+    "comparison.measured": "base.files base.paths contract.protocol contract.run_file",
     "comparison.plots": "base.foreign base.wire",
     "comparison.results": ".experiment base.errors base.files base.foreign base.wire contract.protocol",
     "comparison.pooling": ".results base.errors base.wire contract.protocol",
@@ -173,7 +206,7 @@ ALLOWED: dict[str, str] = {
     "comparison.report": ".analysis .results .samples .statistics base.foreign base.wire terminal.display",
     "comparison.page": ".analysis .plots .report .results .samples .statistics base.errors base.files base.foreign",
     "comparison.trials": ".experiment .measured base.errors base.paths base.process base.wire "
-    "contract.events contract.policy contract.protocol deciding.allowed log.audit "
+    "contract.policy contract.protocol contract.run_file deciding.allowed log.audit "
     "log.history log.telemetry managers.catalog running.launch running.manifest "
     "running.supervisor state.run_state terminal.display",
     "comparison.gathering": ".experiment .measured .pooling .results .samples .trials base.errors "
@@ -186,7 +219,13 @@ ENTRY = {"cli", "__main__", "testing.__init__"}  # may import everything; nothin
 THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
         *("base.wire", "contract.action_space", "contract.events", "contract.policy", "contract.proposal"),  # on disk
-        *("contract.protocol", "contract.schemas", "state.signals", "deciding.snapshot"),  # the same
+        *(
+            "contract.protocol",
+            "contract.run_file",
+            "contract.schemas",
+            "state.signals",
+            "deciding.snapshot",
+        ),  # the same
         *("deciding.guard", "log.audit", "log.history", "managers.answer"),  # what reads it
         *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it
     },

@@ -8,6 +8,7 @@ from typing import Any
 from factories.records import FREE, TOTAL, fold, start
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy
+from trainmgr.contract.run_file import Manifest, RunMode
 from trainmgr.deciding import allowed, guard, snapshot
 from trainmgr.deciding import decision as decisions
 from trainmgr.state.ledger import Ledger
@@ -17,9 +18,9 @@ from trainmgr.state.situation import Mark, Situation
 NOTHING_READ = Mark(0, "")
 
 
-def manifest(policy: Policy | None = None, *, manager: str = "rules", mode: events.RunMode = "auto") -> events.Manifest:
+def manifest(policy: Policy | None = None, *, manager: str = "rules", mode: RunMode = "auto") -> Manifest:
     """What a run was started with."""
-    return events.Manifest(
+    return Manifest(
         version="0", id="r", created=0.0, command=[], script="x", arguments=[], directory=".", seed=1, git=None,
         python="3", packages={}, machine={}, manager=manager, mode=mode, policy=policy or Policy(),
     )  # fmt: skip

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trainmgr.base.errors import RecordError
-from trainmgr.contract import events
 from trainmgr.contract.action_space import ActionSpace
 from trainmgr.contract.policy import Policy
+from trainmgr.contract.run_file import Manifest
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 from trainmgr.state.signals import Signals, measure
@@ -38,7 +38,7 @@ class Situation:
     mark: Mark = Mark()
 
     @property
-    def manifest(self) -> events.Manifest:
+    def manifest(self) -> Manifest:
         """What the run was started with. Raises RecordError where the log does not begin with it."""
         if self.ledger.started is None:
             raise RecordError("audit.jsonl does not begin with the start of a run.")

@@ -25,6 +25,7 @@ from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Llm, Policy
 from trainmgr.contract.proposal import Expectation
+from trainmgr.contract.run_file import Manifest
 from trainmgr.deciding import snapshot
 from trainmgr.managers import prompt
 from trainmgr.state.ledger import Decision, Ledger
@@ -92,7 +93,7 @@ def counter() -> tuple[Callable[[str], int] | None, str]:
 def main() -> None:
     count, why = counter()
     state, done = RunState(), 0
-    manifest = events.Manifest.model_construct(manager="rules", policy=Policy())
+    manifest = Manifest.model_construct(manager="rules", policy=Policy())
     ledger = Ledger(started=events.RunStarted.model_construct(manifest=manifest))
     state.fold(beginning())
     state.fold(protocol.Checkpoint(v=1, seq=1, t=0.0, event="checkpoint", step=0, path="best.pt", best=True))
