@@ -71,8 +71,8 @@ ALLOWED: dict[str, str] = {
     "deciding.control": "base.files base.paths base.wire contract.protocol state.ledger",
     "deciding.probation": "base.wire contract.events contract.forecast contract.policy contract.protocol "
     "state.ledger state.lineage state.run_state",
-    "deciding.snapshot": "base.wire contract.action_space contract.policy contract.proposal state.ledger "
-    "state.run_state state.signals",
+    "deciding.snapshot": "base.wire contract.action_space contract.policy contract.proposal "
+    "state.evaluations state.ledger state.run_state state.signals",
     "deciding.guard": ".snapshot base.wire contract.action_space contract.events contract.policy "
     "contract.proposal contract.protocol state.ledger state.run_state state.signals",
     "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
@@ -90,7 +90,7 @@ ALLOWED: dict[str, str] = {
     "managers.key": ".endpoint base.errors base.paths base.process contract.policy",
     "managers.local": "base.errors base.process",
     "managers.none": "base.wire contract.proposal deciding.snapshot",
-    "managers.prompt": ".prompts.__init__ base.wire contract.proposal deciding.snapshot",
+    "managers.prompt": ".prompts.__init__ base.wire contract.proposal deciding.snapshot state.evaluations",
     "managers.reading": "base.wire contract.proposal deciding.snapshot state.signals",
     "managers.adversaries": ".base .reading base.errors base.wire contract.policy contract.proposal "
     "deciding.snapshot state.budget",
