@@ -69,6 +69,21 @@ PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that
     "comparison": "base contract state deciding log managers running terminal",
     "testing": "base contract state deciding log managers running",
 }
+PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
+    "base": "",
+    "workload": "",
+    "contract": "base",
+    "state": "base contract",
+    "deciding": "base contract state",
+    "log": "base contract state",
+    "managers": "base contract state deciding log",
+    "running": "base contract state deciding log managers",
+    "checking": "base contract state log running",
+    "readers": "base contract state deciding log managers",
+    "terminal": "base contract state log checking readers",
+    "comparison": "base contract state deciding log managers running terminal",
+    "testing": "base contract state deciding log managers running",
+}
 # What a module may import of trainmgr, in order; names that begin with a dot are of its own package. The guard, for
 # one, must not be able to write a control file.
 ALLOWED: dict[str, str] = {
@@ -118,8 +133,8 @@ ALLOWED: dict[str, str] = {
     "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol state.situation",
     "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
-    "deciding.snapshot": ".allowed base.wire contract.action_space contract.proposal state.ledger "
-    "state.run_state state.signals state.situation",
+    "deciding.snapshot": ".allowed base.wire contract.action_space contract.proposal state.evaluations "
+    "state.ledger state.run_state state.signals state.situation",
     "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
     "contract.policy contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
@@ -135,7 +150,7 @@ ALLOWED: dict[str, str] = {
     "managers.key": ".endpoint base.errors base.paths base.process contract.policy",
     "managers.local": "base.errors base.process",
     "managers.none": "base.wire contract.proposal deciding.snapshot",
-    "managers.prompt": ".prompts.__init__ base.wire contract.proposal deciding.snapshot",
+    "managers.prompt": ".prompts.__init__ base.wire contract.proposal deciding.snapshot state.evaluations",
     "managers.reading": "base.wire contract.proposal deciding.snapshot state.signals",
     "managers.adversaries": ".base .reading base.errors base.wire contract.policy contract.proposal "
     "deciding.snapshot state.budget",

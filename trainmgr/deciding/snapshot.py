@@ -17,6 +17,7 @@ from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
 from trainmgr.contract.proposal import Action, Diagnosis, Expectation
 from trainmgr.deciding import allowed
+from trainmgr.state.evaluations import thinned
 from trainmgr.state.ledger import REFUSED
 from trainmgr.state.run_state import RunState
 from trainmgr.state.signals import DIGITS, Signals, rounded
@@ -243,10 +244,7 @@ def _takes(parameter: Parameter, value: float) -> bool:
 
 
 def _table(state: RunState) -> Table:
-    rows = state.evaluations
-    while len(rows) > ROWS:
-        older, recent = rows[: -ROWS // 2], rows[-ROWS // 2 :]
-        rows = older[::2] + recent
+    rows = thinned(state.evaluations, ROWS, ROWS // 2)
     names: dict[str, None] = {}
     for row in rows:
         names.update(dict.fromkeys(row.metrics))

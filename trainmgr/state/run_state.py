@@ -13,7 +13,7 @@ from typing import Any
 from trainmgr.base.wire import MAX_NAME, Value, moved, short
 from trainmgr.contract import protocol
 from trainmgr.contract.action_space import ActionSpace
-from trainmgr.state.evaluations import Evaluation, Norms, Window
+from trainmgr.state.evaluations import Evaluation, Norms, Window, thinned
 from trainmgr.state.finiteness import Finiteness
 from trainmgr.state.interventions import Drift, Intervention
 from trainmgr.state.lineage import Lineage
@@ -301,8 +301,7 @@ class RunState:
         if self._belongs(found):
             self.evaluations[-1] = self.evaluations[-1].joined(found)
         else:
-            self.evaluations.append(found)
-            self._thin()
+            self.evaluations = thinned([*self.evaluations, found], ROWS, RECENT)
             self.evals += 1
             self.without += value is None and self.best is not None
             self.unseen += value is None
@@ -356,11 +355,6 @@ class RunState:
         first = [objective.metric, objective.counterpart] if objective else []
         names = [name for name in first if name in metrics] + [name for name in metrics if name not in first]
         return {name: metrics[name] for name in [name for name in names if len(name) <= MAX_NAME][:NAMES]}
-
-    def _thin(self) -> None:
-        if len(self.evaluations) > ROWS:
-            older, recent = self.evaluations[:-RECENT], self.evaluations[-RECENT:]
-            self.evaluations = older[::2] + recent
 
     def _read_back(self, record: protocol.Eval) -> None:
         scheduled = {p.name for p in self.start.action_space if p.scheduled} if self.start else set()
