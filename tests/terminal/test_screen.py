@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from factories import applied, evaluation, fold, lr, start
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -34,7 +35,7 @@ def rendered(renderable: object, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(POINTS, POINTS, st.integers(1, 120), st.integers(1, 20))
 def test_a_plot_has_its_size_whatever_the_curve(
     values: list[tuple[int, float]], second: list[tuple[int, float]], width: int, height: int
