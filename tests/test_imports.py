@@ -84,6 +84,21 @@ PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that
     "comparison": "base contract state deciding log managers running terminal",
     "testing": "base contract state deciding log managers running",
 }
+PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
+    "base": "",
+    "workload": "",
+    "contract": "base",
+    "state": "base contract",
+    "deciding": "base contract state",
+    "log": "base contract state",
+    "managers": "base contract state deciding log",
+    "running": "base contract state deciding log managers",
+    "checking": "base contract state log running",
+    "readers": "base contract state deciding log managers",
+    "terminal": "base contract state log checking readers",
+    "comparison": "base contract state deciding log managers running terminal",
+    "testing": "base contract state deciding log managers running",
+}
 # What a module may import of trainmgr, in order; names that begin with a dot are of its own package. The guard, for
 # one, must not be able to write a control file.
 ALLOWED: dict[str, str] = {

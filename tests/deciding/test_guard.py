@@ -28,8 +28,9 @@ from factories import (
     start,
     step,
 )  # fmt: skip
+from factories.profiles import examples
 from factories.situations import judge
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract.policy import Actions, Joint, Limits, ParameterLimits, Policy, Staleness
@@ -107,7 +108,7 @@ def answers(draw: st.DrawFn, names: list[str]) -> Any:
     return raw
 
 
-@settings(deadline=None, max_examples=600)
+@examples(600)
 @given(st.data(), states(), POLICIES, st.booleans())
 def test_whatever_is_proposed_what_passes_is_within_bounds_and_reach(
     data: st.DataObject, state: RunState, policy: Policy, narrow: bool
@@ -120,7 +121,7 @@ def test_whatever_is_proposed_what_passes_is_within_bounds_and_reach(
     assert judge(raw, state, policy) == judgment
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(parameters(), st.floats() | st.integers(), st.booleans())
 def test_one_number_for_one_parameter(parameter: Any, wish: Any, clip: bool) -> None:
     state, policy = fold([start(parameter)]), CLIP if clip else Policy()
@@ -131,7 +132,7 @@ def test_one_number_for_one_parameter(parameter: Any, wish: Any, clip: bool) -> 
         assert set(failed(judgment)) <= {"no-op"}
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(JSON)
 def test_a_replay_of_the_recorded_answer_gets_the_same_verdict(raw: Any) -> None:
     """The log keeps NaN as a string; the guard judges what the log keeps."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from factories import everything, view
+from factories.profiles import examples
 from factories.watched import KEEPS, TOTAL, Run, learned
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base.wire import Value
@@ -163,7 +164,7 @@ WATCHES = st.builds(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.lists(st.tuples(VALUES, MOVES), min_size=1, max_size=40), WATCHES, st.booleans(), st.booleans(),
        st.sampled_from(["min", "max"]), st.integers(0, 40))  # fmt: skip
 def test_no_manager_escapes(

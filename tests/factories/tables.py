@@ -1,8 +1,8 @@
-"""Tables that are printed after the tests."""
+"""Tables that are printed after the tests: the fixture ``row``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Row = Callable[..., None]
-TABLES: dict[str, list[tuple[str, ...]]] = {}
+ROW = "row"  # a property of a test's report: the title of its table, and the cells

@@ -11,8 +11,9 @@ from typing import Any
 import factories
 import pytest
 from factories import augment, batch, curve, dropout, ema, evaluation, everything, fold, kind, lr, step, view
+from factories.profiles import examples
 from factories.situations import judge
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base.errors import ManagerError, UserError
@@ -377,7 +378,7 @@ def runs(draw: st.DrawFn) -> tuple[RunState, Policy, Ledger]:
 MANAGERS = st.sampled_from([Random(), Random("2"), Random("3"), Adversary(), FlipFlop()])
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(MANAGERS, runs())
 def test_the_guard_never_objects_and_the_same_question_gets_the_same_answer(
     manager: Manager, run: tuple[RunState, Policy, Ledger]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from factories import applied, fold, start, view
 from factories.episodes import METRICS, TOTAL, number, run, space
+from factories.profiles import examples
 from factories.situations import judge
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract.action_space import Parameter
@@ -164,7 +165,7 @@ def test_a_place_of_a_range(place: float, scale: Any, expected: float) -> None:
 SHARES = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda pair: (pair[0], pair[1] * (1 - pair[0])))
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.lists(SHARES, min_size=1, max_size=30), st.floats(0, 2), st.floats(0, 1.2),
        st.builds(space, st.floats(1e-5, 3e-3), st.floats(0.03, 0.3), st.integers(1, 8), st.floats(1, 50),
                  st.floats(2.5, 10), st.floats(0, 0.1)))  # fmt: skip

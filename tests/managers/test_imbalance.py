@@ -9,8 +9,9 @@ from typing import Any
 import pinn
 import pytest
 from factories import applied, checkpoint, evaluation, fold, lr, start, step, view
+from factories.profiles import examples
 from factories.situations import judge
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripts import WAITING
 
@@ -254,7 +255,7 @@ WEIGHTS = st.builds(weight, st.sampled_from(["a", "b", "c", "d"]), st.floats(1e-
                     max_ratio=st.none() | st.floats(1.001, 100), scale=st.sampled_from(["log", "linear"]))  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     st.lists(NORMS, min_size=1, max_size=30),
     st.lists(st.floats(-20, 20) | st.just(math.nan), min_size=30, max_size=30),

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from factories import situations
+from factories.profiles import examples
 from factories.ruled import DROP, LEARNING, LR, MEAN, Run, overfitted
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract import protocol
@@ -466,7 +467,7 @@ def parameters(draw: st.DrawFn) -> Parameter:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     curve=st.lists(st.tuples(floats, st.none() | floats, st.sampled_from([1.0, 100.0])), min_size=1, max_size=40),
     space=st.lists(parameters(), max_size=4),

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from factories import TOTAL, applied, curve, dropout, evaluation, everything, fold, kind, lr, start, step, view
+from factories.profiles import examples
 from factories.situations import judge
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base.errors import UserError
@@ -98,7 +99,7 @@ def test_unknown_schedule() -> None:
         Schedule("cosinus")
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     st.sampled_from(sorted(SCHEDULES)), st.lists(st.floats(0.1, 9.0) | st.floats(), max_size=14),
     st.lists(st.floats(0.1, 9.0) | st.just(math.nan), max_size=14), st.floats(1e-5, 5e-3), st.integers(1, 90),

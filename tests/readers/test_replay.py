@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from factories.profiles import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from trainmgr import workload
@@ -280,7 +281,7 @@ def simulate(root: Path, answers: list[Any], losses: list[float], policy: Policy
         run.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, HealthCheck.function_scoped_fixture)
 @given(
     st.lists(proposals, min_size=1, max_size=8),
     st.lists(st.floats(-10, 10) | st.just(float("nan")) | st.just(float("inf")), min_size=1, max_size=9),

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from factories import TOTAL, applied, checkpoint, curve, dropout, end, evaluation, fold, log, lr, refused, start, step
+from factories.profiles import examples
 from factories.situations import situation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract import protocol
@@ -41,7 +42,7 @@ RECORDS = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(RECORDS, st.integers(0, 25))
 def test_folding_in_two_parts_is_folding_at_once(records: list[Any], cut: int) -> None:
     whole, parts = RunState(), RunState()
@@ -56,7 +57,7 @@ def test_folding_in_two_parts_is_folding_at_once(records: list[Any], cut: int) -
         assert repr(again) == repr(whole)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(RECORDS)
 def test_records_are_only_read(records: list[Any]) -> None:
     before = [pickle.dumps(record) for record in records]
@@ -340,7 +341,7 @@ def test_a_change_that_changes_nothing_that_is_shown_is_no_intervention() -> Non
     assert state.intervention_count == 2
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 1.5, 11.0, 200.0, -3.0, 1e308]) | st.floats(0, 30), max_size=150))
 def test_outliers_are_those_of_the_median_of_the_last_norms(values: list[float]) -> None:
     norms, outlying = Norms(), 0

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from factories import applied, evaluation, fold, lr, start
+from factories.profiles import examples
 from factories.situations import situation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -35,7 +36,7 @@ def rendered(renderable: object, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(POINTS, POINTS, st.integers(1, 120), st.integers(1, 20))
 def test_a_plot_has_its_size_whatever_the_curve(
     values: list[tuple[int, float]], second: list[tuple[int, float]], width: int, height: int
