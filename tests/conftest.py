@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainmgr import workload
 from trainmgr.contract import events
 from trainmgr.contract.policy import Policy
-from trainmgr.workload import surroundings
+from trainmgr.workload import Workload, surroundings
 
 Row = Callable[..., None]
 TABLES: dict[str, list[tuple[str, ...]]] = {}
@@ -39,7 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: None) -> Path:
     root = tmp_path / "run"
     root.mkdir()
     monkeypatch.setenv("TRAINMGR_RUN_DIR", str(root))
-    monkeypatch.setattr(workload, "PERIOD", 0.0)
+    monkeypatch.setattr(Workload, "PERIOD", 0.0)
     return root
 
 

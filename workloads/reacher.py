@@ -24,7 +24,7 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -412,7 +412,7 @@ def summary(result: Result, which: str) -> dict[str, float]:
     return found | {f"test_worst_{name}_{which}": value for name, value in worst.items()}
 
 
-def declare(w: Workload, trainer: Trainer, boundary: str) -> None:
+def declare(w: Workload, trainer: Trainer, boundary: Literal["step", "eval", "checkpoint"]) -> None:
     """What may be changed while the run lasts, how far, and how far at once."""
     recipe, optimizer = trainer.recipe, trainer.optimizer
 

@@ -160,7 +160,7 @@ def test_every_record_is_one_of_the_protocol_whatever_the_script_reports(run: Pa
 
 
 def test_nan_is_written_at_once_and_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    monkeypatch.setattr(Workload, "PERIOD", 1e9)
     with Script() as script:
         script.w.step(1, {"loss": 1.0})  # the first one is always written
         script.w.step(2, {"loss": 2.0})
@@ -801,7 +801,7 @@ ENDS = {  # how the first training ends, whether the second is another process, 
 def test_a_training_started_again_is_told_from_another_one(run: Path, how: str) -> None:
     end, process, another = ENDS[how]
     code = f"""
-import os, trainmgr.workload
+import os
 from trainmgr.workload import Workload
 recipe = {{"lr": 0.1}}
 w = Workload("test", objective="loss")
@@ -834,7 +834,7 @@ def test_a_training_that_was_never_ended_is_over_when_the_next_one_of_its_proces
     with Script() as first:
         control(run, 1, {"lr": 0.2})
         first.w.step(1, {"loss": 1.0})
-        monkeypatch.setattr(workload, "PERIOD", 1e9)
+        monkeypatch.setattr(Workload, "PERIOD", 1e9)
         first.w._period = 1e9
         first.w.step(2, {"loss": 1.0})  # gathered
         second = Script()
@@ -1260,10 +1260,9 @@ RANKS = """
 import json, os, sys
 from pathlib import Path
 import torch.distributed as dist
-import trainmgr.workload
 from trainmgr.workload import Workload
 
-trainmgr.workload.PERIOD = 0.0
+Workload.PERIOD = 0.0
 rank, store = int(os.environ["RANK"]), sys.argv[1]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 run, recipe, seen = Path(os.environ["TRAINMGR_RUN_DIR"]), {"lr": 0.1}, []
@@ -1339,7 +1338,7 @@ print(sorted(ours), sorted(foreign))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     parts = (
         *("backlog", "checkpoints", "lines", "optimizers", "overrides", "parameters", "persistence", "ranks"),
-        *("records", "surroundings", "values"),
+        *("reconciler", "records", "surroundings", "values", "workload"),
     )
     own = ["trainmgr", "trainmgr.workload", *(f"trainmgr.workload.{n}" for n in parts)]
     assert done.stdout.strip() == f"{own} []"
