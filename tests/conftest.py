@@ -10,10 +10,9 @@ from factories import profiles
 from factories.tables import ROW, Row
 from hypothesis import settings
 
-from trainmgr import workload
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.run_file import Manifest
-from trainmgr.workload import surroundings
+from trainmgr.workload import Workload, surroundings
 
 profiles.register()
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -42,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: None) -> Path:
     root = tmp_path / "run"
     root.mkdir()
     monkeypatch.setenv("TRAINMGR_RUN_DIR", str(root))
-    monkeypatch.setattr(workload, "PERIOD", 0.0)
+    monkeypatch.setattr(Workload, "PERIOD", 0.0)
     return root
 
 

@@ -232,7 +232,7 @@ def test_a_child_that_crashes_before_a_change_was_taken_back(tmp_path: Path) -> 
 """
     deaf = """
             if step == 14 and not resumed:
-                w._poll = lambda: None  # it must not hear of what its last evaluation brings about
+                w._overrides.poll = lambda: None  # it must not hear of what its last evaluation brings about
             w.eval("""
     body = BODY.replace("            #EACH\n", crash).replace("(lambda: seen", "(lambda: resumed or seen")
     body = body.replace("\n            w.eval(", deaf)

@@ -341,7 +341,7 @@ def thoroughly(line: bytes) -> protocol.Telemetry | Unreadable:
             return protocol._unreadable(line, protocol.explain(left))
 
 
-@settings(deadline=None, max_examples=1500)
+@examples(1500)
 @given(st.sampled_from(EXAMPLES), st.booleans(), EDITS, st.data())
 def test_what_is_read_at_once_is_what_is_found_step_by_step(
     example: dict[str, Any], tight: bool, edits: list[tuple[int, int, bytes]], data: st.DataObject

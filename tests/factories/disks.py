@@ -17,10 +17,9 @@ pytestmark = pytest.mark.usefixtures("alone")
 HEAD = """
 import errno, json, os, sys
 from pathlib import Path
-from trainmgr import workload
 from trainmgr.workload import Checkpoints, Workload
 
-workload.PERIOD = 0.0  # look at the control file after every step
+Workload.PERIOD = 0.0  # look at the control file after every step
 run = Path(os.environ["TRAINMGR_RUN_DIR"])
 state = {"lr": 0.1, "loss": 1.0}
 

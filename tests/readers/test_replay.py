@@ -12,7 +12,6 @@ from factories.profiles import examples
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from trainmgr import workload
 from trainmgr.base import files
 from trainmgr.base.errors import ManagerError
 from trainmgr.base.paths import RunPaths
@@ -261,7 +260,7 @@ class Simulation:
 def simulate(root: Path, answers: list[Any], losses: list[float], policy: Policy) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINMGR_RUN_DIR", str(root))
-        patch.setattr(workload, "PERIOD", 0.0)
+        patch.setattr(Workload, "PERIOD", 0.0)
         run, recipe = Simulation(root, policy), {"lr": 0.1, "decay": 0.0}
         with Workload("simulated", objective="loss", total_steps=4 * len(losses), info={"x": float("nan")}) as w:
             w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=1e-4, high=1.0,

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from factories.reporting import Script, control, folded, records
 
-from trainmgr import workload
 from trainmgr.contract import protocol
 from trainmgr.log.telemetry import Feed
 from trainmgr.state.run_state import RunState
@@ -83,7 +82,7 @@ def test_every_record_is_one_of_the_protocol_whatever_the_script_reports(run: Pa
 
 
 def test_nan_is_written_at_once_and_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    monkeypatch.setattr(Workload, "PERIOD", 1e9)
     with Script() as script:
         script.w.step(1, {"loss": 1.0})  # the first one is always written
         script.w.step(2, {"loss": 2.0})

@@ -83,7 +83,7 @@ ENDS = {  # how the first training ends, whether the second is another process, 
 def test_a_training_started_again_is_told_from_another_one(run: Path, how: str) -> None:
     end, process, another = ENDS[how]
     code = f"""
-import os, trainmgr.workload
+import os
 from trainmgr.workload import Workload
 recipe = {{"lr": 0.1}}
 w = Workload("test", objective="loss")
@@ -116,7 +116,7 @@ def test_a_training_that_was_never_ended_is_over_when_the_next_one_of_its_proces
     with Script() as first:
         control(run, 1, {"lr": 0.2})
         first.w.step(1, {"loss": 1.0})
-        monkeypatch.setattr(workload, "PERIOD", 1e9)
+        monkeypatch.setattr(Workload, "PERIOD", 1e9)
         first.w._period = 1e9
         first.w.step(2, {"loss": 1.0})  # gathered
         second = Script()

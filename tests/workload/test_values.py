@@ -70,7 +70,7 @@ def folded(run: Path) -> RunState:
 def test_a_value_is_that_of_the_moment_when_it_was_reported(
     run: Path, monkeypatch: pytest.MonkeyPatch, buffer: Any
 ) -> None:
-    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    monkeypatch.setattr(Workload, "PERIOD", 1e9)
     with Workload("w", objective="loss") as w:
         for step in range(1, 6):
             buffer[...] = float(step)  # as the next replay of a graph does
@@ -95,7 +95,7 @@ class Box:
 def test_whatever_is_reported_has_the_values_of_that_moment(
     run: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]
 ) -> None:
-    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    monkeypatch.setattr(Workload, "PERIOD", 1e9)
     value = make()
     metrics, info = {"loss": value}, {"x": value, "deep": {"y": [value]}}
 
@@ -132,7 +132,7 @@ def test_whatever_is_reported_has_the_values_of_that_moment(
 
 
 def test_a_loss_with_its_graph_is_a_number_without_a_warning(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    monkeypatch.setattr(Workload, "PERIOD", 1e9)
     weight = torch.ones(3, requires_grad=True)
     with warnings.catch_warnings(record=True) as warned, Workload("w", objective="loss") as w:
         warnings.simplefilter("always")

@@ -25,10 +25,9 @@ RANKS = """
 import json, os, sys
 from pathlib import Path
 import torch.distributed as dist
-import trainmgr.workload
 from trainmgr.workload import Workload
 
-trainmgr.workload.PERIOD = 0.0
+Workload.PERIOD = 0.0
 rank, store = int(os.environ["RANK"]), sys.argv[1]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 run, recipe, seen = Path(os.environ["TRAINMGR_RUN_DIR"]), {"lr": 0.1}, []
@@ -104,7 +103,7 @@ print(sorted(ours), sorted(foreign))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     parts = (
         *("backlog", "checkpoints", "lines", "optimizers", "overrides", "parameters", "persistence", "ranks"),
-        *("records", "surroundings", "values"),
+        *("reconciler", "records", "surroundings", "values", "workload"),
     )
     own = ["trainmgr", "trainmgr.workload", *(f"trainmgr.workload.{n}" for n in parts)]
     assert done.stdout.strip() == f"{own} []"
