@@ -56,7 +56,7 @@ ALLOWED: dict[str, str] = {
     "contract.protocol": ".action_space base.wire",
     "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol base.wire",
-    "contract.schemas": ".events .policy .proposal .protocol base.errors",
+    "contract.schemas": ".events .policy .proposal .protocol base.errors base.wire",
     "state.budget": "contract.policy",
     "state.evaluations": "",
     "state.finiteness": "base.wire",

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from trainmgr import workload
+from trainmgr.base.wire import explained
 from trainmgr.contract import protocol
 from trainmgr.log.telemetry import Feed
 from trainmgr.state.run_state import RunState
@@ -375,7 +376,7 @@ def test_what_a_metric_means_is_announced(run: Path) -> None:
         "pay": {"description": "reward", "depends": ["lr"]},
     }
     assert folded(run).start.objective.scale == 2.0  # type: ignore[union-attr]
-    described = protocol.MetricInfo.model_fields["role"].description or ""
+    described = explained(protocol.MetricInfo)["role"]
     assert all(role in described for role in ROLES)
 
 
