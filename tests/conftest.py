@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from trainmgr import workload
-from trainmgr.contract import events
 from trainmgr.contract.policy import Policy
+from trainmgr.contract.run_file import Manifest
 from trainmgr.workload import surroundings
 
 Row = Callable[..., None]
@@ -17,8 +17,8 @@ TABLES: dict[str, list[tuple[str, ...]]] = {}
 
 
 @pytest.fixture
-def manifest() -> events.Manifest:
-    return events.Manifest(
+def manifest() -> Manifest:
+    return Manifest(
         version="0", id="20260101-000000-test-0000", created=0.0, command=["test"], script="test.py", arguments=[],
         directory=".", seed=1, git=None, python="3.11", packages={}, machine={}, manager="rules", mode="auto",
         policy=Policy(),

@@ -55,8 +55,9 @@ ALLOWED: dict[str, str] = {
     "contract.proposal": "base.wire",
     "contract.protocol": ".action_space base.wire",
     "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
-    "contract.events": ".action_space .forecast .policy .proposal .protocol base.wire",
-    "contract.schemas": ".events .policy .proposal .protocol base.errors base.wire",
+    "contract.run_file": ".policy base.wire",
+    "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
+    "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
     "state.budget": "contract.policy",
     "state.evaluations": "",
     "state.finiteness": "base.wire",
@@ -81,7 +82,7 @@ ALLOWED: dict[str, str] = {
     "log.journal": ".audit contract.events state.ledger",
     "log.telemetry": "base.files contract.protocol",
     "log.history": ".audit .telemetry base.errors base.files base.paths contract.events "
-    "contract.protocol state.ledger state.run_state",
+    "contract.protocol contract.run_file state.ledger state.run_state",
     "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
@@ -106,14 +107,14 @@ ALLOWED: dict[str, str] = {
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
     "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
     "base.errors base.paths contract.policy",
-    "running.manifest": "base.errors base.process contract.events",
+    "running.manifest": "base.errors base.process contract.run_file",
     "running.supervisor": "base.errors base.files base.paths base.process base.wire contract.events "
-    "contract.protocol deciding.control deciding.decision deciding.snapshot "
-    "log.audit log.history log.journal log.telemetry managers.base state.ledger "
-    "state.run_state",
+    "contract.protocol contract.run_file deciding.control deciding.decision "
+    "deciding.snapshot log.audit log.history log.journal log.telemetry "
+    "managers.base state.ledger state.run_state",
     "running.launch": ".manifest .supervisor __init__ base.errors base.files base.paths base.process "
-    "contract.events contract.policy contract.protocol log.audit log.history "
-    "managers.base managers.catalog",
+    "contract.events contract.policy contract.protocol contract.run_file log.audit "
+    "log.history managers.base managers.catalog",
     "checking.checked": "",
     "checking.seen": "base.process base.wire contract.protocol log.telemetry state.interventions state.run_state",
     "checking.rollbacks": ".checked .seen contract.protocol",
@@ -126,24 +127,24 @@ ALLOWED: dict[str, str] = {
     "contract.protocol deciding.guard deciding.snapshot log.audit log.history "
     "log.telemetry managers.base state.ledger state.run_state",
     "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
-    "deciding.decision deciding.snapshot log.audit log.history log.telemetry "
-    "managers.answer managers.base managers.prompt managers.prompts.__init__ "
-    "state.ledger state.lineage",
-    "readers.sequence": "base.errors contract.events contract.protocol deciding.decision log.history "
-    "log.telemetry state.ledger state.run_state",
+    "contract.run_file deciding.decision deciding.snapshot log.audit log.history "
+    "log.telemetry managers.answer managers.base managers.prompt "
+    "managers.prompts.__init__ state.ledger state.lineage",
+    "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "
+    "deciding.decision log.history log.telemetry state.ledger state.run_state",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
-    "contract.protocol log.audit log.history log.telemetry state.interventions "
-    "state.notices state.run_state",
+    "contract.protocol contract.run_file log.audit log.history log.telemetry "
+    "state.interventions state.notices state.run_state",
     "terminal.display": "base.foreign base.wire contract.events contract.protocol log.telemetry "
     "state.interventions state.ledger state.lineage state.notices state.run_state",
     "terminal.output": "base.errors",
-    "terminal.screen": ".display base.foreign contract.action_space contract.events log.telemetry "
-    "state.ledger state.run_state",
+    "terminal.screen": ".display base.foreign contract.action_space contract.events contract.run_file "
+    "log.telemetry state.ledger state.run_state",
     "terminal.tables": ".display .screen base.paths base.process base.wire checking.checked "
-    "contract.events log.audit readers.opinions readers.proof readers.replay "
+    "contract.run_file log.audit readers.opinions readers.proof readers.replay "
     "state.ledger state.run_state",
     "comparison.experiment": "base.errors base.toml base.wire contract.protocol",
-    "comparison.measured": "base.files base.paths contract.events contract.protocol",
+    "comparison.measured": "base.files base.paths contract.protocol contract.run_file",
     "comparison.plots": "base.foreign base.wire",
     "comparison.results": ".experiment base.errors base.files base.foreign base.wire contract.protocol",
     "comparison.pooling": ".results base.errors base.wire contract.protocol",
@@ -153,9 +154,9 @@ ALLOWED: dict[str, str] = {
     "comparison.report": ".analysis .results .samples .statistics base.foreign base.wire terminal.display",
     "comparison.page": ".analysis .plots .report .results .samples .statistics base.errors base.files base.foreign",
     "comparison.trials": ".experiment .measured base.errors base.paths base.process base.wire "
-    "contract.events contract.policy contract.protocol deciding.snapshot log.audit "
-    "log.history log.telemetry managers.catalog running.launch running.manifest "
-    "running.supervisor state.run_state terminal.display",
+    "contract.policy contract.protocol contract.run_file deciding.snapshot "
+    "log.audit log.history log.telemetry managers.catalog running.launch "
+    "running.manifest running.supervisor state.run_state terminal.display",
     "comparison.gathering": ".experiment .measured .pooling .results .samples .trials base.errors "
     "base.files base.wire contract.policy state.signals",
     "comparison.progress": ".trials base.foreign terminal.display",
@@ -166,7 +167,13 @@ ENTRY = {"cli", "__main__", "testing.__init__"}  # may import everything; nothin
 THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
         *("base.wire", "contract.action_space", "contract.events", "contract.policy", "contract.proposal"),  # on disk
-        *("contract.protocol", "contract.schemas", "state.signals", "deciding.snapshot"),  # the same
+        *(
+            "contract.protocol",
+            "contract.run_file",
+            "contract.schemas",
+            "state.signals",
+            "deciding.snapshot",
+        ),  # the same
         *("deciding.guard", "log.audit", "log.history", "managers.answer"),  # what reads it
         *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it
     },

@@ -57,8 +57,9 @@ if TYPE_CHECKING:
         statistics,
         trials,
     )
-    from trainmgr.contract import events, schemas
     from trainmgr.contract import policy as policies
+    from trainmgr.contract import schemas
+    from trainmgr.contract.run_file import Closing
     from trainmgr.log import audit as audit_log
     from trainmgr.log import history
     from trainmgr.managers import catalog, key
@@ -595,7 +596,7 @@ def _unhindered(json: bool = False) -> Iterator[list[output.Printer]]:
             narration.file = data.file = None  # type: ignore[assignment]  # whatever these are then
 
 
-def _supervised(call: Callable[..., events.Closing], quiet: bool, json: bool) -> int:
+def _supervised(call: Callable[..., Closing], quiet: bool, json: bool) -> int:
     """Supervise to the end, say what there is to say, and the exit code: whatever becomes of the saying."""
     known: list[Supervisor] = []
 
@@ -658,7 +659,7 @@ def _closing_words(supervisor: Supervisor) -> None:
     tables.print_closing(data, *known, stderr=supervisor.paths.stderr, lacking=lacking)
 
 
-def _exit_code(closing: events.Closing, supervisor: Supervisor) -> int:
+def _exit_code(closing: Closing, supervisor: Supervisor) -> int:
     """The script's own, except where there is more to say than it knows; by what was read, whatever is left of it."""
     failure, end = supervisor.ledger.failure, supervisor.state.end
     if closing.status == "interrupted":

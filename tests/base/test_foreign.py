@@ -29,6 +29,7 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.comparison import analysis, page, pooling, report, results
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy, Probation, Process, Staleness
+from trainmgr.contract.run_file import Manifest
 from trainmgr.log import history
 from trainmgr.state import ledger as ledgers
 from trainmgr.state import run_state
@@ -380,7 +381,7 @@ def test_results_of_any_numbers_are_printed(tmp_path: Path, say: Say, number: fl
 
 
 @NUMBERS
-def test_the_live_view_draws_any_numbers(manifest: events.Manifest, number: float) -> None:
+def test_the_live_view_draws_any_numbers(manifest: Manifest, number: float) -> None:
     state, out = run_state.RunState(), io.StringIO()
     view = screen.LiveView(manifest, Console(file=out, width=120, force_terminal=False))
     for line in hostile.telemetry(hostile.Maker(hostile.PLAIN, number)).splitlines(keepends=True):

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ValidationError
 
 from trainmgr.base.errors import PolicyError, UserError
 from trainmgr.base.wire import explained, plain, to_json
-from trainmgr.contract import events, policy, schemas
+from trainmgr.contract import policy, schemas
 from trainmgr.contract.action_space import ActionSpace
 from trainmgr.contract.policy import ParameterLimits, Policy
+from trainmgr.contract.run_file import Manifest
 
 SECTIONS: dict[str, type[BaseModel]] = {
     name: field.annotation
@@ -178,11 +179,11 @@ def load_age(steps: int) -> int | None:
     return Policy.model_validate({"staleness": {"max_age_steps": steps}}).max_age(1000)
 
 
-def test_a_policy_that_another_version_stored_can_be_read(manifest: events.Manifest) -> None:
+def test_a_policy_that_another_version_stored_can_be_read(manifest: Manifest) -> None:
     values = plain(manifest)
     values["policy"]["rules"]["spike"] = 10.0
     values["policy"]["later"] = {"key": 1}
-    assert events.Manifest.model_validate_json(json.dumps(values)) == manifest
+    assert Manifest.model_validate_json(json.dumps(values)) == manifest
 
 
 def test_the_policy_of_an_older_log_reads_as_it_was_done() -> None:

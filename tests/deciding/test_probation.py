@@ -19,6 +19,7 @@ from trainmgr.base.wire import Value
 from trainmgr.contract import events, protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
+from trainmgr.contract.run_file import Manifest
 from trainmgr.deciding import decision, guard
 from trainmgr.deciding.decision import Mark
 from trainmgr.managers import prompt
@@ -48,7 +49,7 @@ class Run:
         self.log: list[events.Payload] = []
         self.obeys, self.manager, self.at = True, manager, 0
         self.fold(start(*(parameters or (RATE, dropout(value=0.1))), **begun))
-        manifest = events.Manifest(
+        manifest = Manifest(
             version="0", id="r", created=0.0, command=[], script="x", arguments=[], directory=".", seed=1, git=None,
             python="3", packages={}, machine={}, manager=self.manager, mode="shadow" if shadow else "auto",
             policy=self.policy,

@@ -19,6 +19,7 @@ from trainmgr.base.files import sha256
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import plain, to_json
 from trainmgr.contract import events, protocol
+from trainmgr.contract.run_file import render_run_file
 from trainmgr.log import audit
 from trainmgr.readers import proof
 from trainmgr.testing import LINE, PYTHON, ScriptedManager, answer, supervise, write_child
@@ -247,7 +248,7 @@ def consistent(bodies: list[dict[str, Any]], files: Files) -> Files:
     """What somebody with the whole directory can do: run.json and every digest rewritten to fit the bodies."""
     manifest = nth(bodies, "run started")["manifest"]
     ended = [body["data"] for body in bodies if body["data"]["kind"] == "run ended"]
-    content = events.render_run_file(manifest, ended[0]["closing"] if ended else None)
+    content = render_run_file(manifest, ended[0]["closing"] if ended else None)
     if ended:
         ended[0]["run_json_sha256"] = sha256(content)
     return {**files, "audit.jsonl": reseal(bodies), "run.json": content}

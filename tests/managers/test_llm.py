@@ -26,6 +26,7 @@ from trainmgr.base.errors import ManagerError, PolicyError, UserError
 from trainmgr.base.paths import RunPaths
 from trainmgr.contract import events, policy, protocol
 from trainmgr.contract.policy import Budget, Cadence, Limits, Llm, Policy, Price, Probation
+from trainmgr.contract.run_file import Closing
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit
 from trainmgr.managers import answer as answers
@@ -95,7 +96,7 @@ def manager_at(endpoint: ScriptedEndpoint, policy: Policy, model: str | None = "
 
 def managed(
     folder: Path, endpoint: ScriptedEndpoint, rules: Policy | None = None, body: str = LINE, **more: Any
-) -> tuple[RunPaths, events.Closing, Recorder]:
+) -> tuple[RunPaths, Closing, Recorder]:
     """A run by the model at this endpoint, proven and decided again."""
     rules = rules or policy_of()
     paths, closing, heard = supervise(folder, write_child(folder, body), manager_at(endpoint, rules), policy=rules,

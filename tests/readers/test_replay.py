@@ -18,6 +18,7 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import plain
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
+from trainmgr.contract.run_file import Closing, Manifest, render_run_file
 from trainmgr.deciding import control, decision
 from trainmgr.log import audit
 from trainmgr.log.telemetry import Feed
@@ -186,7 +187,7 @@ class Simulation:
         self.paths, self.policy, self.clock = RunPaths(root), policy, FakeClock()
         self.state, self.ledger, self.feed = RunState(), Ledger(), Feed(root / "telemetry.jsonl")
         self.log = audit.Log(self.paths.audit)
-        self.manifest = events.Manifest(
+        self.manifest = Manifest(
             version="0", id=root.name, created=0.0, command=["x"], script="x", arguments=[], directory=".", seed=1,
             git=None, python="3", packages={}, machine={}, manager="scripted", mode="auto", policy=policy,
         )  # fmt: skip
@@ -250,9 +251,9 @@ class Simulation:
         for outcome in decision.outcomes(self.state, self.ledger, self.feed.offset):
             self.append(outcome)
         status = self.state.end.status if self.state.end else "completed"
-        closing = events.Closing(ended=0.0, status=status, exit_code=0, exit="ended well", **figures(self.state),
+        closing = Closing(ended=0.0, status=status, exit_code=0, exit="ended well", **figures(self.state),
                                  **self.ledger.losses())  # fmt: skip
-        content = events.render_run_file(plain(self.manifest), plain(closing))
+        content = render_run_file(plain(self.manifest), plain(closing))
         files.replace(self.paths.manifest, content)
         self.append(
             events.RunEnded(

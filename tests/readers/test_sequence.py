@@ -24,6 +24,7 @@ from trainmgr.base.paths import RunPaths, list_runs
 from trainmgr.base.wire import plain
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Process
+from trainmgr.contract.run_file import Closing, Manifest, render_run_file
 from trainmgr.log import audit
 from trainmgr.log.history import History, latest
 from trainmgr.managers.replay import Recorded
@@ -125,7 +126,7 @@ def rewritten(paths: RunPaths, folder: Path, change: Callable[[Payloads], None])
     change(payloads)
     ended = payloads[-1]
     if isinstance(ended, events.RunEnded):
-        content = events.render_run_file(plain(payloads[0].manifest), plain(ended.closing))
+        content = render_run_file(plain(payloads[0].manifest), plain(ended.closing))
         again.manifest.write_bytes(content)
         payloads[-1] = ended.model_copy(update={"run_json_sha256": files.sha256(content)})
     again.audit.unlink()
@@ -359,7 +360,7 @@ def test_what_is_not_acknowledged_yet_is_a_note_while_the_run_goes_on(interrupte
     at = of([event.data for event in audit.read(interrupted.audit)], events.Acknowledged)
     again.audit.write_bytes(b"".join(lines[:at]))
     manifest = plain(next(audit.read(interrupted.audit)).data)["manifest"]
-    again.manifest.write_bytes(events.render_run_file(manifest, None))
+    again.manifest.write_bytes(render_run_file(manifest, None))
     found = proof.prove(again)
     assert [str(finding) for finding in found.findings] == []
     assert any(note.startswith("Revision 1 (applied in telemetry.jsonl line") for note in found.notes)
@@ -449,7 +450,7 @@ def dying(patch: pytest.MonkeyPatch, at: Callable[[events.Payload], bool]) -> No
     patch.setattr(audit.Log, "append", last)
 
 
-def ends(paths: RunPaths) -> events.Closing:
+def ends(paths: RunPaths) -> Closing:
     """Another supervisor closes it; everything holds."""
     closing = launch.attach(paths, paths.root.parent, lambda *_: Recorder())
     holds(paths)
@@ -717,7 +718,7 @@ def test_what_comes_while_the_end_is_read_keeps_its_order(tmp_path: Path, monkey
 
     paths = RunPaths(tmp_path)
     policy = Policy()
-    manifest = events.Manifest.model_construct(id="x", policy=policy, created=0.0, blocking=False, mode="auto")
+    manifest = Manifest.model_construct(id="x", policy=policy, created=0.0, blocking=False, mode="auto")
     one = supervisor.Supervisor(paths, manifest, None, Recorder())
     first, second = supervisor.Signalled(10), supervisor.Signalled(12)
     last = [second]

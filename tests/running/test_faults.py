@@ -27,6 +27,7 @@ from trainmgr.base.errors import PolicyError, SupervisorError, UserError
 from trainmgr.base.paths import RunPaths, list_runs
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy, Probation, Process, Staleness
+from trainmgr.contract.run_file import render_run_file
 from trainmgr.deciding import control
 from trainmgr.log import audit, history, journal
 from trainmgr.readers import proof
@@ -740,7 +741,7 @@ def test_attach_closes_a_run_whose_script_ended_unsupervised(tmp_path: Path) -> 
     assert json.loads(paths.manifest.read_bytes())["closing"]["status"] == "completed"
     holds(paths)
 
-    paths.manifest.write_bytes(events.render_run_file(json.loads(paths.manifest.read_bytes())["manifest"], None))
+    paths.manifest.write_bytes(render_run_file(json.loads(paths.manifest.read_bytes())["manifest"], None))
     assert not proof.prove(paths).holds
     assert launch.attach(paths, tmp_path / "runs", lambda *_: Recorder(), say=said.append) == closing
     assert said[-1].endswith("run.json did not say so, and was written again")

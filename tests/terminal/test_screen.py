@@ -16,6 +16,7 @@ from rich.console import Console
 
 from trainmgr.contract import events, protocol
 from trainmgr.contract.action_space import Parameter
+from trainmgr.contract.run_file import Manifest
 from trainmgr.deciding import control
 from trainmgr.state.interventions import Intervention
 from trainmgr.state.ledger import Ledger
@@ -103,7 +104,7 @@ def test_a_workload_cannot_style_the_screen(manifest: object) -> None:
     assert "\x1b[2J" not in text
 
 
-def test_the_live_view_says_at_once_what_cannot_be_used_and_says_it_once(manifest: events.Manifest) -> None:
+def test_the_live_view_says_at_once_what_cannot_be_used_and_says_it_once(manifest: Manifest) -> None:
     console, state = Console(file=io.StringIO(), width=300, force_terminal=False), RunState()
     view = screen.LiveView(manifest, console)
     assert isinstance(console.file, io.StringIO)
@@ -186,7 +187,7 @@ def test_an_objective_that_is_not_measured_yet_is_shown_all_the_same() -> None:
     ]  # fmt: skip
 
 
-def test_no_time_is_left_that_nobody_knows_of(manifest: events.Manifest) -> None:
+def test_no_time_is_left_that_nobody_knows_of(manifest: Manifest) -> None:
     state = fold([start(total_steps=30), evaluation(640, 1.0)])
     assert screen.pace(state) == ("1 steps/s", "")
     assert "step 640, beyond the 30 planned" in rendered(screen.render(state, Ledger(), manifest))

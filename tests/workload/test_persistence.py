@@ -15,6 +15,7 @@ from rich.console import Console
 
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy
+from trainmgr.contract.run_file import Manifest
 from trainmgr.deciding import probation
 from trainmgr.log import history
 from trainmgr.managers.prompt import render
@@ -213,7 +214,7 @@ def test_the_rules_leave_alone_what_is_overwritten() -> None:
 
 
 def test_taking_back_a_change_gives_the_schedule_its_share_back_and_not_the_number_of_then(
-    manifest: events.Manifest,
+    manifest: Manifest,
 ) -> None:
     """The number is of a time when the schedule was higher."""
     ledger = Ledger()

@@ -21,8 +21,9 @@ from trainmgr.base.process import end_all
 from trainmgr.base.wire import to_json
 from trainmgr.comparison import measured
 from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
-from trainmgr.contract import events, policy, protocol
+from trainmgr.contract import policy, protocol
 from trainmgr.contract.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
+from trainmgr.contract.run_file import Manifest, RunFile
 from trainmgr.deciding.snapshot import SETTLED
 from trainmgr.log import audit, history
 from trainmgr.log.telemetry import Item
@@ -67,7 +68,7 @@ class Outcome:
 
     cell: Cell
     paths: RunPaths | None
-    file: events.RunFile | None
+    file: RunFile | None
     failure: str | None = None
     reused: bool = False
 
@@ -182,7 +183,7 @@ def sections(rules: Policy, manager: str) -> dict[str, Section]:
 # -- what is there already ---------------------------------------------------------------------------------------------
 
 
-def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, events.RunFile]]:
+def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, RunFile]]:
     """Every run that a cell could have been, the oldest first, each file read once."""
     for paths in list_runs(runs_dir):
         file = None if stranger(paths) else history.run_file(paths)
@@ -199,7 +200,7 @@ def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, events.RunFile]]:
             yield _key(script, m.arguments, "llm", m.seed, m.policy), paths, file
 
 
-def _unknown(paths: RunPaths, manifest: events.Manifest) -> bool:
+def _unknown(paths: RunPaths, manifest: Manifest) -> bool:
     """Whether a manager read settings that the version of then did not write down: other defaults, maybe."""
     written = json.loads(paths.manifest.read_bytes())["manifest"]["policy"]
     return any(

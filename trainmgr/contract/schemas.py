@@ -11,13 +11,14 @@ from pydantic import BaseModel, Field, TypeAdapter
 from trainmgr.base.errors import UserError
 from trainmgr.base.wire import explained
 from trainmgr.contract import events, policy, proposal, protocol
+from trainmgr.contract.run_file import RunFile
 
 ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "telemetry": TypeAdapter(Annotated[protocol.Telemetry, Field(discriminator="event")]),
     "control": TypeAdapter(protocol.Control),
     "proposal": TypeAdapter(proposal.Proposal),
     "audit": events.PAYLOAD,
-    "run": TypeAdapter(events.RunFile),
+    "run": TypeAdapter(RunFile),
     "policy": TypeAdapter(policy.Policy),
 }
 TITLES = {

@@ -12,6 +12,7 @@ from trainmgr.base import files
 from trainmgr.base.errors import RecordError
 from trainmgr.base.paths import RunPaths
 from trainmgr.contract import events, protocol
+from trainmgr.contract.run_file import Manifest, RunFile
 from trainmgr.log import audit
 from trainmgr.log.telemetry import Feed, Item
 from trainmgr.state.ledger import Ledger
@@ -160,7 +161,7 @@ def offset_of(payload: events.Payload) -> int | None:
     return offset
 
 
-def manifest_of(paths: RunPaths) -> events.Manifest:
+def manifest_of(paths: RunPaths) -> Manifest:
     """What a run was started with, from its log.
 
     Raises RecordError when the log does not begin with it.
@@ -174,7 +175,7 @@ def manifest_of(paths: RunPaths) -> events.Manifest:
     return first.data.manifest
 
 
-def latest(paths: RunPaths) -> tuple[events.Manifest, RunState, Ledger]:
+def latest(paths: RunPaths) -> tuple[Manifest, RunState, Ledger]:
     """Everything that is known of a run now, ended or not.
 
     Raises RecordError where its files do not hold together.
@@ -193,9 +194,9 @@ def latest(paths: RunPaths) -> tuple[events.Manifest, RunState, Ledger]:
     return history.ledger.started.manifest, history.state, history.ledger
 
 
-def run_file(paths: RunPaths) -> events.RunFile | None:
+def run_file(paths: RunPaths) -> RunFile | None:
     """run.json, or None where there is none that can be read."""
     try:
-        return events.RunFile.model_validate_json(files.read_regular(paths.manifest))
+        return RunFile.model_validate_json(files.read_regular(paths.manifest))
     except (OSError, ValidationError):
         return None

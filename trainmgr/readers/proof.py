@@ -17,6 +17,7 @@ from trainmgr.base.errors import RecordError
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import plain, to_json
 from trainmgr.contract import events, protocol
+from trainmgr.contract.run_file import Closing, render_run_file
 from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Item
@@ -222,7 +223,7 @@ class Prover:
             self._find(place, difference)
         self.proof.checks += 1
 
-    def _figures(self, closing: events.Closing, place: str) -> None:
+    def _figures(self, closing: Closing, place: str) -> None:
         ledger = self._history.ledger
         known = {**figures(self._history.state), **ledger.losses()}
         if ledger.unread and closing.final is None:  # telemetry was cut short, and what came then is not known
@@ -402,7 +403,7 @@ class Prover:
     def _run_file(self, last: events.Payload | None) -> None:
         if self._manifest is None:
             return
-        expected = events.render_run_file(self._manifest, self._closing)
+        expected = render_run_file(self._manifest, self._closing)
         try:
             found = files.read_regular(self.paths.manifest)
         except OSError as error:

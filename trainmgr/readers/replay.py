@@ -11,6 +11,7 @@ from trainmgr.base.errors import RecordError, UserError
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
+from trainmgr.contract.run_file import Manifest
 from trainmgr.deciding import decision, snapshot
 from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
@@ -131,7 +132,7 @@ def derived(moment: Moment) -> events.Payload | None:
             return None
 
 
-def _override(data: events.OverrideIssued, moment: Moment, manifest: events.Manifest) -> events.OverrideIssued | None:
+def _override(data: events.OverrideIssued, moment: Moment, manifest: Manifest) -> events.OverrideIssued | None:
     state, ledger, ruling, run, issued = moment.state, moment.ledger, moment.ruling, manifest.id, data.control.issued
     match data.origin:
         case "manager":
@@ -186,7 +187,7 @@ def _response(response: events.Response, moment: Moment) -> events.Response | No
     return decision.response(response.decision, response.manager, answer.read(texts[-1]), response.seconds)
 
 
-def manifest_in(ledger: Ledger) -> events.Manifest:
+def manifest_in(ledger: Ledger) -> Manifest:
     if ledger.started is None:
         raise RecordError("audit.jsonl does not begin with the start of a run.")
     return ledger.started.manifest

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from trainmgr.base.errors import PolicyError
 from trainmgr.contract import events, protocol
+from trainmgr.contract.run_file import Closing
 from trainmgr.deciding import decision
 from trainmgr.log.history import Moment, offset_of
 from trainmgr.log.telemetry import Item
@@ -220,7 +221,7 @@ class Sequence:
                 self._find(restart, f"a restart; telemetry has no start between it and {place}")
             self._again = None
 
-    def _ended(self, closing: events.Closing, moment: Moment, place: str) -> None:
+    def _ended(self, closing: Closing, moment: Moment, place: str) -> None:
         """What the end is called has its cause on record, and nothing that was measured is left out."""
         status, end = closing.status, moment.state.end
         said = end.status if end is not None else "unknown"  # a script that got the signal itself may say it

@@ -40,6 +40,7 @@ from trainmgr.base.process import (
 )
 from trainmgr.base.wire import nearest, plain, short
 from trainmgr.contract import events, protocol
+from trainmgr.contract.run_file import Closing, Manifest, Status, render_run_file
 from trainmgr.deciding import control, decision
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit, history, telemetry
@@ -135,7 +136,7 @@ class Supervisor:
     def __init__(
         self,
         paths: RunPaths,
-        manifest: events.Manifest,
+        manifest: Manifest,
         manager: Manager | None,
         listener: Listener,
         *,
@@ -162,7 +163,7 @@ class Supervisor:
         self._child: Child | Adopted | None = None
         self._pending: Pending | None = None
         self._ending: Ending | None = None
-        self._status: events.Status | None = None
+        self._status: Status | None = None
         self._resume: str | None = None  # the checkpoint that the child was last started from
         self._heard = 0.0
         self._leave: float | None = None  # until when a workload that said that it stops may take further steps
@@ -180,14 +181,14 @@ class Supervisor:
 
     # -- a run, from outside -------------------------------------------------------------------------------------
 
-    def run(self) -> events.Closing:
+    def run(self) -> Closing:
         """Start the workload and supervise it to its end.
 
         Raises WorkloadError when it cannot be started, UserError when the run directory cannot be written,
         SupervisorError where the run is left to itself.
         """
         try:
-            files.replace(self.paths.manifest, events.render_run_file(plain(self.manifest), None))
+            files.replace(self.paths.manifest, render_run_file(plain(self.manifest), None))
             self.paths.telemetry.touch(mode=0o600)
             self.paths.checkpoints.mkdir(exist_ok=True)
             log = audit.Log(self.paths.audit, self._key)
@@ -253,7 +254,7 @@ class Supervisor:
         started = living(RUN_DIR_VARIABLE, str(self.paths.root)) if self.state.start is None else []
         return self._reporter() or next(iter(started), None)
 
-    def attach(self, pid: int, manager: Manager | None) -> events.Closing:
+    def attach(self, pid: int, manager: Manager | None) -> Closing:
         """Supervise the process that ``take_up`` has found to its end."""
         self._manager = manager
         self._child = Adopted(pid, lambda end: self._queue.put(Ended(end)))
@@ -263,7 +264,7 @@ class Supervisor:
             self._fail("supervisor", f"nothing is changed any more: {misfit}")
         return self._supervise()
 
-    def close(self) -> events.Closing:
+    def close(self) -> Closing:
         """Close a run that ``take_up`` has found over: what its script reported is all that is known of its end."""
         self._read_to_the_end()  # it may have ended since that was read
         ended = min(self._clock(), max(self.manifest.created, self.state.last_time or 0.0))
@@ -289,7 +290,7 @@ class Supervisor:
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
-    def _supervise(self) -> events.Closing:
+    def _supervise(self) -> Closing:
         self._heard = time.monotonic()
         with telemetry.Watcher(self.paths.telemetry, lambda: self._queue.put(Look())):
             try:
@@ -726,7 +727,7 @@ class Supervisor:
             self._status = "hung"
             self._finish_child(signal.SIGTERM)
 
-    def _ended(self, end: Exit) -> events.Closing | None:
+    def _ended(self, end: Exit) -> Closing | None:
         """The child is gone: read the rest, then start it again or close the run."""
         self._read_to_the_end()
         interrupted = self._status in ("interrupted", "failed", "stopped")
@@ -813,7 +814,7 @@ class Supervisor:
             self._fail("processes", f"the script has ended and left running: {names}; end what is of no use with kill")
         return False
 
-    def _close(self, end: Exit, ended: float | None = None) -> events.Closing:
+    def _close(self, end: Exit, ended: float | None = None) -> Closing:
         """``ended``: when, in seconds since 1970; now if that is not said."""
         while self._later or not self._queue.empty():
             message = self._later.popleft() if self._later else self._queue.get_nowait()
@@ -825,13 +826,13 @@ class Supervisor:
             self._fail("control", "control.json was not written any more: nobody is left to read it",
                        self._wanted.decision)  # fmt: skip
         state = self.state
-        status: events.Status = self._status or (state.end.status if state.end else "unknown")
+        status: Status = self._status or (state.end.status if state.end else "unknown")
         if status == "unknown" or (end.code != 0 and status in ("completed", "stopped") and self._status is None):
             status = "completed" if end.code == 0 else "killed" if end.code > 128 else "failed"
         state.finish()
         for outcome in decision.outcomes(state, self.ledger, self._feed.offset):
             self._append(outcome)
-        closing = events.Closing(
+        closing = Closing(
             ended=round(self._clock() if ended is None else ended, 3),
             status=status,
             exit_code=end.code,
@@ -839,7 +840,7 @@ class Supervisor:
             **figures(state) | ({"final": None} if self._truncated else {}),
             **self.ledger.losses(),
         )
-        content = events.render_run_file(plain(self.manifest), plain(closing))
+        content = render_run_file(plain(self.manifest), plain(closing))
         self._append(
             events.RunEnded(
                 closing=closing,

@@ -24,6 +24,7 @@ from rich.text import Text
 from trainmgr.base.foreign import on_terminal
 from trainmgr.contract import events
 from trainmgr.contract.action_space import Parameter
+from trainmgr.contract.run_file import Manifest
 from trainmgr.log.telemetry import Item
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
@@ -49,7 +50,7 @@ def marked(markup: str) -> Text:
     return text
 
 
-def render(state: RunState, ledger: Ledger, manifest: events.Manifest, height: int = 8, width: int = 100) -> Group:
+def render(state: RunState, ledger: Ledger, manifest: Manifest, height: int = 8, width: int = 100) -> Group:
     """Everything at once."""
     parts: list[RenderableType] = [_head(state, ledger, manifest)]
     if state.evaluations and state.start is not None:  # else nobody knows which of the metrics is the objective
@@ -60,7 +61,7 @@ def render(state: RunState, ledger: Ledger, manifest: events.Manifest, height: i
     return Group(*parts)
 
 
-def _head(state: RunState, ledger: Ledger, manifest: events.Manifest) -> RenderableType:
+def _head(state: RunState, ledger: Ledger, manifest: Manifest) -> RenderableType:
     total = state.total_steps
     line = Table.grid(padding=(0, 2))
     parts = (f"manager {manifest.manager}", f"mode {manifest.mode}")
@@ -251,7 +252,7 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
 class LiveView:
     """The live view of a run in a terminal."""
 
-    def __init__(self, manifest: events.Manifest, console: Console) -> None:
+    def __init__(self, manifest: Manifest, console: Console) -> None:
         self._manifest = manifest
         self._console = console
         self._live = Live(console=console, refresh_per_second=FRAMES, auto_refresh=False, transient=True)

@@ -18,7 +18,7 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.base.process import last_lines, no_room
 from trainmgr.base.wire import plain, pretty
 from trainmgr.checking.checked import Checked
-from trainmgr.contract import events
+from trainmgr.contract.run_file import Closing, Manifest, RunFile
 from trainmgr.log import audit
 from trainmgr.readers import proof, replay
 from trainmgr.readers.opinions import Opinion, Reworded
@@ -73,7 +73,7 @@ class Grid(Table):
 
 
 def print_closing(
-    console: Console, manifest: events.Manifest, state: RunState, ledger: Ledger, stderr: Path | None = None,
+    console: Console, manifest: Manifest, state: RunState, ledger: Ledger, stderr: Path | None = None,
     lacking: str = "",
 ) -> None:  # fmt: skip
     """The last lines of a run: what was done and why, how the objective ended, what to type next.
@@ -166,7 +166,7 @@ def print_closing(
         out(f"Next: trainmgr show {run} | trainmgr audit {run} | trainmgr replay {run}")
 
 
-def _went_on(state: RunState, closing: events.Closing) -> bool:
+def _went_on(state: RunState, closing: Closing) -> bool:
     """Whether the workload ended with an exception that the script caught outside of it."""
     return not closing.exit_code and state.end is not None and state.end.status == closing.status == "failed"
 
@@ -334,7 +334,7 @@ def print_comparison(console: Console, a: RunPaths, b: RunPaths, result: replay.
         )
 
 
-def status_of(paths: RunPaths, file: events.RunFile | None) -> str:
+def status_of(paths: RunPaths, file: RunFile | None) -> str:
     """How a run ended; for one that has not, whether its supervisor lives."""
     if file is None:
         return "run.json cannot be read"
@@ -343,12 +343,12 @@ def status_of(paths: RunPaths, file: events.RunFile | None) -> str:
     return {True: "running", False: DIED, None: f"running, or {DIED}"}[audit.is_held(paths.audit)]
 
 
-def runs_json(found: list[tuple[RunPaths, events.RunFile | None]]) -> str:
+def runs_json(found: list[tuple[RunPaths, RunFile | None]]) -> str:
     nothing = {"manifest": None, "closing": None}
     return pretty([{"run": p.id, "status": status_of(p, f), **(plain(f) if f else nothing)} for p, f in found])
 
 
-def print_runs(console: Console, found: list[tuple[RunPaths, events.RunFile | None]]) -> None:
+def print_runs(console: Console, found: list[tuple[RunPaths, RunFile | None]]) -> None:
     table = Grid("run", "manager", "seed", "status", "steps", "objective", "final", "best", "changes", "took")
     died = []
     for paths, file in found:
@@ -374,7 +374,7 @@ def print_runs(console: Console, found: list[tuple[RunPaths, events.RunFile | No
         )
 
 
-def _seed(manifest: events.Manifest) -> str:
+def _seed(manifest: Manifest) -> str:
     return "–" if manifest.seed is None else str(manifest.seed)
 
 
@@ -398,7 +398,7 @@ def _date(seconds: float) -> str | None:
         return None
 
 
-def show_json(paths: RunPaths, manifest: events.Manifest, state: RunState, ledger: Ledger) -> str:
+def show_json(paths: RunPaths, manifest: Manifest, state: RunState, ledger: Ledger) -> str:
     values: dict[str, Any] = {
         "run": paths.id,
         "created": _date(manifest.created),

@@ -19,6 +19,7 @@ from trainmgr.base.wire import Value, plain
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
 from trainmgr.contract.proposal import keep
+from trainmgr.contract.run_file import Closing, Manifest, RunMode
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log.telemetry import Item
 from trainmgr.managers.base import Manager
@@ -293,12 +294,12 @@ def supervise(
     *,
     listener: Recorder | None = None,
     policy: Policy | None = None,
-    mode: events.RunMode = "auto",
+    mode: RunMode = "auto",
     blocking: bool = False,
     seed: int | None = 1,
     schedule: list[protocol.Override] | None = None,
     arguments: Sequence[str] = (),
-) -> tuple[RunPaths, events.Closing, Recorder]:
+) -> tuple[RunPaths, Closing, Recorder]:
     """One real run in ``folder``/runs, to its end. Without a manager nobody decides; without a policy it is EXACT."""
     recorder = listener if listener is not None else Recorder()
     request = launch.Request(
@@ -306,7 +307,7 @@ def supervise(
         runs_dir=folder / "runs", directory=folder, schedule=schedule, blocking=blocking,
     )  # fmt: skip
 
-    def listen(paths: RunPaths, _: events.Manifest) -> Recorder:
+    def listen(paths: RunPaths, _: Manifest) -> Recorder:
         recorder.paths = paths
         return recorder
 
