@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trainmgr.base import errors, process
+from trainmgr.base import errors, files, process
 from trainmgr.base.errors import WorkloadError
 from trainmgr.base.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
 from trainmgr.contract import events, protocol
@@ -131,7 +131,7 @@ def test_a_restart_that_cannot_start_closes_the_run_and_says_why(tmp_path: Path,
     assert (closing.status, closing.exit_code) == ("failed", 5)
     (said,) = failures(paths, "restart")
     assert why in said
-    assert audit.is_held(paths.audit) is False
+    assert files.is_held(paths.audit) is False
     assert descriptors() == before
     assert proof.prove(paths).findings == []
 
@@ -164,7 +164,7 @@ def test_a_first_start_that_cannot_be_keeps_neither_the_lock_nor_a_descriptor(tm
     with pytest.raises(WorkloadError, match="cannot be started"):
         supervise(tmp_path, script)
     (paths,) = list_runs(tmp_path / "runs")
-    assert audit.is_held(paths.audit) is False
+    assert files.is_held(paths.audit) is False
     assert descriptors() == before
     (said,) = failures(paths, "start")
     assert said.endswith("child.sh cannot be started: No such file or directory.")
