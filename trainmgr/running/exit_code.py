@@ -12,7 +12,7 @@ def exit_code(closing: Closing, state: RunState, ledger: Ledger) -> int:
     """The script's own, except where there is more to say than it knows; by what was read, whatever is left of it."""
     if closing.status == "interrupted":
         return errors.EXIT_INTERRUPTED
-    if closing.status == "failed" and ledger.failure is not None and ledger.failure.where == "policy":
+    if closing.status == "failed" and ledger.misfit is not None:
         return errors.EXIT_USAGE
     if closing.exit_code == 0 and closing.objective is None:  # there was no start that could be read
         return errors.EXIT_WORKLOAD

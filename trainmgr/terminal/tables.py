@@ -100,8 +100,9 @@ def print_closing(
                 f"{quoted(closing.exit)}.[/]")  # fmt: skip
         else:
             out(f"[red]The workload {quoted(closing.exit)} ({closing.status}{quoted(by)}).[/]")
-        if ledger.failure is not None and ledger.failure.message != ledger.unread:
-            out(f"[red]{quoted(ledger.failure.where)}: {quoted(ledger.failure.message)}[/]")
+        for failure in (ledger.misfit if ledger.misfit is not ledger.failure else None, ledger.failure):
+            if failure is not None and failure.message != ledger.unread:
+                out(f"[red]{quoted(failure.where)}: {quoted(failure.message)}[/]")
         if stderr and no_room(stderr.parent):
             out(f"[red]No space left on device: the disk with {quoted(str(stderr.parent))} is full. That may be why it "
                 "ended, and what it said of that may be missing.[/]")  # fmt: skip
