@@ -239,7 +239,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", ["cli", "base.process"])
+@pytest.mark.parametrize("name", ["cli", "base.paths"])
 def test_ctrl_c_while_the_command_is_being_imported_ends_it_without_a_word(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED % name], cwd=tmp_path, capture_output=True, text=True, check=False

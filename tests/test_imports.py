@@ -109,8 +109,23 @@ PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that
     "managers": "base contract state deciding log",
     "running": "base contract state deciding log managers",
     "checking": "base contract state log running",
-    "readers": "base contract state deciding log managers",
-    "terminal": "base contract state log checking readers",
+    "readers": "base contract state deciding log managers running",
+    "terminal": "base contract state log managers running checking readers",
+    "comparison": "base contract state deciding log managers running terminal",
+    "testing": "base contract state deciding log managers running",
+}
+PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
+    "base": "",
+    "workload": "",
+    "contract": "base",
+    "state": "base contract",
+    "deciding": "base contract state",
+    "log": "base contract state",
+    "managers": "base contract state deciding log",
+    "running": "base contract state deciding log managers",
+    "checking": "base contract state log running",
+    "readers": "base contract state deciding log managers running",
+    "terminal": "base contract state log managers running checking readers",
     "comparison": "base contract state deciding log managers running terminal",
     "testing": "base contract state deciding log managers running",
 }
@@ -121,7 +136,8 @@ ALLOWED: dict[str, str] = {
     "base.files": "",
     "base.foreign": "",
     "base.paths": ".errors",
-    "base.process": ".errors .files .foreign .paths",
+    "base.concealment": ".paths",
+    "base.process": ".concealment .errors .files .foreign .paths",
     "base.toml": ".errors .files",
     "base.wire": ".foreign",
     "workload.backlog": "",
@@ -145,9 +161,10 @@ ALLOWED: dict[str, str] = {
     "contract.proposal": "base.wire",
     "contract.protocol": ".action_space base.wire",
     "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
-    "contract.run_file": ".policy base.wire",
+    "contract.summary": "base.files base.wire",
+    "contract.run_file": ".policy .summary base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
-    "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors",
+    "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
     "state.budget": "contract.policy",
     "state.evaluations": "",
     "state.finiteness": "base.wire",
@@ -178,8 +195,8 @@ ALLOWED: dict[str, str] = {
     "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
-    "managers.endpoint": ".completion base.errors base.process base.wire contract.policy",
-    "managers.key": ".endpoint base.errors base.paths base.process contract.policy",
+    "managers.endpoint": ".completion base.concealment base.errors base.wire contract.policy",
+    "managers.key": ".endpoint base.concealment base.errors base.paths contract.policy",
     "managers.local": "base.errors base.process",
     "managers.none": "base.wire contract.proposal deciding.snapshot",
     "managers.prompt": ".prompts.__init__ base.wire contract.proposal deciding.snapshot state.evaluations",
@@ -199,6 +216,7 @@ ALLOWED: dict[str, str] = {
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
     "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
     "base.errors base.paths contract.policy",
+    "running.exit_code": "base.errors contract.run_file state.ledger state.run_state",
     "running.listener": "contract.events log.telemetry state.run_state state.situation",
     "running.manifest": "base.errors base.process contract.run_file",
     "running.messages": "base.process managers.base",
@@ -207,9 +225,9 @@ ALLOWED: dict[str, str] = {
     "running.reading": "log.telemetry",
     "running.supervisor": ".listener .messages .objective .orders .reading base.errors base.files "
     "base.paths base.process base.wire contract.events contract.protocol "
-    "contract.run_file deciding.decision deciding.probation deciding.snapshot "
-    "log.audit log.history log.journal log.telemetry managers.base state.ledger "
-    "state.run_state state.situation",
+    "contract.run_file contract.summary deciding.decision deciding.probation "
+    "deciding.snapshot log.audit log.history log.journal log.telemetry "
+    "managers.base state.ledger state.run_state state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
     "contract.run_file log.audit log.history managers.base managers.catalog",
@@ -228,20 +246,31 @@ ALLOWED: dict[str, str] = {
     "deciding.decision deciding.probation deciding.snapshot log.audit log.history "
     "log.telemetry managers.answer managers.base managers.prompt "
     "managers.prompts.__init__ state.lineage",
+    "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
+    "managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "
     "deciding.decision deciding.probation log.history log.telemetry state.situation",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
     "contract.protocol contract.run_file log.audit log.history log.telemetry "
     "state.interventions state.notices state.run_state",
-    "terminal.display": "base.foreign base.wire contract.events contract.protocol log.telemetry "
+    "terminal.markup": "base.foreign",
+    "terminal.output": "base.errors",
+    "terminal.consoles": ".output base.foreign",
+    "terminal.tab": "base.paths managers.__init__",
+    "terminal.words": "",
+    "terminal.display": ".words base.foreign base.wire contract.events contract.protocol log.telemetry "
     "state.interventions state.ledger state.lineage state.notices state.run_state "
     "state.situation",
-    "terminal.output": "base.errors",
-    "terminal.screen": ".display base.foreign contract.action_space contract.events log.telemetry "
-    "state.run_state state.situation",
-    "terminal.tables": ".display .screen base.paths base.process base.wire checking.checked "
-    "contract.run_file log.audit readers.opinions readers.proof readers.replay "
-    "state.run_state state.situation",
+    "terminal.listing": ".markup .words base.files base.paths contract.summary",
+    "terminal.screen": ".display .markup .words base.foreign contract.action_space contract.events "
+    "log.telemetry state.run_state state.situation",
+    "terminal.tables": ".display .listing .markup .words base.paths base.process base.wire "
+    "checking.checked contract.run_file readers.opinions readers.proof "
+    "readers.replay state.run_state state.situation",
+    "terminal.playback": ".consoles .screen .tables base.paths log.history",
+    "terminal.supervised": ".consoles .display .screen .tables base.errors base.paths contract.run_file "
+    "log.history running.exit_code running.launch running.listener "
+    "running.supervisor",
     "comparison.experiment": "base.errors base.toml base.wire contract.protocol",
     "comparison.measured": "base.files base.paths contract.protocol contract.run_file",
     "comparison.plots": "base.foreign base.wire",
@@ -250,36 +279,34 @@ ALLOWED: dict[str, str] = {
     "comparison.samples": ".results",
     "comparison.statistics": "base.errors",
     "comparison.analysis": ".results .samples .statistics contract.protocol",
-    "comparison.report": ".analysis .results .samples .statistics base.foreign base.wire terminal.display",
+    "comparison.report": ".analysis .results .samples .statistics base.foreign base.wire terminal.words",
     "comparison.page": ".analysis .plots .report .results .samples .statistics base.errors base.files base.foreign",
-    "comparison.trials": ".experiment .measured base.errors base.paths base.process base.wire "
-    "contract.policy contract.protocol contract.run_file deciding.allowed log.audit "
+    "comparison.trials": ".experiment .measured base.errors base.files base.paths base.process base.wire "
+    "contract.policy contract.protocol contract.run_file deciding.allowed "
     "log.history log.telemetry managers.catalog running.launch running.manifest "
     "running.supervisor state.run_state terminal.display",
     "comparison.gathering": ".experiment .measured .pooling .results .samples .trials base.errors "
     "base.files base.wire contract.policy state.signals",
-    "comparison.progress": ".trials base.foreign terminal.display",
+    "comparison.progress": ".trials base.foreign terminal.consoles terminal.words",
+    "comparison.compare": ".analysis .experiment .gathering .page .pooling .progress .report .results "
+    ".statistics .trials base.errors base.paths running.launch running.manifest",
     "testing.behaviours": "",
     "testing.children": "",
     "testing.clock": "",
     "testing.recorder": "base.paths contract.events log.telemetry state.run_state state.situation",
-    "testing.supervised": ".recorder base.paths contract.events contract.policy contract.protocol "
-    "contract.run_file managers.base running.launch",
+    "testing.supervised": ".recorder base.paths contract.policy contract.protocol contract.run_file "
+    "managers.base running.launch",
     "testing.waiting": "",
     "testing.endpoint": ".behaviours .waiting",
     "testing.manager": ".waiting base.wire contract.proposal deciding.snapshot",
+    "testing.__init__": ".behaviours .children .clock .endpoint .manager .recorder .supervised .waiting",
 }
 ENTRY = {"cli", "__main__"}  # may import everything; nothing but __main__ imports them
 THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
         *("base.wire", "contract.action_space", "contract.events", "contract.policy", "contract.proposal"),  # on disk
-        *(
-            "contract.protocol",
-            "contract.run_file",
-            "contract.schemas",
-            "state.signals",
-            "deciding.snapshot",
-        ),  # the same
+        *("contract.protocol", "contract.run_file", "contract.schemas", "contract.summary"),  # the same
+        *("state.signals", "deciding.snapshot"),
         *("deciding.guard", "log.audit", "log.history", "managers.answer"),  # what reads it
         *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it
     },
@@ -288,7 +315,10 @@ THIRD_PARTY = {  # package to the modules that may import it
     "watchdog": {"log.telemetry"},
     "typer": {"cli"},
     "xllamacpp": {"managers.local"},
-    "rich": {"cli", "comparison.progress", "terminal.screen", "terminal.tables"},
+    "rich": {
+        *("comparison.progress", "terminal.consoles", "terminal.listing", "terminal.markup"),
+        *("terminal.screen", "terminal.tables"),
+    },
     "scipy": {"comparison.statistics"},
     "numpy": {"comparison.statistics"},
 }  # torch: nowhere

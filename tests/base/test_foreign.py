@@ -32,7 +32,7 @@ from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy, Probation, Process, Staleness
 from trainmgr.log import history
 from trainmgr.state import run_state
-from trainmgr.terminal import output, screen, tables
+from trainmgr.terminal import consoles, markup, output, screen, tables
 from trainmgr.testing import PYTHON, TIME_LIMIT, ScriptedManager, answer, supervise, write_child
 
 Say = Callable[..., tuple[int, str]]
@@ -54,7 +54,7 @@ def squeezed(text: str) -> str:
 def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Say]:
     """Runs a command in this process: its exit code, and all that it printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "data", Console(width=400))
+    monkeypatch.setattr(consoles, "data", Console(width=400))
     monkeypatch.setattr(output, "prepare", lambda: None)  # the streams are those of the test
 
     def said(*arguments: str) -> tuple[int, str]:
@@ -118,7 +118,7 @@ def test_a_cell_is_no_formula(value: object, cell: object) -> None:
 @pytest.mark.parametrize("other", ["half a tag", "other half", "closing tag", "backslashes"])
 def test_no_two_texts_make_a_tag_together(one: str, other: str) -> None:
     first, second = hostile.TEXTS[one], hostile.TEXTS[other]
-    text = screen.marked(f"[red]{screen.quoted(first)}{screen.quoted(second)}[/] [bold]ours[/]")
+    text = markup.marked(f"[red]{markup.quoted(first)}{markup.quoted(second)}[/] [bold]ours[/]")
     assert text.plain == f"{foreign.on_terminal(first)}{foreign.on_terminal(second)} ours"
     assert [span.style for span in text.spans] == ["red", "bold"]
 
@@ -142,12 +142,13 @@ def _calls(path: Path) -> list[tuple[str, ast.Call]]:
 
 def test_no_console_reads_markup_by_itself() -> None:
     """A text goes to a console of rich as Text or renderable, never as str: that would be read as markup."""
-    for module in ("cli", "terminal.screen", "terminal.tables", "comparison.progress"):
+    printing = ("consoles", "listing", "markup", "screen", "supervised", "tables")
+    for module in ("cli", "comparison.progress", *(f"terminal.{name}" for name in printing)):
         for name, call in _calls(MODULES[module]):
             strings = [ast.unparse(a) for a in call.args if isinstance(a, ast.JoinedStr | ast.Constant)]
             if name.endswith((".print", "Text.from_markup", "add_column")) and module != "schemas":
                 assert not [text for text in strings if "{" in text], f"{module}: {ast.unparse(call)}"
-    assert [m for m in MODULES for name, _ in _calls(MODULES[m]) if name.endswith("from_markup")] == ["terminal.screen"]
+    assert [m for m in MODULES for name, _ in _calls(MODULES[m]) if name.endswith("from_markup")] == ["terminal.markup"]
 
 
 # -- every field, every command ----------------------------------------------------------------------------------------

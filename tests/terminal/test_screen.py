@@ -22,7 +22,7 @@ from trainmgr.deciding import control
 from trainmgr.state.interventions import Intervention
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
-from trainmgr.terminal import display, screen
+from trainmgr.terminal import display, screen, words
 
 POINTS = st.lists(
     st.tuples(st.integers(0, 10**9), st.floats(-1e300, 1e300)), max_size=30, unique_by=lambda point: point[0]
@@ -88,12 +88,12 @@ def test_a_logarithmic_gauge() -> None:
     ],
 )
 def test_the_clock(seconds: float, text: str) -> None:
-    assert display.clock(seconds) == text
+    assert words.clock(seconds) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.23456, "1.235"), (math.nan, "nan"), (1e-5, "1e-05")])
 def test_numbers(value: float | None, text: str) -> None:
-    assert display.number(value) == text
+    assert words.number(value) == text
 
 
 def test_a_workload_cannot_style_the_screen() -> None:

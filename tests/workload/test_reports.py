@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from factories.reporting import Script, control, folded, records
 
+from trainmgr.base.wire import explained
 from trainmgr.contract import protocol
 from trainmgr.log.telemetry import Feed
 from trainmgr.state.run_state import RunState
@@ -297,7 +298,7 @@ def test_what_a_metric_means_is_announced(run: Path) -> None:
         "pay": {"description": "reward", "depends": ["lr"]},
     }
     assert folded(run).start.objective.scale == 2.0  # type: ignore[union-attr]
-    described = protocol.MetricInfo.model_fields["role"].description or ""
+    described = explained(protocol.MetricInfo)["role"]
     assert all(role in described for role in ROLES)
 
 

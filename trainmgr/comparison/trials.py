@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainmgr.base.errors import TrainmgrError, UserError
+from trainmgr.base.files import is_held
 from trainmgr.base.paths import RUN_DIR_VARIABLE, RunPaths, list_runs, stranger
 from trainmgr.base.process import end_all
 from trainmgr.base.wire import to_json
@@ -25,7 +26,7 @@ from trainmgr.contract import policy, protocol
 from trainmgr.contract.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
 from trainmgr.contract.run_file import Manifest, RunFile
 from trainmgr.deciding.allowed import SETTLED
-from trainmgr.log import audit, history
+from trainmgr.log import history
 from trainmgr.log.telemetry import Item
 from trainmgr.managers import catalog
 from trainmgr.running import manifest
@@ -219,7 +220,7 @@ def find(todo: list[Cell], runs_dir: Path) -> tuple[dict[Key, Outcome], list[Run
         if key not in wanted:
             continue
         if file.closing is None:
-            if paths.id[len("YYYYMMDD-HHMMSS-") : -len("-0000")] in names and audit.is_held(paths.audit) is False:
+            if paths.id[len("YYYYMMDD-HHMMSS-") : -len("-0000")] in names and is_held(paths.audit) is False:
                 orphans.append(paths)
         elif file.closing.status in GOOD and not file.closing.exit_code:
             done[key] = Outcome(wanted[key], paths, file, reused=True)

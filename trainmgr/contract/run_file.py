@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import operator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from trainmgr.base.wire import Number, Wire
 from trainmgr.contract.policy import Policy, known
+from trainmgr.contract.summary import Status, known_status
 
 RunMode = Literal["auto", "shadow", "approve"]
-Status = Literal["completed", "stopped", "interrupted", "failed", "killed", "hung", "unknown"]
-
-
-def _status(value: object) -> object:
-    """Versions that let scripts name their own end have other texts in their logs."""
-    return "unknown" if isinstance(value, str) and value not in get_args(Status) else value
 
 
 class Git(Wire):
@@ -63,7 +58,7 @@ class Closing(Wire):
 
     ended: float
     """Seconds since 1970."""
-    status: Annotated[Status, BeforeValidator(_status)]
+    status: Annotated[Status, BeforeValidator(known_status)]
     """Read as unknown: any other text."""
     exit_code: int
     """The child's; 128 + n for signal n."""

@@ -174,15 +174,15 @@ def manifest_of(paths: RunPaths) -> Manifest:
     return first.data.manifest
 
 
-def latest(paths: RunPaths) -> Situation:
-    """Everything that is known of a run now, ended or not. Its manifest is there.
+def latest(paths: RunPaths, each: Callable[[Moment], None] = lambda _: None) -> Situation:
+    """Everything that is known of a run now, ended or not. Its manifest is there. ``each`` gets every moment in turn.
 
     Raises RecordError where its files do not hold together.
     """
     history = History(paths)
     try:
-        for _ in history.moments():
-            pass
+        for moment in history.moments():
+            each(moment)
     except FileNotFoundError:
         raise RecordError(f"{paths.id}: there is no audit.jsonl.") from None
     history.rest()

@@ -458,9 +458,14 @@ class Prover:
             findings.append(Finding("and more", f"only the first {FINDINGS} findings are listed"))
 
 
-def prove(paths: RunPaths, key: bytes | None = None) -> Proof:
-    """All of it, for one run; with a ``key``, also that somebody who has it wrote the log."""
-    return Prover(paths, key).prove()
+def prove(paths: RunPaths, key: bytes | None = None, expect: str | None = None) -> Proof:
+    """All of it, for one run; with a ``key``, also that somebody who has it wrote the log; with ``expect``, a digest
+    that was kept elsewhere, also that the log ends with it."""
+    result = Prover(paths, key).prove()
+    if expect is not None and result.head != expect:
+        ends = f"it ends with {result.head}" if result.head else "it has no line that can be read"
+        result.findings.append(Finding("audit.jsonl", f"{ends}, not with the digest expected"))
+    return result
 
 
 def head(paths: RunPaths) -> str:

@@ -278,12 +278,3 @@ def _readable(value: str | None) -> str:
         return repr(float.fromhex(value))
     except ValueError:
         return value
-
-
-# -- played back -----------------------------------------------------------------------------------------------------
-
-
-def frames(paths: RunPaths) -> Iterator[tuple[Moment, float]]:
-    """The moments of a run with their times, for the terminal view."""
-    for moment in History(paths).moments():
-        yield moment, moment.event.t

@@ -39,7 +39,8 @@ from trainmgr.base.process import (
 )
 from trainmgr.base.wire import plain, short
 from trainmgr.contract import events, protocol
-from trainmgr.contract.run_file import Closing, Manifest, Status, render_run_file
+from trainmgr.contract.run_file import Closing, Manifest, render_run_file
+from trainmgr.contract.summary import Status
 from trainmgr.deciding import decision, probation
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit, history, telemetry

@@ -19,27 +19,9 @@ from trainmgr.state.lineage import is_trial
 from trainmgr.state.notices import Kind
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Situation
+from trainmgr.terminal.words import number, steps
 
-LONG = 1e9  # seconds
 TOLD = 256  # parameters that are not what they were set to, each named once
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss; in hours alone beyond LONG."""
-    if not seconds < LONG:
-        return f"{seconds / 3600:.3g} h"
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def steps(count: int) -> str:
-    """1 step, 2,000 steps."""
-    return f"{count:,} step{'s' * (count != 1)}"
 
 
 def changes_in_words(changes: dict[str, tuple[Value, Value]]) -> str:

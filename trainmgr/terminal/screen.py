@@ -27,26 +27,13 @@ from trainmgr.contract.action_space import Parameter
 from trainmgr.log.telemetry import Item
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Situation
-from trainmgr.terminal import display
+from trainmgr.terminal import display, words
+from trainmgr.terminal.markup import marked, quoted
 
 FRAMES = 4  # per second
 GAUGE = 16  # characters
 SHOWN = 6  # interventions
-_HIDE = {ord("["): "\ue000", ord("\\"): "\ue001"}  # characters for private use: none is left in a clean text
-_SHOW = {ord(hidden): shown for shown, hidden in (("[", "\ue000"), ("\\", "\ue001"))}
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode braille, rows from above
-
-
-def quoted(text: str) -> str:
-    """Text from elsewhere within markup of ours, for ``marked`` alone: no part of it can begin, end or close a tag."""
-    return on_terminal(text).translate(_HIDE)
-
-
-def marked(markup: str) -> Text:
-    """Our markup, with what is ``quoted`` in it letter by letter."""
-    text = Text.from_markup(markup, emoji=False)
-    text.plain = text.plain.translate(_SHOW)
-    return text
 
 
 def render(now: Situation, height: int = 8, width: int = 100) -> Group:
@@ -107,7 +94,7 @@ def pace(state: RunState) -> tuple[str, str]:
     if state.steps_left is None or not state.total_steps or state.end is not None:
         return f"{speed:.3g} steps/s", ""
     left = state.steps_left / speed
-    return f"{speed:.3g} steps/s", f"{display.clock(left)} left" if left < display.LONG else ""
+    return f"{speed:.3g} steps/s", f"{words.clock(left)} left" if left < words.LONG else ""
 
 
 def _curves(state: RunState, height: int, width: int) -> RenderableType:
@@ -118,8 +105,8 @@ def _curves(state: RunState, height: int, width: int) -> RenderableType:
     train = [
         (e.step, e.metrics[name]) for e in state.evaluations if name and math.isfinite(e.metrics.get(name, math.nan))
     ]
-    best = f"best {display.number(state.best[1])} at step {state.best[0]:,}" if state.best else ""
-    title = f"{quoted(objective.metric)} {display.number(state.latest)}   {best}"
+    best = f"best {words.number(state.best[1])} at step {state.best[0]:,}" if state.best else ""
+    title = f"{quoted(objective.metric)} {words.number(state.latest)}   {best}"
     marks = [i.step for i in state.interventions]
     chart = plot(values, train, marks, width, height)
     legend = f"[bold]●[/] {quoted(objective.metric)}" + (f"  [dim]● {quoted(name)}[/]" if name and train else "")
@@ -224,7 +211,7 @@ def _interventions(now: Situation) -> RenderableType:
         todo = "; ".join(
             p for p in (display.command_in_words(item.command), display.changes_in_words(item.changes)) if p
         )
-        since = display.number(item.after[-1][1]) if item.after else "…"
+        since = words.number(item.after[-1][1]) if item.after else "…"
         table.add_row(
             f"{item.step:,}",
             Text(
@@ -236,7 +223,7 @@ def _interventions(now: Situation) -> RenderableType:
                 + ("  [red](taken back)[/]" if item.revision in ledger.taken_back else "")
                 + (f"  [red]({quoted(display.lost_in_words(item))})[/]" if item.lost else "")
             ),
-            f"{display.number(item.before)} → {since}",
+            f"{words.number(item.before)} → {since}",
         )
     hidden = state.intervention_count - min(SHOWN, len(state.interventions))
     parts: list[RenderableType] = [table] if state.interventions else [Text("no interventions", style="dim")]
