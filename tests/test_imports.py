@@ -19,111 +19,6 @@ PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that
     "managers": "base contract state deciding log",
     "running": "base contract state deciding log managers",
     "checking": "base contract state log running",
-    "readers": "base contract state deciding log managers",
-    "terminal": "base contract state log checking readers",
-    "comparison": "base contract state deciding log managers running terminal",
-    "testing": "base contract state deciding log managers running",
-}
-PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
-    "base": "",
-    "workload": "",
-    "contract": "base",
-    "state": "base contract",
-    "deciding": "base contract state",
-    "log": "base contract state",
-    "managers": "base contract state deciding log",
-    "running": "base contract state deciding log managers",
-    "checking": "base contract state log running",
-    "readers": "base contract state deciding log managers",
-    "terminal": "base contract state log checking readers",
-    "comparison": "base contract state deciding log managers running terminal",
-    "testing": "base contract state deciding log managers running",
-}
-PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
-    "base": "",
-    "workload": "",
-    "contract": "base",
-    "state": "base contract",
-    "deciding": "base contract state",
-    "log": "base contract state",
-    "managers": "base contract state deciding log",
-    "running": "base contract state deciding log managers",
-    "checking": "base contract state log running",
-    "readers": "base contract state deciding log managers",
-    "terminal": "base contract state log checking readers",
-    "comparison": "base contract state deciding log managers running terminal",
-    "testing": "base contract state deciding log managers running",
-}
-PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
-    "base": "",
-    "workload": "",
-    "contract": "base",
-    "state": "base contract",
-    "deciding": "base contract state",
-    "log": "base contract state",
-    "managers": "base contract state deciding log",
-    "running": "base contract state deciding log managers",
-    "checking": "base contract state log running",
-    "readers": "base contract state deciding log managers",
-    "terminal": "base contract state log checking readers",
-    "comparison": "base contract state deciding log managers running terminal",
-    "testing": "base contract state deciding log managers running",
-}
-PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
-    "base": "",
-    "workload": "",
-    "contract": "base",
-    "state": "base contract",
-    "deciding": "base contract state",
-    "log": "base contract state",
-    "managers": "base contract state deciding log",
-    "running": "base contract state deciding log managers",
-    "checking": "base contract state log running",
-    "readers": "base contract state deciding log managers",
-    "terminal": "base contract state log checking readers",
-    "comparison": "base contract state deciding log managers running terminal",
-    "testing": "base contract state deciding log managers running",
-}
-PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
-    "base": "",
-    "workload": "",
-    "contract": "base",
-    "state": "base contract",
-    "deciding": "base contract state",
-    "log": "base contract state",
-    "managers": "base contract state deciding log",
-    "running": "base contract state deciding log managers",
-    "checking": "base contract state log running",
-    "readers": "base contract state deciding log managers",
-    "terminal": "base contract state log checking readers",
-    "comparison": "base contract state deciding log managers running terminal",
-    "testing": "base contract state deciding log managers running",
-}
-PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
-    "base": "",
-    "workload": "",
-    "contract": "base",
-    "state": "base contract",
-    "deciding": "base contract state",
-    "log": "base contract state",
-    "managers": "base contract state deciding log",
-    "running": "base contract state deciding log managers",
-    "checking": "base contract state log running",
-    "readers": "base contract state deciding log managers running",
-    "terminal": "base contract state log managers running checking readers",
-    "comparison": "base contract state deciding log managers running terminal",
-    "testing": "base contract state deciding log managers running",
-}
-PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
-    "base": "",
-    "workload": "",
-    "contract": "base",
-    "state": "base contract",
-    "deciding": "base contract state",
-    "log": "base contract state",
-    "managers": "base contract state deciding log",
-    "running": "base contract state deciding log managers",
-    "checking": "base contract state log running",
     "readers": "base contract state deciding log managers running",
     "terminal": "base contract state log managers running checking readers",
     "comparison": "base contract state deciding log managers running terminal",
@@ -178,7 +73,7 @@ ALLOWED: dict[str, str] = {
     "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
     "contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
-    "deciding.control": "base.files base.paths base.wire contract.protocol state.ledger",
+    "deciding.control": "base.wire contract.protocol state.ledger",
     "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol state.situation",
     "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
@@ -188,10 +83,12 @@ ALLOWED: dict[str, str] = {
     "contract.policy contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
     "log.journal": ".audit contract.events state.ledger",
+    "log.orders": ".journal base.files base.paths base.wire contract.events contract.protocol",
     "log.telemetry": "base.files contract.protocol",
     "log.history": ".audit .telemetry base.errors base.files base.paths contract.events "
     "contract.protocol contract.run_file state.ledger state.run_state "
     "state.situation",
+    "log.reading": ".telemetry",
     "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
@@ -221,13 +118,11 @@ ALLOWED: dict[str, str] = {
     "running.manifest": "base.errors base.process contract.run_file",
     "running.messages": "base.process managers.base",
     "running.objective": "base.wire state.run_state",
-    "running.orders": "base.paths contract.events contract.protocol deciding.control log.journal",
-    "running.reading": "log.telemetry",
-    "running.supervisor": ".listener .messages .objective .orders .reading base.errors base.files "
-    "base.paths base.process base.wire contract.events contract.protocol "
-    "contract.run_file contract.summary deciding.decision deciding.probation "
-    "deciding.snapshot log.audit log.history log.journal log.telemetry "
-    "managers.base state.ledger state.run_state state.situation",
+    "running.supervisor": ".listener .messages .objective base.errors base.files base.paths base.process "
+    "base.wire contract.events contract.protocol contract.run_file contract.summary "
+    "deciding.decision deciding.probation deciding.snapshot log.audit log.history "
+    "log.journal log.orders log.reading log.telemetry managers.base state.ledger "
+    "state.run_state state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
     "contract.run_file log.audit log.history managers.base managers.catalog",
