@@ -320,12 +320,12 @@ def show(run: RunArgument = "latest", runs_dir: RunsDirOption = Path("runs"), js
     from trainmgr.terminal import consoles, screen, tables
 
     paths = _named(find_run(runs_dir, run))
-    manifest, state, ledger = history.latest(paths)
+    now = history.latest(paths)
     if json:
-        print(tables.show_json(paths, manifest, state, ledger))
+        print(tables.show_json(paths, now))
         return
-    consoles.data.print(screen.render(state, ledger, manifest, width=min(consoles.data.width, 120)))
-    tables.print_closing(consoles.data, manifest, state, ledger)
+    consoles.data.print(screen.render(now, width=min(consoles.data.width, 120)))
+    tables.print_closing(consoles.data, now)
 
 
 @app.command("check")

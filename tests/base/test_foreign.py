@@ -19,9 +19,10 @@ from pathlib import Path
 
 import hostile
 import pytest
+from factories.modules import MODULES, imported
+from factories.situations import situation
 from markdown_it import MarkdownIt
 from rich.console import Console
-from test_imports import MODULES, imported
 
 from trainmgr import cli
 from trainmgr.base import foreign
@@ -29,9 +30,7 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.comparison import analysis, page, pooling, report, results
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy, Probation, Process, Staleness
-from trainmgr.contract.run_file import Manifest
 from trainmgr.log import history
-from trainmgr.state import ledger as ledgers
 from trainmgr.state import run_state
 from trainmgr.terminal import consoles, markup, output, screen, tables
 from trainmgr.testing import PYTHON, TIME_LIMIT, ScriptedManager, answer, supervise, write_child
@@ -382,15 +381,15 @@ def test_results_of_any_numbers_are_printed(tmp_path: Path, say: Say, number: fl
 
 
 @NUMBERS
-def test_the_live_view_draws_any_numbers(manifest: Manifest, number: float) -> None:
+def test_the_live_view_draws_any_numbers(number: float) -> None:
     state, out = run_state.RunState(), io.StringIO()
-    view = screen.LiveView(manifest, Console(file=out, width=120, force_terminal=False))
+    view = screen.LiveView(Console(file=out, width=120, force_terminal=False))
     for line in hostile.telemetry(hostile.Maker(hostile.PLAIN, number)).splitlines(keepends=True):
         item = protocol.parse_telemetry(line)
         state.fold(item)
         view.record(item, state)
-        assert screen.render(state, ledgers.Ledger(), manifest)
-        Console(file=out, width=100).print(screen.render(state, ledgers.Ledger(), manifest))
+        assert screen.render(situation(state))
+        Console(file=out, width=100).print(screen.render(situation(state)))
     clean(out.getvalue())
 
 
@@ -454,10 +453,10 @@ def test_a_checkpoint_that_leads_nowhere_is_not_gone_on_from(tmp_path: Path, pat
     assert restarted.resume == resumed
     expected = None if resumed is None else str(paths.root / resumed)
     assert paths.stdout.read_text().splitlines() == ["None", repr(expected)]
-    manifest, state, ledger = history.latest(paths)
-    assert ("path" in state.notices.kinds) is (resumed is None)
+    now = history.latest(paths)
+    assert ("path" in now.state.notices.kinds) is (resumed is None)
     out = io.StringIO()
     console = Console(file=out, width=120)
-    console.print(screen.render(state, ledger, manifest))
-    tables.print_closing(console, manifest, state, ledger)
+    console.print(screen.render(now))
+    tables.print_closing(console, now)
     clean(out.getvalue())

@@ -15,12 +15,12 @@ from trainmgr.base.paths import RunPaths, list_runs
 from trainmgr.base.process import Child
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation, Process
-from trainmgr.deciding import control
-from trainmgr.log import audit, history
+from trainmgr.log import audit, history, orders
 from trainmgr.managers import catalog
 from trainmgr.readers import proof, replay
 from trainmgr.running import launch
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 from trainmgr.terminal import screen, tables
 from trainmgr.testing import Recorder, ScriptedManager, answer, supervise, write_child
 
@@ -80,7 +80,7 @@ HARM = answer("adjust", {"lr": 0.2})
 
 
 def final(paths: RunPaths) -> RunState:
-    return history.latest(paths)[1]
+    return history.latest(paths).state
 
 
 def test_a_change_that_harms_is_taken_back_and_the_run_can_be_trained_again(tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_a_manager_that_lost_too_much_is_asked_and_not_applied(tmp_path: Path) -
     assert json.loads(paths.manifest.read_bytes())["closing"]["demoted"] is True
     holds(paths)
     said = Console(file=io.StringIO(), width=200)
-    manifest, state, ledger = history.latest(paths)
-    said.print(screen.render(state, ledger, manifest, width=180))
-    tables.print_closing(said, manifest, state, ledger)
+    now = history.latest(paths)
+    said.print(screen.render(now, width=180))
+    tables.print_closing(said, now)
     tables.print_proof(said, proof.prove(paths))
     text = said.file.getvalue()  # type: ignore[attr-defined]
     for words in (
@@ -158,8 +158,8 @@ def test_an_approval_that_comes_after_the_harm_was_seen_changes_nothing(tmp_path
             if self.later is None:
                 answer(True)
 
-        def event(self, event: events.Payload, state: Any, ledger: Any) -> None:
-            super().event(event, state, ledger)
+        def event(self, event: events.Payload, now: Situation) -> None:
+            super().event(event, now)
             if isinstance(event, events.Acknowledged) and event.decision.startswith("probation") and self.later:
                 self.later(True)
 
@@ -188,7 +188,7 @@ def killed(tmp_path: Path, script: Path, first: Any, policy: Policy, *, before_o
     class Died(BaseException):
         pass
 
-    append, write = audit.Log.append, control.write
+    append, write = audit.Log.append, orders.write
 
     def appending(log: audit.Log, payload: events.Payload, now: float) -> Any:
         if before_override and isinstance(payload, events.OverrideIssued) and payload.origin == "probation":
@@ -202,7 +202,7 @@ def killed(tmp_path: Path, script: Path, first: Any, policy: Policy, *, before_o
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit.Log, "append", appending)
-        patch.setattr(control, "write", writing)
+        patch.setattr(orders, "write", writing)
         patch.setattr(Child, "signal", lambda *_: None)  # the child of a supervisor that was killed lives on
         patch.setattr(Child, "join", lambda *_: True)
         with pytest.raises(Died):
@@ -231,7 +231,7 @@ def test_a_child_that_crashes_before_a_change_was_taken_back(tmp_path: Path) -> 
 """
     deaf = """
             if step == 14 and not resumed:
-                w._poll = lambda: None  # it must not hear of what its last evaluation brings about
+                w._overrides.poll = lambda: None  # it must not hear of what its last evaluation brings about
             w.eval("""
     body = BODY.replace("            #EACH\n", crash).replace("(lambda: seen", "(lambda: resumed or seen")
     body = body.replace("\n            w.eval(", deaf)

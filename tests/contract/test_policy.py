@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from factories import augment, batch, kind, lr
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -118,7 +119,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert issubclass(PolicyError, UserError)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.recursive(st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.none(),
                     lambda inner: st.dictionaries(st.sampled_from([*Policy.model_fields, "clip", "rise", "lr"]), inner,
                                                   max_size=3), max_leaves=6))  # fmt: skip

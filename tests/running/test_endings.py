@@ -186,7 +186,8 @@ def test_a_first_start_that_cannot_be_keeps_neither_the_lock_nor_a_descriptor(tm
 
 FEW = """
 import resource, sys
-from trainmgr.testing import EXACT, Recorder, launch
+from trainmgr.running import launch
+from trainmgr.testing import EXACT, Recorder
 from trainmgr.contract.policy import ParameterLimits, Process
 from pathlib import Path
 here = Path.cwd()
@@ -247,7 +248,8 @@ class Lying:
         return (lambda: pid) if name == "getpid" else getattr(os, name)
 
 
-trainmgr.workload.os = Lying()
+from trainmgr.workload import workload
+workload.os = Lying()
 w = Workload("planted", objective="loss", total_steps=200, metrics={"loss": "made up"})
 w.step(1, {"loss": 1.0})
 w.eval(1, {"loss": 1.0})
@@ -259,7 +261,7 @@ WITNESS = """
 import os, signal, subprocess, sys
 from pathlib import Path
 from trainmgr.contract import protocol
-from trainmgr.testing import Recorder, launch, supervise
+from trainmgr.testing import Recorder, supervise
 here = Path.cwd()
 os.environ["TRAINMGR_RUN_DIR"] = "x"
 signal.signal(signal.SIGUSR1, signal.SIG_DFL)

@@ -25,7 +25,7 @@ from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
 from trainmgr.contract import policy, protocol
 from trainmgr.contract.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
 from trainmgr.contract.run_file import Manifest, RunFile
-from trainmgr.deciding.snapshot import SETTLED
+from trainmgr.deciding.allowed import SETTLED
 from trainmgr.log import history
 from trainmgr.log.telemetry import Item
 from trainmgr.managers import catalog
@@ -333,7 +333,7 @@ class _Share(display.Lines):
         self._cell = cell
         self._watcher = watcher
 
-    def event(self, event: Any, state: RunState, ledger: Any) -> None:
+    def event(self, event: Any, now: Any) -> None:
         pass
 
     def record(self, record: Item, state: RunState) -> None:

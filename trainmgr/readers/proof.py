@@ -252,9 +252,7 @@ class Prover:
             return  # of these there may be millions
         history = self._history
         self._record(item, history.lines)
-        self._sequence.record(
-            item, history.lines, history.feed.offset, history.state, history.ledger, heard=not self._beyond
-        )
+        self._sequence.record(item, history.lines, history.now, heard=not self._beyond)
 
     def _taken_back(self, event: events.Reverted) -> None:
         expected = "nothing" if event.forecast is None else f"{event.forecast:.4g}"
@@ -265,14 +263,15 @@ class Prover:
 
     def _telemetry_digest(self, moment: Moment, digest: str, number: int) -> None:
         self.proof.checks += 1
-        if moment.digest != digest:
+        mark = moment.now.mark
+        if mark.sha256 != digest:
             begin, line = self._anchor
             self._find(
-                f"telemetry.jsonl bytes {begin} to {moment.offset} (lines {line + 1} to {self._history.lines})",
+                f"telemetry.jsonl bytes {begin} to {mark.offset} (lines {line + 1} to {self._history.lines})",
                 f"not what the supervisor had read when it wrote audit.jsonl line {number}",
             )
             raise RecordError("telemetry.jsonl: nothing after that place can be trusted")
-        self._anchor = (moment.offset, self._history.lines)
+        self._anchor = (mark.offset, self._history.lines)
 
     def _override(self, event: events.OverrideIssued, moment: Moment, place: str) -> None:
         control = event.control
@@ -280,25 +279,26 @@ class Prover:
         if before in self._answered and before not in self._unwritten:
             del self._controls[:-1]  # what is before one that was read is not there any more
         self._controls.append(control)
-        expected = moment.ledger.revision + 1
+        ledger = moment.now.ledger
+        expected = ledger.revision + 1
         first = control.schedule[0].revision if control.schedule else control.revision
         if first != expected:
             self._find(place, f"revision {first}; {expected} was to come")
-        if control.run != self.paths.id and moment.ledger.started and control.run != moment.ledger.started.manifest.id:
+        if control.run != self.paths.id and ledger.started and control.run != ledger.started.manifest.id:
             self._find(place, f"an override for the run {control.run}")
         for override in control.schedule or [control]:
             self._overrides[override.revision] = override, event.origin
             self._issued = max(self._issued, override.revision)
         if event.origin != "manager":
             return
-        if moment.ledger.demoted:
+        if ledger.demoted:
             self._find(place, "an override of a manager that had lost too much")
-        elif moment.ledger.overtaken:
+        elif ledger.overtaken:
             self._find(place, "an override on what was seen before probation changed the recipe")
-        elif moment.ledger.challenged:
+        elif ledger.challenged:
             self._find(place, "an override of the manager while the recipe of the start was on trial")
         ruling = self._verdicts.get(event.decision)
-        mode = moment.ledger.started.manifest.mode if moment.ledger.started else "auto"
+        mode = ledger.started.manifest.mode if ledger.started else "auto"
         if ruling is None or ruling.result == "rejected":
             self._find(place, f"an override whose decision {event.decision} the guard did not accept")
         elif mode == "shadow":

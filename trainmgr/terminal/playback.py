@@ -6,7 +6,6 @@ import time
 
 from trainmgr.base.paths import RunPaths
 from trainmgr.log import history
-from trainmgr.readers import replay
 from trainmgr.terminal import consoles, screen, tables
 
 LONGEST = 1.0  # seconds without anything new
@@ -17,12 +16,15 @@ def play(paths: RunPaths, speed: float) -> None:
 
     Raises RecordError where its files do not hold together.
     """
-    manifest = history.manifest_of(paths)
-    with screen.LiveView(manifest, consoles.narration) as view:
-        before: float | None = None
-        for moment, t in replay.frames(paths):
+    before: float | None = None
+    with screen.LiveView(consoles.narration) as view:
+
+        def show(moment: history.Moment) -> None:
+            nonlocal before
             if before is not None:
-                time.sleep(min(LONGEST, max(0.0, (t - before) / speed)))
-            before = t
-            view.tick(moment.state, moment.ledger)
-    tables.print_closing(consoles.data, *history.latest(paths))
+                time.sleep(min(LONGEST, max(0.0, (moment.event.t - before) / speed)))
+            before = moment.event.t
+            view.tick(moment.now)
+
+        now = history.latest(paths, show)
+    tables.print_closing(consoles.data, now)

@@ -13,7 +13,8 @@ from trainmgr.contract.run_file import Closing, Manifest
 from trainmgr.log import history
 from trainmgr.running import launch
 from trainmgr.running.exit_code import exit_code
-from trainmgr.running.supervisor import Listener, Supervisor
+from trainmgr.running.listener import Listener
+from trainmgr.running.supervisor import Supervisor
 from trainmgr.terminal import consoles, display, screen, tables
 
 T = TypeVar("T")
@@ -75,8 +76,8 @@ def _shown(call: Callable[[Listening], T], quiet: bool = False, json: bool = Fal
         return call(lambda *_: display.Lines(narration.file, quiet=quiet))
     views: list[screen.LiveView] = []
 
-    def live(_: RunPaths, record: Any) -> screen.LiveView:
-        views.append(screen.LiveView(record, narration))
+    def live(*_: Any) -> screen.LiveView:
+        views.append(screen.LiveView(narration))
         return views[0].__enter__()
 
     try:
@@ -88,8 +89,8 @@ def _shown(call: Callable[[Listening], T], quiet: bool = False, json: bool = Fal
 
 def _last_words(supervisor: Supervisor) -> None:
     """What its supervisor knows: to read a long run again would take a while. It did not read one that was over."""
-    lacking, known = supervisor.lacking(), (supervisor.manifest, supervisor.state, supervisor.ledger)
+    lacking, known = supervisor.lacking(), supervisor.now
     if not supervisor.state.records:
         with contextlib.suppress(RecordError, OSError):
             known = history.latest(supervisor.paths)
-    tables.print_closing(consoles.data, *known, stderr=supervisor.paths.stderr, lacking=lacking)
+    tables.print_closing(consoles.data, known, stderr=supervisor.paths.stderr, lacking=lacking)

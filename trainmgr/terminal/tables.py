@@ -16,11 +16,11 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.base.process import last_lines, no_room
 from trainmgr.base.wire import plain, pretty
 from trainmgr.checking.checked import Checked
-from trainmgr.contract.run_file import Closing, Manifest, RunFile
+from trainmgr.contract.run_file import Closing, RunFile
 from trainmgr.readers import proof, replay
 from trainmgr.readers.opinions import Opinion, Reworded
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState, figures
+from trainmgr.state.situation import Situation
 from trainmgr.terminal import display, listing, words
 from trainmgr.terminal.markup import Grid, quoted, say
 
@@ -32,14 +32,12 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def print_closing(
-    console: Console, manifest: Manifest, state: RunState, ledger: Ledger, stderr: Path | None = None,
-    lacking: str = "",
-) -> None:  # fmt: skip
+def print_closing(console: Console, now: Situation, stderr: Path | None = None, lacking: str = "") -> None:
     """The last lines of a run: what was done and why, how the objective ended, what to type next.
 
     ``lacking`` says what is wrong with its files, where all of this comes from memory.
     """
+    state, ledger, manifest = now.state, now.ledger, now.manifest
     closing = ledger.ended.closing if ledger.ended else None
 
     def out(text: str) -> None:
@@ -327,7 +325,8 @@ def _date(seconds: float) -> str | None:
         return None
 
 
-def show_json(paths: RunPaths, manifest: Manifest, state: RunState, ledger: Ledger) -> str:
+def show_json(paths: RunPaths, now: Situation) -> str:
+    state, ledger, manifest = now.state, now.ledger, now.manifest
     values: dict[str, Any] = {
         "run": paths.id,
         "created": _date(manifest.created),
