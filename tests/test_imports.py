@@ -57,7 +57,7 @@ ALLOWED: dict[str, str] = {
     "contract.proposal": "base.wire",
     "contract.protocol": ".action_space base.wire",
     "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
-    "contract.summary": "base.files base.wire",
+    "contract.summary": "base.files",
     "contract.run_file": ".policy .summary base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
     "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
@@ -201,7 +201,7 @@ ENTRY = {"cli", "__main__"}  # may import everything; nothing but __main__ impor
 THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
         *("base.wire", "contract.action_space", "contract.events", "contract.policy", "contract.proposal"),  # on disk
-        *("contract.protocol", "contract.run_file", "contract.schemas", "contract.summary"),  # the same
+        *("contract.protocol", "contract.run_file", "contract.schemas"),  # the same
         *("state.signals", "deciding.snapshot"),
         *("deciding.guard", "log.audit", "log.history", "managers.answer"),  # what reads it
         *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it

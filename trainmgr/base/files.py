@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import io
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 
 def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Put ``data`` at ``path`` so that a reader sees the old content or the new, and a crash leaves one of the two."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(fd, "wb") as file:
