@@ -22,6 +22,7 @@ from trainmgr.comparison import results
 from trainmgr.contract import events, protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
+from trainmgr.contract.run_file import Manifest, render_run_file
 from trainmgr.deciding import snapshot
 from trainmgr.log import audit
 
@@ -156,7 +157,7 @@ def run(root: Path, text: str = PLAIN, number: float = 1.0) -> RunPaths:
     lines = telemetry(replace(make, text=text[:1000]))  # a line has 64 KiB at the most
     paths.telemetry.write_bytes(lines)
     log = audit.Log(paths.audit)
-    begun = _valid(events.Manifest, make.record(events.Manifest, id=root.name))
+    begun = _valid(Manifest, make.record(Manifest, id=root.name))
     view = _valid(snapshot.Snapshot, make.record(snapshot.Snapshot))
     digest = sha256(lines)
     given = {"manifest": begun, "telemetry_sha256": digest, "torn": "",
@@ -169,7 +170,7 @@ def run(root: Path, text: str = PLAIN, number: float = 1.0) -> RunPaths:
     log.close()
     assert isinstance(last, events.RunEnded)
     closing = plain(last)["closing"] | {"status": text}
-    paths.manifest.write_bytes(events.render_run_file(begun, closing))
+    paths.manifest.write_bytes(render_run_file(begun, closing))
     paths.control.write_text(json.dumps(make.record(protocol.Control)))
     paths.stdout.write_text(text, errors="replace")
     paths.stderr.write_text(text, errors="replace")

@@ -12,6 +12,7 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
 from trainmgr.comparison import measured
 from trainmgr.contract import events, protocol
+from trainmgr.contract.run_file import Closing, Git, Manifest, RunFile
 from trainmgr.log import audit
 
 
@@ -77,19 +78,19 @@ def test_a_run_that_is_not_there_measured_nothing(tmp_path: Path) -> None:
     assert measured.read(None) == measured.read(RunPaths(tmp_path / "nowhere")) == measured.Measured()
 
 
-def test_time_that_several_runs_share_counts_once(manifest: events.Manifest) -> None:
-    def file(created: float, ended: float) -> events.RunFile:
-        closing = events.Closing(
+def test_time_that_several_runs_share_counts_once(manifest: Manifest) -> None:
+    def file(created: float, ended: float) -> RunFile:
+        closing = Closing(
             ended=ended, status="completed", exit_code=0, exit="ended well", steps=1, interventions=0, objective=None,
             final=None, best=None, best_step=None, metrics={}, info={},
         )  # fmt: skip
-        return events.RunFile(manifest=manifest.model_copy(update={"created": created}), closing=closing)
+        return RunFile(manifest=manifest.model_copy(update={"created": created}), closing=closing)
 
-    files = [file(0, 10), file(20, 30), file(5, 12), file(22, 25), events.RunFile(manifest=manifest)]
+    files = [file(0, 10), file(20, 30), file(5, 12), file(22, 25), RunFile(manifest=manifest)]
     assert measured.wall_seconds(files) == 22.0
     assert measured.revisions(files) == {"unknown": 5}
-    git = events.Git(revision="0123456789abcdef", dirty=True)
-    assert measured.revision(events.RunFile(manifest=manifest.model_copy(update={"git": git}))) == "0123456789ab+"
+    git = Git(revision="0123456789abcdef", dirty=True)
+    assert measured.revision(RunFile(manifest=manifest.model_copy(update={"git": git}))) == "0123456789ab+"
 
 
 def test_two_runs_have_the_same_digest_where_all_figures_are_the_same(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_two_runs_have_the_same_digest_where_all_figures_are_the_same(tmp_path: 
 def test_the_figures_of_the_end(
     final: float | None, best: float | None, reported: dict[str, float], metrics: dict[str, float]
 ) -> None:
-    closing = events.Closing(
+    closing = Closing(
         ended=1.0, status="completed", exit_code=0, exit="ended well", steps=1, interventions=0, objective="val",
         final=final, best=best, best_step=None, metrics=reported, info={},
     )  # fmt: skip

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from factories import JSON
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainmgr.base.wire import plain, to_json
-from trainmgr.contract import events, protocol, schemas
+from trainmgr.contract import protocol, schemas
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Proposal
 from trainmgr.contract.protocol import MAX_LINE, Unreadable, parse_telemetry
+from trainmgr.contract.run_file import Manifest, RunFile, render_run_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "schemas"
 EXAMPLES: list[dict[str, Any]] = schemas.EXAMPLES["telemetry"]
@@ -39,13 +42,13 @@ def check(line: bytes) -> None:
     assert to_json(item)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.binary(max_size=200) | st.text(max_size=50).map(str.encode))
 def test_any_bytes(line: bytes) -> None:
     check(line)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.sampled_from(EXAMPLES), st.data())
 def test_any_record_with_any_part_replaced(example: dict[str, Any], data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(example)))
@@ -74,7 +77,7 @@ EVAL: dict[str, Any] = {
 }
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(
     st.dictionaries(st.text(max_size=5).filter(lambda name: name != "val_loss"), JSON, max_size=4),
     st.sampled_from(["metrics", "params", "split"]),
@@ -269,11 +272,11 @@ def test_a_status_is_one_of_a_few() -> None:
     assert isinstance(protocol.parse_telemetry(line.replace(b'"\\u001b[2Jdone"', b"7")), protocol.Unreadable)
 
 
-def test_a_run_whose_log_has_another_status_is_read(manifest: events.Manifest) -> None:
+def test_a_run_whose_log_has_another_status_is_read(manifest: Manifest) -> None:
     closing = {"ended": 1.0, "status": "\x1b[2Jdone", "exit_code": 0, "exit": "ended well", "steps": 1,
                "interventions": 0, "objective": None, "final": None, "best": None, "best_step": None, "metrics": {},
                "info": {}}  # fmt: skip
-    file = events.RunFile.model_validate_json(events.render_run_file(plain(manifest), closing))
+    file = RunFile.model_validate_json(render_run_file(plain(manifest), closing))
     assert file.closing is not None
     assert file.closing.status == "unknown"
 
@@ -302,7 +305,7 @@ def inside(item: protocol.Telemetry | Unreadable) -> tuple[Any, ...]:
     return type(item), repr(item.__dict__), sorted(item.model_fields_set), item.__pydantic_extra__, private
 
 
-@settings(deadline=None, max_examples=1500)
+@examples(1500)
 @given(STEPS, st.permutations(["v", "seq", "t", "event", "step", "metrics"]), st.booleans(), EDITS)
 def test_a_plain_step_is_read_as_every_other_line(
     step: dict[str, Any], order: list[str], tight: bool, edits: list[tuple[int, int, bytes]]
@@ -314,6 +317,58 @@ def test_a_plain_step_is_read_as_every_other_line(
         place %= len(line) + 1
         line = line[:place] + piece + line[place + length :]
     assert inside(parse_telemetry(line + b"\n")) == inside(protocol._parsed(line + b"\n"))
+
+
+def thoroughly(line: bytes) -> protocol.Telemetry | Unreadable:
+    """A line as it is read by asking first whether it is JSON, next whether it is a record, and which, at last."""
+    if len(line) > MAX_LINE:
+        return protocol._parsed(line)
+    line = line.removeprefix(protocol._BOM)
+    try:
+        value = protocol._DECODER.decode(line.decode())
+    except (ValueError, RecursionError) as error:
+        return protocol._unreadable(line, protocol._not_json(line, error))
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        return protocol._unreadable(line, "no object with an `event`")
+    if value["event"] not in protocol._EVENTS:
+        return protocol._unreadable(line, f"event {value['event'][:40]!r} is not known", "unknown")
+    try:
+        return protocol._TELEMETRY.validate_json(line)
+    except ValidationError as error:
+        try:
+            return protocol._mended(value, error)
+        except ValidationError as left:
+            return protocol._unreadable(line, protocol.explain(left))
+
+
+@examples(1500)
+@given(st.sampled_from(EXAMPLES), st.booleans(), EDITS, st.data())
+def test_what_is_read_at_once_is_what_is_found_step_by_step(
+    example: dict[str, Any], tight: bool, edits: list[tuple[int, int, bytes]], data: st.DataObject
+) -> None:
+    """Of every event, whatever is done to the line: the record, its flaws, and why it is none."""
+    values = {key: example[key] for key in data.draw(st.permutations(sorted(example)))}
+    line = json.dumps(values, separators=(",", ":") if tight else None).encode()
+    for place, length, piece in edits:
+        place %= len(line) + 1
+        line = line[:place] + piece + line[place + length :]
+    assert inside(parse_telemetry(line)) == inside(thoroughly(line))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["event"])
+def test_a_line_of_the_protocol_is_parsed_once(example: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+
+    def spy(call: Any) -> Any:
+        return lambda *arguments: parsed.append(1) or call(*arguments)
+
+    monkeypatch.setattr(protocol, "from_json", spy(protocol.from_json))
+    monkeypatch.setattr(protocol, "_TELEMETRY", SimpleNamespace(validate_json=spy(protocol._TELEMETRY.validate_json)))
+    monkeypatch.setattr(protocol, "_DECODER", SimpleNamespace(decode=spy(protocol._DECODER.decode)))
+    for line in (encode(example), json.dumps(example, separators=(",", ":")).encode()):
+        parsed.clear()
+        assert not isinstance(parse_telemetry(line), Unreadable)
+        assert len(parsed) == 1
 
 
 @pytest.mark.parametrize("line", [

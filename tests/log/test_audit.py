@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from trainmgr.base import files
 from trainmgr.base.errors import UserError
 from trainmgr.base.files import sha256
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import plain, to_json
 from trainmgr.contract import events, protocol
+from trainmgr.contract.run_file import render_run_file
 from trainmgr.log import audit
 from trainmgr.readers import proof
 from trainmgr.testing import LINE, PYTHON, ScriptedManager, answer, supervise, write_child
@@ -247,7 +249,7 @@ def consistent(bodies: list[dict[str, Any]], files: Files) -> Files:
     """What somebody with the whole directory can do: run.json and every digest rewritten to fit the bodies."""
     manifest = nth(bodies, "run started")["manifest"]
     ended = [body["data"] for body in bodies if body["data"]["kind"] == "run ended"]
-    content = events.render_run_file(manifest, ended[0]["closing"] if ended else None)
+    content = render_run_file(manifest, ended[0]["closing"] if ended else None)
     if ended:
         ended[0]["run_json_sha256"] = sha256(content)
     return {**files, "audit.jsonl": reseal(bodies), "run.json": content}
@@ -341,12 +343,12 @@ def test_whether_a_log_has_a_writer_is_seen_without_disturbing_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "audit.jsonl"
-    assert audit.is_held(path) is None
+    assert files.is_held(path) is None
     log = audit.Log(path)
-    assert [audit.is_held(path), audit.is_held(path)] == [True, True]
+    assert [files.is_held(path), files.is_held(path)] == [True, True]
     log.append(events.Operator(action="stop"), 1.0)
     log.close()
-    assert audit.is_held(path) is False
+    assert files.is_held(path) is False
     with path.open("rb") as looking:  # somebody looks at the very moment when a supervisor begins
         fcntl.flock(looking, fcntl.LOCK_SH)
         monkeypatch.setattr(audit.time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))

@@ -17,7 +17,7 @@ from trainmgr.base.errors import RecordError, UserError
 from trainmgr.base.paths import RunPaths, list_runs
 from trainmgr.base.process import clean_environment
 from trainmgr.base.wire import plain
-from trainmgr.contract import events
+from trainmgr.contract.run_file import render_run_file
 from trainmgr.log import audit, history
 from trainmgr.readers import proof, replay
 from trainmgr.testing import LINE, PYTHON, ScriptedManager, answer, supervise, wait_for, write_child
@@ -61,7 +61,7 @@ def resealed(paths: RunPaths, key: bytes | None, mark: str, **closing: Any) -> N
     payloads: list[Any] = [event.data for event in audit.read(paths.audit)]
     payloads[0] = payloads[0].model_copy(update={"key": mark})
     ended = payloads[-1].model_copy(update={"closing": payloads[-1].closing.model_copy(update=closing)})
-    content = events.render_run_file(plain(payloads[0].manifest), plain(ended.closing))
+    content = render_run_file(plain(payloads[0].manifest), plain(ended.closing))
     paths.manifest.write_bytes(content)
     payloads[-1] = ended.model_copy(update={"run_json_sha256": files.sha256(content)})
     paths.audit.unlink()
@@ -81,7 +81,7 @@ def test_the_right_key_proves_and_none_says_what_is_left_open(keyed: RunPaths) -
         f"audit.jsonl line 1: the log names the key {audit.key_id(KEY)}; the one that is given is {audit.key_id(OTHER)}"
     ]
     assert replay.rebuild(keyed).differences == []
-    assert history.latest(keyed)[2].ended is not None
+    assert history.latest(keyed).ledger.ended is not None
 
 
 def test_the_key_is_in_no_file_and_does_not_reach_the_script(keyed: RunPaths) -> None:

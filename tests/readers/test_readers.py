@@ -18,6 +18,7 @@ from trainmgr.base import errors
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import plain
 from trainmgr.contract import events
+from trainmgr.contract.run_file import Manifest, render_run_file
 from trainmgr.log import audit
 from trainmgr.managers.schedules import SCHEDULES
 from trainmgr.readers import proof
@@ -121,7 +122,7 @@ def test_a_torn_last_line_is_no_refusal(run: RunPaths, keep: int) -> None:
     *whole, last = run.audit.read_bytes().splitlines(keepends=True)
     run.audit.write_bytes(b"".join(whole) + last[:keep])
     manifest = json.loads(run.manifest.read_bytes())
-    run.manifest.write_bytes(events.render_run_file(manifest["manifest"], None))
+    run.manifest.write_bytes(render_run_file(manifest["manifest"], None))
     proven = trainmgr("audit", run.root)
     assert proven.returncode == errors.EXIT_OK
     size = run.audit.stat().st_size
@@ -177,14 +178,14 @@ main()
 the process that it was forked from, if that was larger."""
 
 
-def test_memory_does_not_grow_with_the_records(tmp_path: Path, manifest: events.Manifest) -> None:
+def test_memory_does_not_grow_with_the_records(tmp_path: Path, manifest: Manifest) -> None:
     """300,000 records took 560 MB when all between two events were kept."""
     run = RunPaths(tmp_path / "run")
     run.root.mkdir()
     log = audit.Log(run.audit)
     log.append(events.RunStarted(manifest=manifest), 0.0)
     log.close()
-    run.manifest.write_bytes(events.render_run_file(plain(manifest), None))
+    run.manifest.write_bytes(render_run_file(plain(manifest), None))
     step = '{"v":1,"seq":%d,"t":1.5,"event":"step","step":%d,"metrics":{"loss":%.6f,"grad_norm":1.5}}\n'
     with run.telemetry.open("w") as file:
         file.write('{"v":1,"seq":0,"t":1.5,"event":"start","workload":"many","pid":1,"total_steps":300000,'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainmgr.contract.events import Git
+from trainmgr.contract.run_file import Git
 from trainmgr.running import manifest
 
 CANARY = "canary-8c1d52e07f3b"

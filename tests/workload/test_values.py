@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr import workload
@@ -329,7 +330,7 @@ OPTIONS = {
 GIVEN = ["name", "objective", "mode", "counterpart", "scale", "total_steps", "seed", "metrics", "info", "resumed_step"]
 
 
-@settings(deadline=None, max_examples=400)
+@examples(400)
 @given(st.data())
 def test_what_is_declared_and_does_not_raise_is_read_by_the_other_side(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -499,7 +500,7 @@ REPORTED = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.lists(REPORTED, max_size=6))
 def test_whatever_is_reported_the_other_side_reads_without_a_flaw(
     tmp_path_factory: pytest.TempPathFactory, reported: list[dict[str, Any]]
@@ -513,7 +514,7 @@ def test_whatever_is_reported_the_other_side_reads_without_a_flaw(
         assert folded(run).measured == [(i + 1, i, float(i)) for i in range(len(reported))]
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.integers() | st.floats() | st.sampled_from(WHOLE + NOT_WHOLE + NO_NUMBER))
 def test_what_counts_as_whole_is_equal_to_it(value: Any) -> None:
     try:

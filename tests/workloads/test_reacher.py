@@ -293,7 +293,7 @@ def test_rules_save_the_cautious_regime(tmp_path: Path) -> None:
     (left,), (done,) = records(fixed, protocol.End), records(managed, protocol.End)
     assert left.metrics["rollout_safe_success"] <= 0.2
     assert done.metrics["rollout_safe_success"] >= 0.5
-    found = [d.diagnosis for d in history.latest(managed)[2].decisions.values()]
+    found = [d.diagnosis for d in history.latest(managed).ledger.decisions.values()]
     assert "exploration-collapse" in found
     assert [str(f) for f in proof.prove(managed).findings] == []
     assert replay.rebuild(managed, RulesManager(Policy())).differences == []

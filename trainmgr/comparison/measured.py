@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from trainmgr.base.files import Tail, sha256
 from trainmgr.base.paths import RunPaths
-from trainmgr.contract import events, protocol
+from trainmgr.contract import protocol
 from trainmgr.contract.protocol import MAX_LINE, Mode, parse_telemetry
+from trainmgr.contract.run_file import Closing, RunFile
 
 MACHINE = ("system", "architecture", "processor", "cores", "threads")
 _WORTH = (b'"start"', b'"eval"', b'"applied"', b"test")  # a line without any of them is not parsed: most are of steps
@@ -97,7 +98,7 @@ def same_training(one: Measured, two: Measured) -> bool:
     return same and len({value for _, value in one.curve}) > 1
 
 
-def final_metrics(closing: events.Closing) -> dict[str, float]:
+def final_metrics(closing: Closing) -> dict[str, float]:
     """What a run ended with: what its workload says, or else the objective at the last evaluation and its best."""
     if closing.metrics or closing.objective is None:
         return dict(closing.metrics)
@@ -109,18 +110,18 @@ def final_metrics(closing: events.Closing) -> dict[str, float]:
 # -- what several runs were made with ----------------------------------------------------------------------------------
 
 
-def revision(file: events.RunFile) -> str | None:
+def revision(file: RunFile) -> str | None:
     """The script's git revision, shortened, with "+" where the tree was dirty."""
     git = file.manifest.git
     return git.revision[:12] + "+" * git.dirty if git else None
 
 
-def revisions(files: Iterable[events.RunFile]) -> dict[str, int]:
+def revisions(files: Iterable[RunFile]) -> dict[str, int]:
     """Each revision with the number of runs."""
     return dict(Counter(revision(file) or "unknown" for file in files))
 
 
-def versions(files: Iterable[events.RunFile]) -> dict[str, list[str]]:
+def versions(files: Iterable[RunFile]) -> dict[str, list[str]]:
     """Every version of trainmgr, Python and each package that a run was made with."""
     found: dict[str, dict[str, int]] = {}
     for file in files:
@@ -130,7 +131,7 @@ def versions(files: Iterable[events.RunFile]) -> dict[str, list[str]]:
     return {name: sorted(each) for name, each in found.items()}
 
 
-def machines(files: Iterable[events.RunFile]) -> list[dict[str, str | int]]:
+def machines(files: Iterable[RunFile]) -> list[dict[str, str | int]]:
     """Every machine that a run was made on, each once, as far as it matters for speed and rounding."""
     found: list[dict[str, str | int]] = []
     for file in files:
@@ -140,7 +141,7 @@ def machines(files: Iterable[events.RunFile]) -> list[dict[str, str | int]]:
     return found
 
 
-def wall_seconds(files: Iterable[events.RunFile]) -> float:
+def wall_seconds(files: Iterable[RunFile]) -> float:
     """The time during which at least one of the runs was going on."""
     total, until = 0.0, float("-inf")
     for begin, end in sorted(_spans(files)):
@@ -149,5 +150,5 @@ def wall_seconds(files: Iterable[events.RunFile]) -> float:
     return round(total, 1)
 
 
-def _spans(files: Iterable[events.RunFile]) -> Iterator[tuple[float, float]]:
+def _spans(files: Iterable[RunFile]) -> Iterator[tuple[float, float]]:
     return ((file.manifest.created, file.closing.ended) for file in files if file.closing)

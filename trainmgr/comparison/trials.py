@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainmgr.base.errors import TrainmgrError, UserError
+from trainmgr.base.files import is_held
 from trainmgr.base.paths import RUN_DIR_VARIABLE, RunPaths, list_runs, stranger
 from trainmgr.base.process import end_all
 from trainmgr.base.wire import to_json
 from trainmgr.comparison import measured
 from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
-from trainmgr.contract import events, policy, protocol
+from trainmgr.contract import policy, protocol
 from trainmgr.contract.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
-from trainmgr.deciding.snapshot import SETTLED
-from trainmgr.log import audit, history
+from trainmgr.contract.run_file import Manifest, RunFile
+from trainmgr.deciding.allowed import SETTLED
+from trainmgr.log import history
 from trainmgr.log.telemetry import Item
 from trainmgr.managers import catalog
 from trainmgr.running import manifest
@@ -67,7 +69,7 @@ class Outcome:
 
     cell: Cell
     paths: RunPaths | None
-    file: events.RunFile | None
+    file: RunFile | None
     failure: str | None = None
     reused: bool = False
 
@@ -182,7 +184,7 @@ def sections(rules: Policy, manager: str) -> dict[str, Section]:
 # -- what is there already ---------------------------------------------------------------------------------------------
 
 
-def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, events.RunFile]]:
+def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, RunFile]]:
     """Every run that a cell could have been, the oldest first, each file read once."""
     for paths in list_runs(runs_dir):
         file = None if stranger(paths) else history.run_file(paths)
@@ -199,7 +201,7 @@ def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, events.RunFile]]:
             yield _key(script, m.arguments, "llm", m.seed, m.policy), paths, file
 
 
-def _unknown(paths: RunPaths, manifest: events.Manifest) -> bool:
+def _unknown(paths: RunPaths, manifest: Manifest) -> bool:
     """Whether a manager read settings that the version of then did not write down: other defaults, maybe."""
     written = json.loads(paths.manifest.read_bytes())["manifest"]["policy"]
     return any(
@@ -218,7 +220,7 @@ def find(todo: list[Cell], runs_dir: Path) -> tuple[dict[Key, Outcome], list[Run
         if key not in wanted:
             continue
         if file.closing is None:
-            if paths.id[len("YYYYMMDD-HHMMSS-") : -len("-0000")] in names and audit.is_held(paths.audit) is False:
+            if paths.id[len("YYYYMMDD-HHMMSS-") : -len("-0000")] in names and is_held(paths.audit) is False:
                 orphans.append(paths)
         elif file.closing.status in GOOD and not file.closing.exit_code:
             done[key] = Outcome(wanted[key], paths, file, reused=True)
@@ -331,7 +333,7 @@ class _Share(display.Lines):
         self._cell = cell
         self._watcher = watcher
 
-    def event(self, event: Any, state: RunState, ledger: Any) -> None:
+    def event(self, event: Any, now: Any) -> None:
         pass
 
     def record(self, record: Item, state: RunState) -> None:

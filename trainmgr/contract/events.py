@@ -1,104 +1,23 @@
-"""The lines of audit.jsonl, and run.json: everything that the supervisor did, as records."""
+"""The lines of audit.jsonl: everything that the supervisor did, as records."""
 
 from __future__ import annotations
 
-import json
 import operator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, field_validator
+from pydantic import Field, TypeAdapter, field_validator
 
 from trainmgr.base.wire import NON_FINITE, Number, Value, Wire
 from trainmgr.contract.action_space import Boundary
 from trainmgr.contract.forecast import Forecast
-from trainmgr.contract.policy import Level, Policy, known
+from trainmgr.contract.policy import Level
 from trainmgr.contract.proposal import Action, Diagnosis, Expectation
 from trainmgr.contract.protocol import Command, Control
-
-RunMode = Literal["auto", "shadow", "approve"]
-Status = Literal["completed", "stopped", "interrupted", "failed", "killed", "hung", "unknown"]
-
-
-def _status(value: object) -> object:
-    """Versions that let scripts name their own end have other texts in their logs."""
-    return "unknown" if isinstance(value, str) and value not in get_args(Status) else value
+from trainmgr.contract.run_file import Closing, Manifest
 
 
 def _absent(value: object) -> bool:
     return value is None
-
-
-class Git(Wire):
-    """Where the training script came from."""
-
-    revision: str
-    dirty: bool
-    """Whether the working tree had uncommitted changes."""
-
-
-class Manifest(Wire):
-    """What a run was started with. Never edited: what changed later is in the audit log."""
-
-    version: str
-    """trainmgr's version."""
-    id: str
-    created: float
-    """Seconds since 1970."""
-    command: list[str]
-    """What was executed."""
-    script: str
-    arguments: list[str]
-    directory: str
-    """Working directory."""
-    seed: int | None
-    git: Git | None
-    python: str
-    packages: dict[str, str]
-    """Versions of those that matter, as far as they are installed."""
-    machine: dict[str, str | int]
-    manager: str
-    mode: RunMode
-    blocking: bool = False
-    """Whether training stood still during decisions: only to measure what that costs."""
-    replay_of: str | None = None
-    """The run whose overrides this run repeats at their recorded steps."""
-    policy: Annotated[Policy, BeforeValidator(known)]
-    """What another version wrote into it, and this one does not know, is left out."""
-
-
-class Closing(Wire):
-    """How a run ended."""
-
-    ended: float
-    """Seconds since 1970."""
-    status: Annotated[Status, BeforeValidator(_status)]
-    """Read as unknown: any other text."""
-    exit_code: int
-    """The child's; 128 + n for signal n."""
-    exit: str
-    """The same in words."""
-    steps: int
-    interventions: int
-    objective: str | None
-    final: Number | None
-    """The objective as reported at the end, on the weights that were kept; else at the last evaluation. Null where that
-    is without it or could not be read, or the weights went back to others since."""
-    best: Number | None
-    best_step: int | None
-    metrics: dict[str, Number]
-    """What the workload reported at its end."""
-    info: dict[str, Any]
-    """What the workload said of itself at its start."""
-    reversals: Annotated[int, Field(exclude_if=operator.not_)] = 0
-    """How often changes were taken back."""
-    steps_lost: Annotated[int, Field(exclude_if=operator.not_)] = 0
-    """What harm and rollbacks in vain have cost, until it was seen."""
-    steps_in_vain: Annotated[int, Field(exclude_if=operator.not_)] = 0
-    """Steps in trials of other changes that brought nothing."""
-    demoted: Annotated[bool, Field(exclude_if=operator.not_)] = False
-    """Whether the manager had lost so much that nothing of it was applied any more."""
-    challenges: Annotated[int, Field(exclude_if=operator.not_)] = 0
-    """How often the recipe of the start was put on trial against the manager's."""
 
 
 class Check(Wire):
@@ -505,19 +424,3 @@ _NESTED: TypeAdapter[dict[str, Payload]] = TypeAdapter(dict[str, Annotated[Paylo
 def reread(line: bytes) -> Payload:
     """A payload as it reads from within a line of the log, which is nested one level deeper than it is alone."""
     return _NESTED.validate_json(b'{"data":' + line + b"}")["data"]
-
-
-class RunFile(Wire):
-    """run.json. Derived from the audit log, which repeats every field of it."""
-
-    manifest: Manifest
-    closing: Closing | None = None
-    """Null while the run goes on."""
-
-
-def render_run_file(manifest: dict[str, Any], closing: dict[str, Any] | None) -> bytes:
-    """The exact bytes of run.json, from JSON values as the audit log has them: ``trainmgr audit`` renders them again.
-
-    From values and not from the types above, so that a later version, with more fields, still renders the same.
-    """
-    return json.dumps({"manifest": manifest, "closing": closing}, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -9,14 +9,16 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, TypeAdapter
 
 from trainmgr.base.errors import UserError
+from trainmgr.base.wire import explained
 from trainmgr.contract import events, policy, proposal, protocol
+from trainmgr.contract.run_file import RunFile
 
 ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "telemetry": TypeAdapter(Annotated[protocol.Telemetry, Field(discriminator="event")]),
     "control": TypeAdapter(protocol.Control),
     "proposal": TypeAdapter(proposal.Proposal),
     "audit": events.PAYLOAD,
-    "run": TypeAdapter(events.RunFile),
+    "run": TypeAdapter(RunFile),
     "policy": TypeAdapter(policy.Policy),
 }
 TITLES = {
@@ -114,9 +116,9 @@ def policy_file() -> str:
 
 
 def _document_keys(section: type[BaseModel]) -> list[str]:
-    lines = []
+    lines, explanations = [], explained(section)
     for key, field in section.model_fields.items():
-        text = " ".join((field.description or "").split())
+        text = " ".join(explanations.get(key, "").split())
         value = field.default
         if value is None or field.is_required():
             lines.append(f"# {key} =  # {text}")

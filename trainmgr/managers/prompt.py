@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from trainmgr.base.wire import MAX_NAME, Value, short
 from trainmgr.contract.proposal import Diagnosis
 from trainmgr.deciding.snapshot import Past, RecipeRow, Snapshot
 from trainmgr.managers.prompts import VARIANTS
+from trainmgr.state.evaluations import thinned
 
 T = TypeVar("T")
 VERSION = "v3"
@@ -203,10 +203,7 @@ def _evaluations(view: Snapshot, detail: Detail) -> list[str]:
     there = range(1, len(table.columns))  # by place: two long names may look the same
     first = [at for name in (view.objective, view.counterpart) for at in there if table.columns[at] == name][:2]
     shown = [*first, *(at for at in there if at not in first)][: detail.columns - 1]
-    rows = list(table.rows)
-    while len(rows) > detail.rows:  # older ones thinned, as in the snapshot
-        half = max(1, detail.rows // 2)
-        rows = [*rows[:-half][::2], *rows[-half:]] if len(rows) > half + 1 else rows[-detail.rows :]
+    rows = thinned(table.rows, detail.rows, max(1, detail.rows // 2))
     head = ["step", *(word(table.columns[at], detail.name) for at in shown)]
     lines = [[_step(row[0]), *(figure(row[at]) for at in shown)] for row in rows]
     missing = len(there) - len(shown)
@@ -267,9 +264,7 @@ def _reach(row: RecipeRow) -> list[str]:
         return ["false", "true"]
     if row.reach_low is None or row.reach_high is None:
         return ["", ""]
-    if row.type == "int":
-        return [str(math.ceil(row.reach_low)), str(math.floor(row.reach_high))]
-    return [_limit(row.reach_low), _limit(row.reach_high)]
+    return [str(limit) if row.type == "int" else _limit(limit) for limit in row.reach]
 
 
 def _choices(choices: Sequence[str]) -> str:

@@ -20,12 +20,14 @@ from trainmgr.base.paths import RunPaths, new_run
 from trainmgr.base.process import HARMLESS, STAYING
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy
+from trainmgr.contract.run_file import Closing, Manifest, RunMode, render_run_file
 from trainmgr.log import audit
 from trainmgr.log.history import manifest_of
 from trainmgr.managers import catalog
 from trainmgr.managers.base import Consultant, Manager, Repeating
 from trainmgr.running import manifest
-from trainmgr.running.supervisor import Listener, Supervisor
+from trainmgr.running.listener import Listener
+from trainmgr.running.supervisor import Supervisor
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Request:
     script: Path
     arguments: list[str] = field(default_factory=list)
     manager: str = "auto"
-    mode: events.RunMode = "auto"
+    mode: RunMode = "auto"
     policy: Policy = field(default_factory=Policy)
     seed: int | None = None
     runs_dir: Path = Path("runs")
@@ -52,12 +54,12 @@ class Request:
 def attach(
     paths: RunPaths,
     runs_dir: Path,
-    listener: Callable[[RunPaths, events.Manifest], Listener],
+    listener: Callable[[RunPaths, Manifest], Listener],
     begun: Callable[[Supervisor], None] = lambda _: None,
     *,
     manager: Manager | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> events.Closing:
+) -> Closing:
     """Take over a run whose supervisor died: go on while its workload does, else close it. ``manager`` stands for the
     one recorded; ``begun`` gets the supervisor, ``say`` what a person should know.
 
@@ -87,7 +89,7 @@ def attach(
             return supervisor.attach(pid, None if manager.name == "none" else manager)
 
 
-def _restored(paths: RunPaths) -> events.Closing | None:
+def _restored(paths: RunPaths) -> Closing | None:
     """How a run whose log has its end ended, where run.json did not have that and was written again; else None."""
     first: audit.Event | None = None
     last: audit.Event | None = None
@@ -95,7 +97,7 @@ def _restored(paths: RunPaths) -> events.Closing | None:
         first, last = first or event, event
     if first is None or last is None or not isinstance(last.data, events.RunEnded):
         return None
-    content = events.render_run_file(first.values()["manifest"], last.values()["closing"])
+    content = render_run_file(first.values()["manifest"], last.values()["closing"])
     try:
         if paths.manifest.exists() and paths.manifest.read_bytes() == content:
             return None
@@ -107,11 +109,11 @@ def _restored(paths: RunPaths) -> events.Closing | None:
 
 def launch(
     request: Request,
-    listener: Callable[[RunPaths, events.Manifest], Listener],
+    listener: Callable[[RunPaths, Manifest], Listener],
     begun: Callable[[Supervisor], None] = lambda _: None,
     *,
     manager: Manager | None = None,
-) -> tuple[RunPaths, events.Closing]:
+) -> tuple[RunPaths, Closing]:
     """Run it to its end.
 
     ``manager`` stands for the one that the request names. ``begun`` gets the supervisor, for whoever wants to interrupt
@@ -127,7 +129,7 @@ def launch(
     with ready(manager, say=request.say):
         now = time.time()
         paths = new_run(request.runs_dir, request.name or request.script.stem, datetime.fromtimestamp(now).astimezone())
-        record = events.Manifest(
+        record = Manifest(
             version=__version__,
             id=paths.id,
             created=round(now, 3),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainmgr.base.errors import WorkloadError
 from trainmgr.base.process import clean_environment
-from trainmgr.contract.events import Git
+from trainmgr.contract.run_file import Git
 
 PACKAGES = ("trainmgr", "torch", "numpy", "tokenizers", "gymnasium", "mujoco", "pydantic", "openai", "xllamacpp")
 PASSIVE = ("-c", "core.fsmonitor=", "-c", f"core.hooksPath={os.devnull}")  # a program, and a folder of programs

@@ -1,15 +1,19 @@
-"""An evaluation, and what training did since the one before. Values, no code that decides."""
+"""An evaluation, what training did since the one before, and which of many are kept. No code that decides."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 NORMS = 64  # gradient norms in the running median
 SPIKE = 10.0  # a gradient norm above this many times that is an outlier
 USUAL = 8  # gradient norms before there is one
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -106,3 +110,13 @@ class Evaluation:
 
 def _without(metrics: dict[str, float], gone: set[str]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name not in gone}
+
+
+def thinned(rows: Sequence[T], most: int, recent: int) -> list[T]:
+    """At most ``most`` of the rows, in their order: the last ``recent`` whole, and of those before every second, as
+    often as it takes. ``recent`` is at least 1 and at most ``most``; where it is less, the first row stays.
+    """
+    kept = list(rows)
+    while len(kept) > most:
+        kept = [*(kept[:-recent:2] if recent < most else []), *kept[-recent:]]
+    return kept

@@ -13,7 +13,7 @@ from typing import Any
 from trainmgr.base.wire import MAX_NAME, Value, moved, short
 from trainmgr.contract import protocol
 from trainmgr.contract.action_space import ActionSpace
-from trainmgr.state.evaluations import Evaluation, Norms, Window
+from trainmgr.state.evaluations import Evaluation, Norms, Window, thinned
 from trainmgr.state.finiteness import Finiteness
 from trainmgr.state.interventions import Drift, Intervention
 from trainmgr.state.lineage import Lineage
@@ -102,25 +102,19 @@ class RunState:
     """The highest revision that was applied or refused."""
     texts: list[tuple[str, str]] = field(default_factory=list)
     """(level, message) of the last log records."""
-    derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What was computed from all this since the last record, by name: one decision needs the same several times."""
 
     # -- what follows from it ----------------------------------------------------------------------------------------
 
     @property
     def space(self) -> ActionSpace:
-        """What the workload declared, at the values now in effect. Nobody changes it."""
+        """What the workload declared, at the values now in effect."""
         if self.start is None:
             return ActionSpace([], [])
-        found: ActionSpace | None = self.derived.get("space")
-        if found is not None:
-            return found
         known = {p.name: {"value": self.recipe[p.name]} for p in self.start.action_space}
         for name in self.moving.keys() & known.keys():  # which the script may not have known at its start
             known[name]["scheduled"] = True
         parameters = [p.model_copy(update=known[p.name]) for p in self.start.action_space]
-        self.derived["space"] = space = ActionSpace(parameters, list(self.start.commands))
-        return space
+        return ActionSpace(parameters, list(self.start.commands))
 
     @property
     def lines(self) -> int:
@@ -177,8 +171,6 @@ class RunState:
 
     def fold(self, record: protocol.Telemetry | protocol.Unreadable) -> None:
         """Take one record in."""
-        if self.derived:
-            self.derived = {}
         if isinstance(record, protocol.Unreadable):
             if record.kind == "unknown":
                 self.unknown += 1
@@ -309,8 +301,7 @@ class RunState:
         if self._belongs(found):
             self.evaluations[-1] = self.evaluations[-1].joined(found)
         else:
-            self.evaluations.append(found)
-            self._thin()
+            self.evaluations = thinned([*self.evaluations, found], ROWS, RECENT)
             self.evals += 1
             self.without += value is None and self.best is not None
             self.unseen += value is None
@@ -364,11 +355,6 @@ class RunState:
         first = [objective.metric, objective.counterpart] if objective else []
         names = [name for name in first if name in metrics] + [name for name in metrics if name not in first]
         return {name: metrics[name] for name in [name for name in names if len(name) <= MAX_NAME][:NAMES]}
-
-    def _thin(self) -> None:
-        if len(self.evaluations) > ROWS:
-            older, recent = self.evaluations[:-RECENT], self.evaluations[-RECENT:]
-            self.evaluations = older[::2] + recent
 
     def _read_back(self, record: protocol.Eval) -> None:
         scheduled = {p.name for p in self.start.action_space if p.scheduled} if self.start else set()

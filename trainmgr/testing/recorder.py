@@ -8,8 +8,8 @@ from typing import Any
 from trainmgr.base.paths import RunPaths
 from trainmgr.contract import events
 from trainmgr.log.telemetry import Item
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
 
 class Recorder:
@@ -32,12 +32,12 @@ class Recorder:
         if self._on_record is not None:
             self._on_record(record, state)
 
-    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:  # noqa: ARG002
+    def event(self, event: events.Payload, now: Situation) -> None:  # noqa: ARG002
         self.events.append(event)
         if self._on_event is not None:
             self._on_event(event)
 
-    def tick(self, state: RunState, ledger: Ledger) -> None:
+    def tick(self, now: Situation) -> None:
         pass
 
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:  # noqa: ARG002

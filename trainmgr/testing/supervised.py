@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainmgr.base.paths import RunPaths
-from trainmgr.contract import events, protocol
+from trainmgr.contract import protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
+from trainmgr.contract.run_file import Closing, Manifest, RunMode
 from trainmgr.managers.base import Manager
 from trainmgr.running import launch
 from trainmgr.testing.recorder import Recorder
@@ -26,12 +27,12 @@ def supervise(
     *,
     listener: Recorder | None = None,
     policy: Policy | None = None,
-    mode: events.RunMode = "auto",
+    mode: RunMode = "auto",
     blocking: bool = False,
     seed: int | None = 1,
     schedule: list[protocol.Override] | None = None,
     arguments: Sequence[str] = (),
-) -> tuple[RunPaths, events.Closing, Recorder]:
+) -> tuple[RunPaths, Closing, Recorder]:
     """One real run in ``folder``/runs, to its end. Without a manager nobody decides; without a policy it is EXACT."""
     recorder = listener if listener is not None else Recorder()
     request = launch.Request(
@@ -39,7 +40,7 @@ def supervise(
         runs_dir=folder / "runs", directory=folder, schedule=schedule, blocking=blocking,
     )  # fmt: skip
 
-    def listen(paths: RunPaths, _: events.Manifest) -> Recorder:
+    def listen(paths: RunPaths, _: Manifest) -> Recorder:
         recorder.paths = paths
         return recorder
 

@@ -1,0 +1,104 @@
+"""run.json: what a run was started with, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import operator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from trainmgr.base.wire import Number, Wire
+from trainmgr.contract.policy import Policy, known
+from trainmgr.contract.summary import Status, known_status
+
+RunMode = Literal["auto", "shadow", "approve"]
+
+
+class Git(Wire):
+    """Where the training script came from."""
+
+    revision: str
+    dirty: bool
+    """Whether the working tree had uncommitted changes."""
+
+
+class Manifest(Wire):
+    """What a run was started with. Never edited: what changed later is in the audit log."""
+
+    version: str
+    """trainmgr's version."""
+    id: str
+    created: float
+    """Seconds since 1970."""
+    command: list[str]
+    """What was executed."""
+    script: str
+    arguments: list[str]
+    directory: str
+    """Working directory."""
+    seed: int | None
+    git: Git | None
+    python: str
+    packages: dict[str, str]
+    """Versions of those that matter, as far as they are installed."""
+    machine: dict[str, str | int]
+    manager: str
+    mode: RunMode
+    blocking: bool = False
+    """Whether training stood still during decisions: only to measure what that costs."""
+    replay_of: str | None = None
+    """The run whose overrides this run repeats at their recorded steps."""
+    policy: Annotated[Policy, BeforeValidator(known)]
+    """What another version wrote into it, and this one does not know, is left out."""
+
+
+class Closing(Wire):
+    """How a run ended."""
+
+    ended: float
+    """Seconds since 1970."""
+    status: Annotated[Status, BeforeValidator(known_status)]
+    """Read as unknown: any other text."""
+    exit_code: int
+    """The child's; 128 + n for signal n."""
+    exit: str
+    """The same in words."""
+    steps: int
+    interventions: int
+    objective: str | None
+    final: Number | None
+    """The objective as reported at the end, on the weights that were kept; else at the last evaluation. Null where that
+    is without it or could not be read, or the weights went back to others since."""
+    best: Number | None
+    best_step: int | None
+    metrics: dict[str, Number]
+    """What the workload reported at its end."""
+    info: dict[str, Any]
+    """What the workload said of itself at its start."""
+    reversals: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """How often changes were taken back."""
+    steps_lost: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """What harm and rollbacks in vain have cost, until it was seen."""
+    steps_in_vain: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Steps in trials of other changes that brought nothing."""
+    demoted: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether the manager had lost so much that nothing of it was applied any more."""
+    challenges: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """How often the recipe of the start was put on trial against the manager's."""
+
+
+class RunFile(Wire):
+    """run.json. Derived from the audit log, which repeats every field of it."""
+
+    manifest: Manifest
+    closing: Closing | None = None
+    """Null while the run goes on."""
+
+
+def render_run_file(manifest: dict[str, Any], closing: dict[str, Any] | None) -> bytes:
+    """The exact bytes of run.json, from JSON values as the audit log has them: ``trainmgr audit`` renders them again.
+
+    From values and not from the types above, so that a later version, with more fields, still renders the same.
+    """
+    return json.dumps({"manifest": manifest, "closing": closing}, indent=2, ensure_ascii=False).encode() + b"\n"
