@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -230,34 +229,26 @@ _KINDS = (
 )  # fmt: skip
 
 
-def open_regular(path: Path) -> io.FileIO:
-    """Open a file for reading, without a buffer. Never waits, whatever is there instead of a file.
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[io.FileIO]:
+    """A file that is open for reading, without a buffer. Never waits, whatever is there instead of a file.
 
     Raises FileNotFoundError; another OSError where it is no regular file, also at the end of links.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        mode = os.fstat(fd).st_mode
-    except OSError as error:  # a server that has lost it, which may be asked again and again
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError as error:  # a server that has lost it, which may be asked again and again
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        if not stat.S_ISREG(mode):
+            kind = next((words for known, words in _KINDS if known(mode)), "something else")
+            raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
+        # The descriptor is closed here and nowhere else: a generator that reads and is left half-way may become garbage
+        # in a cycle, and the collector would close a file object, with a warning, before the generator that owns it.
+        yield io.FileIO(fd, closefd=False)
+    finally:
         os.close(fd)
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    if not stat.S_ISREG(mode):
-        os.close(fd)
-        kind = next((words for known, words in _KINDS if known(mode)), "something else")
-        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
-    return os.fdopen(fd, "rb", buffering=0)
-
-
-def is_held(path: Path) -> bool | None:
-    """Whether a living process writes to a log; None where that cannot be told (no log yet, no locks)."""
-    try:
-        with open_regular(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see each other
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    return False
 
 
 def read_regular(path: Path, limit: int = 1 << 26) -> bytes:
