@@ -14,7 +14,7 @@ AGAIN = 60.0  # seconds in which a disk that fails again is not spoken of again
 
 
 class Follower:
-    """Follows the telemetry of one run while it is written. ``fail`` gets the place and the words for what goes wrong."""
+    """Follows telemetry while it is written. ``fail`` gets the place and the words for what goes wrong."""
 
     def __init__(self, path: Path, fail: Callable[[str, str], None]) -> None:
         self.feed = Feed(path)
