@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -249,6 +250,18 @@ def open_regular(path: Path) -> Iterator[io.FileIO]:
         yield io.FileIO(fd, closefd=False)
     finally:
         os.close(fd)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a living process writes to a log; None where that cannot be told (no log yet, no locks)."""
+    try:
+        with open_regular(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see each other
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def read_regular(path: Path, limit: int = 1 << 26) -> bytes:
