@@ -147,7 +147,7 @@ ALLOWED: dict[str, str] = {
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "
     "deciding.decision deciding.probation log.history log.telemetry state.situation",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
-    "contract.protocol contract.run_file log.audit log.history log.telemetry "
+    "contract.protocol contract.run_file log.history log.telemetry "
     "state.interventions state.notices state.run_state",
     "terminal.markup": "base.foreign",
     "terminal.output": "base.errors",

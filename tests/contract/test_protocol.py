@@ -20,7 +20,6 @@ from trainmgr.contract import protocol, schemas
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Proposal
 from trainmgr.contract.protocol import MAX_LINE, Unreadable, parse_telemetry
-from trainmgr.contract.run_file import Manifest, RunFile, render_run_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "schemas"
 EXAMPLES: list[dict[str, Any]] = schemas.EXAMPLES["telemetry"]
@@ -270,15 +269,6 @@ def test_a_status_is_one_of_a_few() -> None:
     assert [flaw.kind for flaw in found.flaws] == ["status"]
     assert found.flaws[0].reason.isprintable()
     assert isinstance(protocol.parse_telemetry(line.replace(b'"\\u001b[2Jdone"', b"7")), protocol.Unreadable)
-
-
-def test_a_run_whose_log_has_another_status_is_read(manifest: Manifest) -> None:
-    closing = {"ended": 1.0, "status": "\x1b[2Jdone", "exit_code": 0, "exit": "ended well", "steps": 1,
-               "interventions": 0, "objective": None, "final": None, "best": None, "best_step": None, "metrics": {},
-               "info": {}}  # fmt: skip
-    file = RunFile.model_validate_json(render_run_file(plain(manifest), closing))
-    assert file.closing is not None
-    assert file.closing.status == "unknown"
 
 
 # -- the quick way of plain steps ----------------------------------------------------------------------------------

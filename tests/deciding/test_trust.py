@@ -186,7 +186,7 @@ def test_a_crash_on_its_way_forgets_it() -> None:
     run.obeys = False
     run.measure(3.7)
     assert isinstance(run.ledger.carrying, events.Challenged)
-    run.tell(events.Restarted(attempt=1, exit="crashed", resume=None))
+    run.tell(events.Restarted(attempt=1, exit="crashed", resume=None, telemetry_offset=0))
     assert not run.ledger.challenged
     assert run.ledger.due is None
 
@@ -242,6 +242,6 @@ def test_a_crash_during_it_gives_the_manager_its_recipe_back() -> None:
     assert back is not None
     assert (back.challenge, back.why, back.parameters, back.lost) == (True, "crash", {"lr": 9e-4}, 0)
     run.tell(back)
-    run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/trial.pt"))
+    run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/trial.pt", telemetry_offset=0))
     run.own()
     assert not run.ledger.challenged

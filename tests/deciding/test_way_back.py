@@ -212,7 +212,7 @@ def test_what_was_on_trial_when_the_workload_crashed_goes_back_and_counts() -> N
     assert back is not None
     assert (back.why, back.parameters, back.command, back.lost) == ("crash", {"lr": 1e-3}, None, 10)
     run.tell(back)
-    run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/x"))
+    run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/x", telemetry_offset=0))
     run.fold(start(lr(value=2e-3), dropout(value=0.1), resumed=protocol.Resumed(path="checkpoints/x", step=30)))
     run.own()
     assert (run.state.recipe["lr"], run.ledger.lost, run.ledger.trust) == (1e-3, 10, {"lr": 0.5})
@@ -224,14 +224,14 @@ def test_after_a_restart_nothing_is_on_trial_and_what_was_on_its_way_still_comes
     run = learned().change(lr=2e-3)
     run.obeys = False
     run.measure(9.0)
-    run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/x"))
+    run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/x", telemetry_offset=0))
     event = decision.own(run.now, protocol.Issued(t=0.0, step=0))
     assert event is not None
     assert (event.control.revision, event.control.params) == (3, {"lr": 1e-3})
     assert event.control.command is not None
 
 
-@pytest.mark.parametrize("payload", [events.Operator(action="stop"), events.Stalled(seconds=9.0, step=1),
+@pytest.mark.parametrize("payload", [events.Operator(action="stop", by="Ctrl-C"), events.Stalled(seconds=9.0, step=1),
                                      events.Failure(where="policy", message="no such parameter")])  # fmt: skip
 def test_nothing_is_taken_back_of_a_run_that_is_being_ended(payload: events.Payload) -> None:
     run = learned().change(lr=2e-3)

@@ -64,7 +64,7 @@ def test_the_run_itself_holds_and_says_what_was_changed(recorded: RunPaths) -> N
     found = proof.prove(recorded)
     assert [str(f) for f in found.findings] == []
     assert (found.ended, found.notes) == (True, [])
-    assert found.head == proof.head(recorded)
+    assert found.head == files.sha256(recorded.audit.read_bytes().splitlines(keepends=True)[-1])
     assert [(c.decision, c.step, c.command) for c in found.changes] == [
         ("d2", 5, None), ("d3", 7, None), ("d4", 9, "rollback best"), ("d6", 13, None), ("d7", 15, None),
         ("d8", 17, None),
@@ -304,7 +304,7 @@ of `trainmgr audit --head`, kept elsewhere, tells."""
 def test_what_a_chain_cannot_see_by_itself_the_digest_kept_elsewhere_shows(
     kind: str, recorded: RunPaths, original: Files, tmp_path: Path
 ) -> None:
-    kept = proof.head(recorded)
+    kept = proof.prove(recorded).head
     bodies = bodies_of(original)
     if kind.startswith("what comes from outside: a part"):
         nth(bodies, "response", 1)["raw"]["falsifier"] = ""
@@ -312,7 +312,7 @@ def test_what_a_chain_cannot_see_by_itself_the_digest_kept_elsewhere_shows(
     files = consistent(bodies, files)
     found = prove(tmp_path, recorded.id, files)
     assert [str(f) for f in found.findings] == [], "it is seen now: take it off the list"
-    assert found.head == proof.head(RunPaths(tmp_path / recorded.id)) != kept
+    assert found.head != kept
     assert "--head" in proof.CANNOT_SEE
 
 
@@ -334,7 +334,7 @@ def test_one_log_has_one_writer(tmp_path: Path) -> None:
     log = audit.Log(tmp_path / "audit.jsonl")
     with pytest.raises(UserError, match="has a supervisor already"):
         audit.Log(tmp_path / "audit.jsonl")
-    log.append(events.Operator(action="stop"), 1.0)
+    log.append(events.Operator(action="stop", by="Ctrl-C"), 1.0)
     log.close()
     audit.Log(tmp_path / "audit.jsonl").close()
 
@@ -346,7 +346,7 @@ def test_whether_a_log_has_a_writer_is_seen_without_disturbing_it(
     assert files.is_held(path) is None
     log = audit.Log(path)
     assert [files.is_held(path), files.is_held(path)] == [True, True]
-    log.append(events.Operator(action="stop"), 1.0)
+    log.append(events.Operator(action="stop", by="Ctrl-C"), 1.0)
     log.close()
     assert files.is_held(path) is False
     with path.open("rb") as looking:  # somebody looks at the very moment when a supervisor begins
@@ -433,7 +433,7 @@ def test_of_what_is_damaged_json_is_json_and_no_digest_is_printed(
 ) -> None:
     paths = RunPaths(tmp_path / recorded.id)
     assert prove(tmp_path, recorded.id, original).holds
-    good = proof.head(paths)
+    good = proof.prove(paths).head
 
     def command(*options: str) -> tuple[int, str]:
         done = subprocess.run([PYTHON, "-m", "trainmgr", "audit", str(paths.root), *options], capture_output=True,

@@ -174,6 +174,13 @@ def added(payload: events.Payload, before: type[Any], number: int = 0) -> Callab
     return lambda payloads: payloads.insert(of(payloads, before, number), payload)
 
 
+def no_restart(payloads: Payloads, before: type[Any], number: int = 0) -> None:
+    """A restart that was none, at the byte of the event before which it stands."""
+    at = of(payloads, before, number)
+    offset = payloads[at].telemetry_offset
+    payloads.insert(at, events.Restarted(attempt=1, exit="ended", resume=None, telemetry_offset=offset))
+
+
 def renumbered(payloads: Payloads) -> None:
     """The last decision is issued a second time, under the next revision."""
     at = of(payloads, events.OverrideIssued, -1)
@@ -232,7 +239,7 @@ FORGED: dict[str, tuple[str, Callable[[Payloads], None], str]] = {
     "a stop that nobody asked for": (
         "interrupted", dropped(events.Operator), "an override of the operator, who asked for nothing right before it"),
     "a stop that was asked for and not issued": (
-        "managed", added(events.Operator(action="stop"), events.SnapshotTaken, 3),
+        "managed", added(events.Operator(action="stop", by="Ctrl-C"), events.SnapshotTaken, 3),
         "before it the operator asked for a stop, which was not issued"),
     "an interruption that was none": ("managed", closing(status="interrupted"), "nobody asked for the end"),
     "a stall that was none": ("managed", closing(status="hung"), "it never stalled"),
@@ -241,7 +248,7 @@ FORGED: dict[str, tuple[str, Callable[[Payloads], None], str]] = {
     "a stop that is called an end": (
         "interrupted", closing(status="completed"), 'the workload said "stopped", and its exit code is 0'),
     "a restart that was none": (
-        "managed", added(events.Restarted(attempt=1, exit="ended", resume=None), events.SnapshotTaken, 3),
+        "managed", lambda payloads: no_restart(payloads, events.SnapshotTaken, 3),
         "restart 1; 1 was to come, and 0 are allowed"),
     "the number of a restart": ("restarted", edited(events.Restarted, 0, attempt=2), "restart 2; 1 was to come"),
     "a policy that does not fit": (
@@ -280,7 +287,7 @@ def test_a_restart_needs_a_start_in_telemetry(managed: RunPaths, tmp_path: Path)
         manifest = payloads[0].manifest
         policy = manifest.policy.model_copy(update={"process": Process(restarts=3)})
         payloads[0] = events.RunStarted(manifest=manifest.model_copy(update={"policy": policy}))
-        payloads.insert(of(payloads, events.Acknowledged), events.Restarted(attempt=1, exit="x", resume=None))
+        no_restart(payloads, events.Acknowledged)
 
     assert any("a restart; telemetry has no start between it" in f for f in rewritten(managed, tmp_path, forge))
 

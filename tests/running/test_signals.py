@@ -88,13 +88,6 @@ with w:
     assert not re.search(r"\byou\b", text)
 
 
-def test_a_log_that_does_not_say_who_asked_for_the_end_still_reads() -> None:
-    before = events.reread(b'{"kind":"operator","action":"stop"}')
-    assert before == events.Operator(action="stop")
-    assert before.model_dump(mode="json") == {"kind": "operator", "action": "stop"}
-    assert display.event_in_words(before, situation(RunState())) == "Ctrl-C or SIGTERM: the script is asked to stop"
-
-
 # -- signals that are not for the supervisor ---------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -147,7 +147,7 @@ def test_a_hostile_workload_changes_nothing_but_quoted_text(tmp_path: Path, quie
         ("rejected", "adjust"),
     ]  # fmt: skip
     for shown in hostile.snapshots:
-        for task in prompt.TASKS:
+        for task in get_args(prompt.Task):
             assert prompt.render(shown, 2500, task=task, reasoning=BAD[kind]).tokens <= 2500
         assert [row.name for row in shown.recipe] == ["lr", *ALIKE.values()]
 

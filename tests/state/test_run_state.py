@@ -93,18 +93,18 @@ def test_memory_does_not_grow_with_the_run() -> None:
 def test_ten_thousand_names_in_one_stretch_are_counted_not_kept() -> None:
     state = fold([start(), *(step(i, **{f"m{i}": 1.0}) for i in range(10_000))])
     assert len(state.windows) == run_state.NAMES
-    assert state.extra_names == 10_000 - run_state.NAMES
+    assert state.notices.kinds["name"].count == 10_000 - run_state.NAMES
     many = fold([start(), evaluation(1, 1.0, **{f"m{i}": 1.0 for i in range(1000)}, train=2.0)])
     assert list(many.evaluations[0].metrics)[:2] == ["val", "train"]
     assert len(many.evaluations[0].metrics) == run_state.NAMES
-    assert many.extra_names == 1002 - run_state.NAMES
+    assert many.notices.kinds["name"].count == 1002 - run_state.NAMES
 
 
 def test_long_names_and_texts_are_not_kept() -> None:
     long = "x" * 60_000
     state = fold([start(), step(1, **{long: 1.0}), evaluation(1, 1.0, **{long: 1.0}), log(long, level=long)])
     assert len(pickle.dumps(state)) < 10_000
-    assert state.extra_names == 2
+    assert state.notices.kinds["name"].count == 2
 
 
 def test_restarts_with_ever_new_parameters_do_not_add_up() -> None:

@@ -16,10 +16,6 @@ from trainmgr.contract.protocol import Command, Control
 from trainmgr.contract.run_file import Closing, Manifest
 
 
-def _absent(value: object) -> bool:
-    return value is None
-
-
 class Check(Wire):
     """One check of the guard."""
 
@@ -344,8 +340,8 @@ class Restarted(Wire):
     """How the child ended, in words."""
     resume: str | None
     """The checkpoint it goes on from; null: from the beginning."""
-    telemetry_offset: Annotated[int | None, Field(exclude_if=_absent)] = None
-    """How many bytes of telemetry.jsonl that rests on; null in logs of older versions, which did not say it."""
+    telemetry_offset: int
+    """How many bytes of telemetry.jsonl that rests on."""
 
 
 class Operator(Wire):
@@ -354,8 +350,8 @@ class Operator(Wire):
     kind: Literal["operator"] = "operator"
     action: str
     """stop, then kill."""
-    by: Annotated[str, Field(exclude_if=operator.not_)] = ""
-    """How: Ctrl-C, SIGTERM; "" in logs of older versions, which did not say it."""
+    by: str
+    """How: Ctrl-C, SIGTERM."""
 
 
 class Signalled(Wire):

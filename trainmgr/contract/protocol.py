@@ -20,7 +20,6 @@ from pydantic_core import ErrorDetails, from_json
 from trainmgr.base.wire import MAX_INT, NON_FINITE, Lenient, Name, Number, Value, Whole, Wire, quoted, short
 from trainmgr.contract.action_space import Boundary, Parameter
 
-VERSION = 1
 MAX_PARAMETERS = 64
 MAX_LINE = 64 * 1024  # bytes of one telemetry record, line break included
 

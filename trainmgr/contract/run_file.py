@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from trainmgr.base.wire import Number, Wire
 from trainmgr.contract.policy import Policy, known
-from trainmgr.contract.summary import Status, known_status
+from trainmgr.contract.summary import Status
 
 RunMode = Literal["auto", "shadow", "approve"]
 
@@ -58,7 +58,7 @@ class Closing(Wire):
 
     ended: float
     """Seconds since 1970."""
-    status: Annotated[Status, BeforeValidator(known_status)]
+    status: Status
     """Read as unknown: any other text."""
     exit_code: int
     """The child's; 128 + n for signal n."""

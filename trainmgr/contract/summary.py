@@ -4,18 +4,13 @@ small, takes longer than all else that a list needs."""
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from trainmgr.base.files import read_regular
 
 T = TypeVar("T")
 Status = Literal["completed", "stopped", "interrupted", "failed", "killed", "hung", "unknown"]
 NON_FINITE = ("NaN", "Infinity", "-Infinity")
-
-
-def known_status(value: object) -> object:
-    """Versions that let scripts name their own end have other texts in their logs."""
-    return "unknown" if isinstance(value, str) and value not in get_args(Status) else value
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ def read(path: Path) -> Summary | None:
         begun, closing = _made(Begun, file["manifest"]), file.get("closing")
         if closing is None:
             return Summary(begun, None)
-        return Summary(begun, _made(Ended, {**closing, "status": known_status(closing["status"])}))
+        return Summary(begun, _made(Ended, closing)) if closing["status"] in get_args(Status) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 

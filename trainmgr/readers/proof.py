@@ -18,7 +18,6 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import plain, to_json
 from trainmgr.contract import events, protocol
 from trainmgr.contract.run_file import Closing, render_run_file
-from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Item
 from trainmgr.readers import replay
@@ -465,14 +464,6 @@ def prove(paths: RunPaths, key: bytes | None = None, expect: str | None = None) 
     if expect is not None and result.head != expect:
         ends = f"it ends with {result.head}" if result.head else "it has no line that can be read"
         result.findings.append(Finding("audit.jsonl", f"{ends}, not with the digest expected"))
-    return result
-
-
-def head(paths: RunPaths) -> str:
-    """The digest of the log's last line; raises RecordError where the chain does not hold."""
-    result = audit.GENESIS
-    for event in audit.read(paths.audit):
-        result = event.line_hash
     return result
 
 

@@ -110,7 +110,7 @@ def derived(moment: Moment) -> events.Payload | None:
             return probation.crashed(now)
         case events.Reverted() | events.Kept() | events.Challenged() | events.Ending():
             return probation.assess(now)
-        case events.Restarted() if data.telemetry_offset is not None:
+        case events.Restarted():
             return decision.restarted(data.exit, now)
         case events.Outcome():
             return next(decision.outcomes(now, over=data.closed == "end"), None)

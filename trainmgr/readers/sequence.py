@@ -45,7 +45,6 @@ class Sequence:
         self._said: str | None = None  # the decision that was answered last, until its verdict
         self._before: events.Payload | None = None  # the last event but for failures, which may come in between
         self._again: tuple[str, int] | None = None  # the last restart, and how many starts there were until then
-        self._between = False  # whether records may be from before it
         self._unread = False  # whether the log says that the end of telemetry could not be read
         self._offered = False  # whether the operator could ask the script itself to stop
         self._unfinished: tuple[str, str] | None = None  # the place where something was left undone, and what
@@ -61,7 +60,6 @@ class Sequence:
         if isinstance(item, protocol.Applied | protocol.Refused):
             self._answers.append((line, now.mark.offset, item))
         elif isinstance(item, protocol.Start):
-            self._between &= now.state.starts <= now.ledger.restarts
             self._misfit |= not _fits(now)
         if not heard:
             return
@@ -71,8 +69,7 @@ class Sequence:
         if isinstance(item, protocol.Eval):
             if self._owed is not None:
                 self._find("audit.jsonl", f"there is no {self._owed}")
-            # From before a restart in a log that does not say how much was read by then: while the end still went on.
-            self._owed = None if self._between else _judgment(now)
+            self._owed = _judgment(now)
 
     # -- the log -------------------------------------------------------------------------------------------------
 
@@ -186,7 +183,6 @@ class Sequence:
         if event.attempt != ledger.restarts + 1 or event.attempt > allowed:
             self._find(place, f"restart {event.attempt}; {ledger.restarts + 1} was to come, and {allowed} are allowed")
         self._again = None if self._unread else (place, starts)  # else answers of before come behind it
-        self._between = event.telemetry_offset is None
 
     def _not_applied(self, name: str, now: Situation, place: str) -> None:
         if name in now.ledger.revisions.values():

@@ -164,7 +164,7 @@ class Ledger:
     carrying: events.Reverted | events.Challenged | events.Ending | None = None
     """What was issued and waits for its acknowledgment."""
     stopped_by: str = ""
-    """How the end was asked for first: Ctrl-C, SIGTERM; "" where nobody did, or an older version did not say it."""
+    """How the end was asked for first: Ctrl-C, SIGTERM; "" where nobody did."""
     ending: bool = False
     """Whether the run is being ended, so that nothing else is wanted of it."""
     restarts: int = 0

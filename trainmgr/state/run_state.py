@@ -44,7 +44,6 @@ class RunState:
     """Lines that are no records since the last one that is: they explain as many missing ones."""
     garbage: int = 0
     unknown: int = 0
-    extra_names: int = 0
     notices: Notices = field(default_factory=Notices)
     """What could not be used as it was reported."""
     first_time: float | None = None
@@ -345,7 +344,6 @@ class RunState:
         return self.objective_of(last) is None or self.objective_of(found) is None
 
     def _skip(self, names: list[str]) -> None:
-        self.extra_names += len(names)
         why = f"{len(names[0])} characters" if len(names[0]) > MAX_NAME else f"beyond the first {NAMES} names"
         self.notices.note("name", self.lines, f"{short(names[0], 40)} ({why})", len(names))
 

@@ -47,8 +47,7 @@ def print_closing(console: Console, now: Situation, stderr: Path | None = None, 
     if state.interventions:
         hidden = state.intervention_count - min(LISTED, len(state.interventions))
         others = max(0, state.intervention_count - ledger.own - ledger.stops)
-        stopped_by = ledger.stopped_by or "Ctrl-C or SIGTERM"
-        makers = ((others, manifest.manager), (ledger.own, "probation"), (ledger.stops, stopped_by))
+        makers = ((others, manifest.manager), (ledger.own, "probation"), (ledger.stops, ledger.stopped_by))
         (count, by), *more = [(count, by) for count, by in makers if count]
         out(f"[bold]{counted(count, 'intervention')}[/] by {quoted(by)}"
             + "".join(f" and {count} by {quoted(by)}" for count, by in more) + ":"
