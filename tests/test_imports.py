@@ -55,19 +55,21 @@ ALLOWED: dict[str, str] = {
     "contract.proposal": "base.wire",
     "contract.protocol": ".action_space base.wire",
     "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
-    "contract.run_file": ".policy base.wire",
+    "contract.run_file": ".policy .protocol base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
     "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors",
     "state.budget": "contract.policy",
+    "state.course": "base.wire contract.protocol",
     "state.evaluations": "",
     "state.finiteness": "base.wire",
     "state.interventions": "base.wire contract.protocol",
     "state.ledger": ".budget base.wire contract.events contract.forecast contract.proposal contract.protocol",
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
-    "state.run_state": ".evaluations .finiteness .interventions .lineage .notices base.wire "
+    "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
+    "state.summary": ".ledger .run_state contract.run_file",
     "deciding.control": "base.files base.paths base.wire contract.protocol state.ledger",
     "deciding.probation": "base.wire contract.events contract.forecast contract.policy contract.protocol "
     "state.ledger state.lineage state.run_state",
@@ -111,7 +113,7 @@ ALLOWED: dict[str, str] = {
     "running.supervisor": "base.errors base.files base.paths base.process base.wire contract.events "
     "contract.protocol contract.run_file deciding.control deciding.decision "
     "deciding.snapshot log.audit log.history log.journal log.telemetry "
-    "managers.base state.ledger state.run_state",
+    "managers.base state.ledger state.run_state state.summary",
     "running.launch": ".manifest .supervisor __init__ base.errors base.files base.paths base.process "
     "contract.events contract.policy contract.protocol contract.run_file log.audit "
     "log.history managers.base managers.catalog",
@@ -134,7 +136,7 @@ ALLOWED: dict[str, str] = {
     "deciding.decision log.history log.telemetry state.ledger state.run_state",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
     "contract.protocol contract.run_file log.audit log.history log.telemetry "
-    "state.interventions state.notices state.run_state",
+    "state.interventions state.notices state.run_state state.summary",
     "terminal.display": "base.foreign base.wire contract.events contract.protocol log.telemetry "
     "state.interventions state.ledger state.lineage state.notices state.run_state",
     "terminal.output": "base.errors",
@@ -144,7 +146,8 @@ ALLOWED: dict[str, str] = {
     "contract.run_file log.audit readers.opinions readers.proof readers.replay "
     "state.ledger state.run_state",
     "comparison.experiment": "base.errors base.toml base.wire contract.protocol",
-    "comparison.measured": "base.files base.paths contract.protocol contract.run_file",
+    "comparison.measured": "base.errors base.paths contract.run_file log.history state.ledger "
+    "state.run_state state.summary",
     "comparison.plots": "base.foreign base.wire",
     "comparison.results": ".experiment base.errors base.files base.foreign base.wire contract.protocol",
     "comparison.pooling": ".results base.errors base.wire contract.protocol",
@@ -162,6 +165,9 @@ ALLOWED: dict[str, str] = {
     "comparison.progress": ".trials base.foreign terminal.display",
     "testing.behaviours": "",
     "testing.endpoint": ".behaviours",
+    "testing.__init__": ".behaviours .endpoint base.paths base.wire contract.events contract.policy "
+    "contract.proposal contract.protocol contract.run_file deciding.snapshot "
+    "log.telemetry managers.base running.launch state.ledger state.run_state",
 }
 ENTRY = {"cli", "__main__", "testing.__init__"}  # may import everything; nothing but __main__ imports them
 THIRD_PARTY = {  # package to the modules that may import it

@@ -26,6 +26,7 @@ from trainmgr.readers.sequence import Sequence
 from trainmgr.state.interventions import Drift
 from trainmgr.state.notices import LACKING
 from trainmgr.state.run_state import figures
+from trainmgr.state.summary import summary
 
 CANNOT_SEE = (
     "A log that was rewritten as a whole, or cut at its end together with run.json, proves nothing by itself: "
@@ -228,7 +229,9 @@ class Prover:
         known = {**figures(self._history.state), **ledger.losses()}
         if ledger.unread and closing.final is None:  # telemetry was cut short, and what came then is not known
             known["final"] = None
-        found, wanted = plain(closing), plain(closing.model_copy(update=known))
+        if closing.summary is not None:
+            known["summary"] = summary(self._history.state, ledger)
+        found, wanted = _by_name(closing), _by_name(closing.model_copy(update=known))
         for name in {**found, **wanted}:
             if found.get(name) != wanted.get(name):
                 self._find(place, f"closing: `{name}` is {found.get(name)!r}; the run says {wanted.get(name)!r}")
@@ -483,6 +486,12 @@ def _pairs(a: bytes, b: bytes) -> Iterator[tuple[bytes | None, bytes | None]]:
     right: list[bytes | None] = [*b.splitlines(keepends=True)]
     length = max(len(left), len(right))
     yield from zip(left + [None] * (length - len(left)), right + [None] * (length - len(right)), strict=True)
+
+
+def _by_name(closing: Closing) -> dict[str, Any]:
+    """The figures of a closing, those of its summary among them."""
+    figures = plain(closing)
+    return {**figures, **{f"summary.{name}": value for name, value in figures.pop("summary", {}).items()}}
 
 
 def _quote(line: bytes | None) -> str:

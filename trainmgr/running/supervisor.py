@@ -48,6 +48,7 @@ from trainmgr.log.journal import Journal
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
 from trainmgr.state.ledger import OVER, Ledger
 from trainmgr.state.run_state import RunState, figures
+from trainmgr.state.summary import summary
 
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
 LEFT = 4  # processes that a script has left behind, each named
@@ -839,6 +840,7 @@ class Supervisor:
             exit=end.words,
             **figures(state) | ({"final": None} if self._truncated else {}),
             **self.ledger.losses(),
+            summary=None if self._truncated else summary(state, self.ledger),
         )
         content = render_run_file(plain(self.manifest), plain(closing))
         self._append(
