@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 import pytest
+from factories import profiles
+from factories.tables import ROW, Row
+from hypothesis import settings
 
-from trainmgr import workload
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.run_file import Manifest
-from trainmgr.workload import surroundings
+from trainmgr.workload import Workload, surroundings
 
-Row = Callable[..., None]
-TABLES: dict[str, list[tuple[str, ...]]] = {}
+profiles.register()
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture
@@ -39,22 +41,30 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: None) -> Path:
     root = tmp_path / "run"
     root.mkdir()
     monkeypatch.setenv("TRAINMGR_RUN_DIR", str(root))
-    monkeypatch.setattr(workload, "PERIOD", 0.0)
+    monkeypatch.setattr(Workload, "PERIOD", 0.0)
     return root
 
 
 @pytest.fixture
-def row() -> Row:
+def row(request: pytest.FixtureRequest) -> Row:
     """``row(title, cell, ...)`` adds a line to the table of that title, which is printed after the tests."""
 
     def add(title: str, *cells: str) -> None:
-        TABLES.setdefault(title, []).append(cells)
+        # With the report of the test, since the tests may run in other processes than the one that prints.
+        request.node.user_properties.append((ROW, (title, *cells)))
 
     return add
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for title, rows in TABLES.items():
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    for report in reports:
+        if getattr(report, "when", "") == "call":
+            for name, value in report.user_properties:
+                if name == ROW:
+                    tables.setdefault(value[0], []).append(tuple(value[1:]))
+    for title, rows in tables.items():
         terminalreporter.section(title)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for cells in rows:

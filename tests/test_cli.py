@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from factories.command_line import trainmgr
 from typer.main import get_command
 
 from trainmgr import cli
@@ -22,17 +22,6 @@ from trainmgr.base import errors
 ROOT = Path(__file__).parents[1]
 MINIMAL = ROOT / "workloads" / "minimal.py"
 COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
-
-
-def trainmgr(*arguments: str | Path, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TRAINMGR_RUNS_DIR": str(cwd / "runs")}
-    done = subprocess.run(
-        [sys.executable, "-m", "trainmgr", *map(str, arguments)],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == expect, f"{done.args}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +239,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", ["cli", "base.process"])
+@pytest.mark.parametrize("name", ["cli", "base.paths"])
 def test_ctrl_c_while_the_command_is_being_imported_ends_it_without_a_word(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED % name], cwd=tmp_path, capture_output=True, text=True, check=False

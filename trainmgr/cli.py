@@ -1,30 +1,22 @@
 """The command line. The only user of typer: a command parses, makes one call, prints.
 
-Data goes to stdout, narration to stderr.
+Data goes to stdout, narration to stderr. What a command needs is imported when it is called: `--help`, `runs` and a Tab
+wait for nothing else. (Annotations are evaluated here, unlike elsewhere: typer would have to compile them from text.)
 """
 
-from __future__ import annotations
-
 import contextlib
-import importlib
-import io
-import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from trainmgr import __version__, managers
-from trainmgr.base import errors, foreign, process
-from trainmgr.base.errors import RecordError, TrainmgrError, UserError
+from trainmgr.base import errors
+from trainmgr.base.concealment import conceal
+from trainmgr.base.errors import TrainmgrError, UserError
 from trainmgr.base.paths import (
     AUDIT_KEY_FILE_VARIABLE,
     AUDIT_KEY_VARIABLE,
@@ -35,63 +27,10 @@ from trainmgr.base.paths import (
     RunPaths,
     find_run,
     list_runs,
-    run_ids,
     stranger,
 )
 from trainmgr.managers.prompts import VARIANTS
-from trainmgr.terminal import output
-
-if TYPE_CHECKING:
-    from trainmgr.base import wire
-    from trainmgr.checking import breaches
-    from trainmgr.checking import check as checking
-    from trainmgr.comparison import (
-        analysis,
-        experiment,
-        gathering,
-        page,
-        pooling,
-        progress,
-        report,
-        results,
-        statistics,
-        trials,
-    )
-    from trainmgr.contract import policy as policies
-    from trainmgr.contract import schemas
-    from trainmgr.contract.run_file import Closing
-    from trainmgr.log import audit as audit_log
-    from trainmgr.log import history
-    from trainmgr.managers import catalog, key
-    from trainmgr.readers import opinions, proof, replay
-    from trainmgr.running import launch
-    from trainmgr.running import manifest as manifests
-    from trainmgr.running.supervisor import Supervisor
-    from trainmgr.terminal import display, screen, tables
-else:
-
-    class Later:
-        """A module that is imported when something of it is asked for first: all of them take longer than `runs`."""
-
-        def __init__(self, name: str) -> None:
-            self._name = f"trainmgr.{name}"
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(importlib.import_module(self._name), name)
-
-    breaches, display, history, key, launch, opinions, proof, replay, schemas, screen, tables, wire = map(
-        Later,
-        ("checking.breaches", "terminal.display", "log.history", "managers.key", "running.launch", "readers.opinions",
-         "readers.proof", "readers.replay", "contract.schemas", "terminal.screen", "terminal.tables", "base.wire"),
-    )  # fmt: skip
-    audit_log, checking, manifests, policies, catalog = map(
-        Later, ("log.audit", "checking.check", "running.manifest", "contract.policy", "managers.catalog")
-    )
-    analysis, experiment, gathering, page, pooling, progress, report, results, statistics, trials = map(
-        Later,
-        [f"comparison.{name}" for name in ("analysis", "experiment", "gathering", "page", "pooling", "progress",
-                                           "report", "results", "statistics", "trials")],
-    )  # fmt: skip
+from trainmgr.terminal import output, tab
 
 EXIT_TEXT = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in errors.EXIT_CODES.items()) + "."
 
@@ -104,10 +43,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-narration = Console(stderr=True)
-data = Console(width=None if os.isatty(1) else 160)  # a pipe has no width: tables get room
-JSON_LIMIT = 1 << 24  # characters of events that wait for their reader
-UNREAD = "({} lines were not shown: they were not taken in time)\n"
 
 
 class Mode(StrEnum):
@@ -122,51 +57,11 @@ class SignificanceTest(StrEnum):
     t = "t"
 
 
-# -- what a Tab offers: nothing is imported for it ---------------------------------------------------------------------
-
-
-def _runs(context: typer.Context, incomplete: str) -> list[str]:
-    """The ids of the folder that the command line, or the environment, names."""
-    folder = context.params.get("runs_dir") or os.environ.get(RUNS_DIR_VARIABLE) or "runs"
-    return [name for name in ("latest", *run_ids(Path(folder))) if name.startswith(incomplete)]
-
-
-def _managers(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of managers; behind `replay:` the runs."""
-    kind, colon, begun = incomplete.partition(":")
-    if kind == "replay" and colon:
-        found = [f"replay:{run}" for run in _runs(context, begun)]
-    else:
-        names = [name if "[" not in name else name[: name.index("[")] for name in managers.NAMES]
-        names = [name if name.islower() else name[: name.index(":") + 1] for name in names]  # replay:RUN
-        found = [name for name in names if name.startswith(incomplete)]
-    return found
-
-
-def _complete_bash() -> None:
-    """What bash is offered. It breaks words at colons, so that `replay:2026` arrives in three, and it replaces only
-    what stands behind the last of them."""
-    words, place = os.environ.get("COMP_WORDS", "").split("\n"), os.environ.get("COMP_CWORD", "")
-    joined: list[str] = []
-    for number, word in enumerate(words[: int(place) + 1] if place.isdigit() else []):
-        if number > 1 and ":" in (word, words[number - 1]):
-            joined[-1] += word
-        else:
-            joined.append(word)
-    if joined:
-        os.environ.update(COMP_WORDS="\n".join(joined), COMP_CWORD=str(len(joined) - 1))
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            app()
-    finally:
-        cut = joined[-1].rfind(":") + 1 if joined else 0
-        print("".join(line[cut:] for line in said.getvalue().splitlines(keepends=True)), end="")
-
-
 RunArgument = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run's id, the beginning of one, a path, or `latest`.", autocompletion=_runs),
+    typer.Argument(
+        metavar="RUN", help="A run's id, the beginning of one, a path, or `latest`.", autocompletion=tab.runs
+    ),
 ]
 ScriptArgument = Annotated[
     Path, typer.Argument(metavar="SCRIPT", help="A .py file, or anything executable.", show_default=False)
@@ -200,7 +95,7 @@ SendKeyOption = Annotated[
 ]  # fmt: skip
 ManagerOption = Annotated[
     str, typer.Option("--manager", "-m", help=f"Who decides: {', '.join(managers.NAMES)}.", metavar="NAME",
-                      autocompletion=_managers)
+                      autocompletion=tab.names)
 ]  # fmt: skip
 
 
@@ -243,22 +138,20 @@ def run(
 
     Ctrl-C or SIGTERM once asks the script to end, twice kills it. SIGUSR1, SIGUSR2 and the like are passed on to it.
     """
-    _key(api_key_env, send_key)
+    from trainmgr.contract import policy as policies
+    from trainmgr.managers import catalog, key
+    from trainmgr.running import launch
+    from trainmgr.terminal import consoles, supervised
+
+    key.heed(api_key_env, send_key or [])
     request = launch.Request(
-        script=script,
-        arguments=arguments or [],
-        manager=manager,
-        mode=mode.value,
-        policy=_policy(policy, restarts, stall_timeout),
-        seed=seed,
-        runs_dir=runs_dir,
-        name=name,
-        blocking=blocking,
-        say=lambda text: None if quiet else _aside(text),
-    )
+        script=script, arguments=arguments or [], manager=manager, mode=mode.value, seed=seed, runs_dir=runs_dir,
+        policy=policies.with_flags(policies.load(policy), restarts=restarts, stall_timeout=stall_timeout),
+        name=name, blocking=blocking, say=lambda text: None if quiet else consoles.aside(text),
+    )  # fmt: skip
     if manager == "auto":
         request.say("manager: {} ({})".format(*catalog.choose(manager, request.policy)))
-    raise typer.Exit(_supervised(lambda *how: launch.launch(request, *how)[1], quiet, json))
+    raise typer.Exit(supervised.run(request, quiet=quiet, json=json))
 
 
 @app.command()
@@ -275,11 +168,12 @@ def attach(
 
     Example: `trainmgr attach latest`
     """
-    _key(api_key_env, send_key)
+    from trainmgr.managers import key
+    from trainmgr.terminal import supervised
+
+    key.heed(api_key_env, send_key or [])
     paths = _own(find_run(runs_dir, run), trust, "attach acts on what it says.")
-    say = (lambda _: None) if quiet else _aside
-    call = partial(launch.attach, paths, runs_dir, say=say)
-    raise typer.Exit(_supervised(call, quiet, json))
+    raise typer.Exit(supervised.attach(paths, runs_dir, quiet=quiet, json=json))
 
 
 @app.command()
@@ -311,17 +205,18 @@ def audit(
 
     Examples: `trainmgr audit latest`, `trainmgr audit latest --key-file ~/audit.key`
     """
+    from trainmgr.log import audit as log
+    from trainmgr.readers import proof
+    from trainmgr.terminal import consoles, tables
+
     paths = _named(find_run(runs_dir, run))
-    result = proof.prove(paths, audit_log.read_key(key_file) if key_file is not None else audit_log.given_key())
-    if expect is not None and result.head != expect:
-        ends = f"it ends with {result.head}" if result.head else "it has no line that can be read"
-        result.findings.append(proof.Finding("audit.jsonl", f"{ends}, not with the digest expected"))
+    result = proof.prove(paths, log.read_key(key_file) if key_file is not None else log.given_key(), expect)
     if json:
         print(tables.proof_json(result))
     elif head and result.holds:
         print(result.head)
     else:  # a digest is wanted by programs: that there is none is no data
-        tables.print_proof(narration if head else data, result)
+        tables.print_proof(consoles.narration if head else consoles.data, result)
     raise typer.Exit(errors.EXIT_OK if result.holds else errors.EXIT_FAILED)
 
 
@@ -332,7 +227,7 @@ def replay_run(
     manager: Annotated[
         str | None,
         typer.Option(
-            "--manager", "-m", metavar="NAME", help="Put the snapshots to this manager.", autocompletion=_managers
+            "--manager", "-m", metavar="NAME", help="Put the snapshots to this manager.", autocompletion=tab.names
         ),
     ] = None,
     train: Annotated[
@@ -361,32 +256,49 @@ def replay_run(
     Examples: `trainmgr replay latest`, `trainmgr replay latest --train`, `trainmgr replay latest -m schedule:cosine`,
     `trainmgr replay latest -m llm:MODEL --paraphrase 3`
     """
-    _key(api_key_env, send_key)
+    from trainmgr.base import wire
+    from trainmgr.contract import policy as policies
+    from trainmgr.managers import key
+    from trainmgr.readers import again
+    from trainmgr.terminal import consoles, playback, supervised, tables
+
+    key.heed(api_key_env, send_key or [])
     paths = _named(find_run(runs_dir, run))
     if sum((manager is not None, train, watch)) > 1:
         raise UserError("--manager, --train and --watch are three different replays. Choose one.")
     if paraphrase and (manager is None or not policies.asks_model(manager)):
         raise UserError("--paraphrase rewords a language model's prompt: give --manager llm[:MODEL] or local:FILE too.")
     if watch:
-        _watch(paths, speed)
+        playback.play(paths, speed)
         return
+    differs = False
     if train:
         _own(paths, trust, "--train runs the script that it names.")
-        _train(paths, runs_dir, json)
-    record = history.manifest_of(paths)
-    if manager is not None:
+        trained = again.train(paths, runs_dir, supervised.watched, consoles.aside)
+        differs = trained.result.first is not None
+        if json:
+            print(wire.pretty({"run": paths.id, "again": trained.again.id, **vars(trained.result)}))
+        else:
+            tables.print_comparison(consoles.data, paths, trained.again, trained.result)
+    elif manager is not None:
         if policies.asks_model(manager) and policy is None:
             _own(paths, trust, "Without --policy, your key goes to the endpoint that it names.")
-        _ask_again(
-            paths, record, manager, paraphrase, policies.load(policy) if policy else record.policy, runs_dir, json
-        )
-        return
-    result = replay.rebuild(paths, _own_manager(record.manager, record.policy, runs_dir))
-    if json:
-        print(wire.pretty(vars(result)))
+        rules = policies.load(policy) if policy else None
+        answers = again.ask(paths, manager, rules, paraphrase, runs_dir, consoles.aside)
+        if json:
+            print(wire.pretty([vars(item) for item in (*answers.opinions, *answers.reworded)]))
+        elif paraphrase:
+            tables.print_reworded(consoles.data, answers.reworded, answers.other)
+        else:
+            tables.print_opinions(consoles.data, answers.opinions, answers.recorded, answers.other)
     else:
-        tables.print_rebuilt(data, result)
-    raise typer.Exit(errors.EXIT_FAILED if result.differences else errors.EXIT_OK)
+        rebuilt = again.decide(paths, runs_dir)
+        differs = bool(rebuilt.differences)
+        if json:
+            print(wire.pretty(vars(rebuilt)))
+        else:
+            tables.print_rebuilt(consoles.data, rebuilt)
+    raise typer.Exit(errors.EXIT_FAILED if differs else errors.EXIT_OK)
 
 
 @app.command()
@@ -395,13 +307,20 @@ def runs(runs_dir: RunsDirOption = Path("runs"), json: JsonOption = False) -> No
 
     Example: `trainmgr runs`
     """
-    found = [(paths, history.run_file(paths)) for paths in list_runs(runs_dir)]
+    found = list_runs(runs_dir)
     if json:
-        print(tables.runs_json(found))
-    elif not found:
-        _aside(f"There are no runs in {runs_dir}/ yet. Start one: trainmgr run SCRIPT")
+        from trainmgr.log import history
+        from trainmgr.terminal import tables
+
+        print(tables.runs_json([(paths, history.run_file(paths)) for paths in found]))
+        return
+    from trainmgr.contract import summary
+    from trainmgr.terminal import consoles, listing
+
+    if found:
+        listing.print_runs(consoles.data, [(paths, summary.read(paths.manifest)) for paths in found])
     else:
-        tables.print_runs(data, found)
+        consoles.aside(f"There are no runs in {runs_dir}/ yet. Start one: trainmgr run SCRIPT")
 
 
 @app.command()
@@ -410,13 +329,16 @@ def show(run: RunArgument = "latest", runs_dir: RunsDirOption = Path("runs"), js
 
     Example: `trainmgr show latest`
     """
+    from trainmgr.log import history
+    from trainmgr.terminal import consoles, screen, tables
+
     paths = _named(find_run(runs_dir, run))
-    manifest, state, ledger = history.latest(paths)
+    now = history.latest(paths)
     if json:
-        print(tables.show_json(paths, manifest, state, ledger))
+        print(tables.show_json(paths, now))
         return
-    data.print(screen.render(state, ledger, manifest, width=min(data.width, 120)))
-    tables.print_closing(data, manifest, state, ledger)
+    consoles.data.print(screen.render(now, width=min(consoles.data.width, 120)))
+    tables.print_closing(consoles.data, now)
 
 
 @app.command("check")
@@ -436,12 +358,18 @@ def check_script(
 
     Example: `trainmgr check workloads/minimal.py`
     """
+    from trainmgr.base import wire
+    from trainmgr.checking import breaches
+    from trainmgr.checking.check import Probe
+    from trainmgr.running import launch
+    from trainmgr.terminal import consoles, tables
+
     launch.end_as_at_the_keyboard()
-    checked = checking.Probe(script, arguments or [], seconds, deterministic=deterministic).run()
+    checked = Probe(script, arguments or [], seconds, deterministic=deterministic).run()
     if json:
         print(wire.pretty(breaches.as_json(checked)))
     else:
-        tables.print_checked(data, checked)
+        tables.print_checked(consoles.data, checked)
     raise typer.Exit(errors.EXIT_OK if checked.ok else errors.EXIT_FAILED)
 
 
@@ -499,41 +427,23 @@ def compare(
     `trainmgr compare here/results.json there/results.json --out both` (parts of one experiment, from two machines),
     `trainmgr compare experiment.toml --reuse there/results.json` (trains only what is missing there)
     """
-    statistics.require()
-    _key(api_key_env, send_key)
-    chosen, goals = _metrics(metrics)
-    if what.suffix == ".json":
-        files = [what, *map(Path, arguments or [])]
-        if managers or seeds or reuse or case or any(file.suffix != ".json" for file in files):
-            raise UserError(
-                f"{what} is printed again as it was measured. Only other results (.json), --reference, --metrics, "
-                "--test, --show-seeds and --out may follow it. To train, name a script or an experiment."
-            )
-        found = pooling.pool([results.load(file) for file in files])
-        if reference:
-            found = results.against(found, reference)
-    else:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        launch.end_as_at_the_keyboard()
-        plan = _experiment(what, arguments or [], managers, seeds, reference, policy).only(case or [])
-        folder = what.parent if what.suffix == ".toml" else Path()
-        cells = trials.cells(plan, folder, runs_dir)
-        there = _reused(plan, cells, reuse) if reuse else None
-        todo = trials.balanced(gathering.missing(cells, there) if there else cells)
-        with _unhindered(), progress.Bar(narration) as bar:
-            outcomes = trials.run(todo, runs_dir, jobs, bar, chosen or plan.metrics)
-        found = gathering.gather(plan, outcomes, there)
-    found = found.model_copy(update={"goals": found.goals | goals, "metrics": chosen or found.metrics})
-    sections = analysis.analyse(found, test.value)
-    text = report.markdown(found, sections, test.value, show_seeds=show_seeds)
-    if out is not None:
-        for path in page.write(out, found, sections, test.value):
-            _aside(f"written: {path}")
-    print(results.render(found).rstrip() if json else text)
-    failed = [(case.name, run) for case in found.cases for run in case.runs if run.failure]
-    for name, run in failed:
-        _aside(f"{name} {run.manager} seed {run.seed} ({run.run}): {run.failure}".lstrip(), "red")
-    raise typer.Exit(errors.EXIT_FAILED if failed else errors.EXIT_OK)
+    from trainmgr.comparison import compare as comparing
+    from trainmgr.managers import key
+    from trainmgr.terminal import consoles
+
+    key.heed(api_key_env, send_key or [])
+    request = comparing.Request(
+        what=what, arguments=arguments or [], managers=managers, seeds=seeds, reference=reference, cases=case or [],
+        metrics=metrics, test=test.value, show_seeds=show_seeds, out=out, reuse=reuse, jobs=jobs, policy=policy,
+        runs_dir=runs_dir,
+    )  # fmt: skip
+    found = comparing.compare(request, consoles.aside)
+    for path in found.written:
+        consoles.aside(f"written: {path}")
+    print(found.json() if json else found.text)
+    for text in found.failed:
+        consoles.aside(text, "red")
+    raise typer.Exit(errors.EXIT_FAILED if found.failed else errors.EXIT_OK)
 
 
 @app.command()
@@ -544,6 +454,8 @@ def schema(
 
     Example: `trainmgr schema schemas/`
     """
+    from trainmgr.contract import schemas
+
     for path in schemas.write(folder):
         print(path)
 
@@ -554,6 +466,8 @@ def policy() -> None:
 
     Example: `trainmgr policy > policy.toml`
     """
+    from trainmgr.contract import schemas
+
     print(schemas.policy_file(), end="")
 
 
@@ -563,232 +477,20 @@ def policy() -> None:
 def _named(paths: RunPaths) -> RunPaths:
     """A run that is read; says so where it is not the user's own."""
     if why := stranger(paths):
-        _aside(f"{paths.id}: {why}")
+        from trainmgr.terminal import consoles
+
+        consoles.aside(f"{paths.id}: {why}")
     return paths
 
 
 def _own(paths: RunPaths, trust: bool, what: str) -> RunPaths:
-    """A run that is obeyed: ``what`` says how, in a sentence. Raises UserError where others may have written
-    it."""
+    """A run that is obeyed: ``what`` says how, in a sentence. Raises UserError where others may have written it."""
     if not trust and (why := stranger(paths)):
         raise UserError(f"{paths.id}: {why}. {what} Look at it with `trainmgr show`, and add --trust if you trust it.")
     return paths
 
 
-def _policy(path: Path | None, restarts: int | None, stall_timeout: float | None) -> policies.Policy:
-    """The policy file, with what the flags say instead."""
-    return policies.with_flags(policies.load(path), restarts=restarts, stall_timeout=stall_timeout)
-
-
-@contextlib.contextmanager
-def _unhindered(json: bool = False) -> Iterator[list[output.Printer]]:
-    """While a run is supervised, nobody waits for the reader of stdout or stderr. Yields what prints there."""
-    limit, notice = (JSON_LIMIT, "") if json else (output.LIMIT, UNREAD)
-    with output.printing(sys.stderr, notice=UNREAD) as err, output.printing(sys.stdout, limit, notice) as out:
-        narration.file, data.file = err, out
-        try:
-            yield [stream for stream in (err, out) if isinstance(stream, output.Printer)]
-            if json and isinstance(out, output.Printer):
-                out.close()
-                if out.missing:
-                    _aside(f"{out.missing} events were not read from stdout in time; audit.jsonl has all of them")
-        finally:
-            narration.file = data.file = None  # type: ignore[assignment]  # whatever these are then
-
-
-def _supervised(call: Callable[..., Closing], quiet: bool, json: bool) -> int:
-    """Supervise to the end, say what there is to say, and the exit code: whatever becomes of the saying."""
-    known: list[Supervisor] = []
-
-    def begun(supervisor: Supervisor) -> None:
-        known.append(supervisor)
-        launch.hear(supervisor)
-
-    with _unhindered(json) as printers:
-        closing = _watched(lambda listener: call(listener, begun), quiet, json)
-        launch.settled([printer.give_up for printer in printers])
-        code = _exit_code(closing, known[0])
-        if not json:
-            for printer in printers:  # else the last lines could come before those that were said
-                printer.drain()
-            try:
-                _closing_words(known[0])
-            except Exception as error:
-                _aside(
-                    f"the last lines cannot be shown: {type(error).__name__}; try: trainmgr show {known[0].paths.id}"
-                )
-    launch.settled()
-    return code
-
-
-def _key(name: str | None, places: list[str] | None) -> None:
-    """Keep what the operator says about the key where it is looked for, whoever needs it."""
-    if name:
-        os.environ[KEY_NAME_VARIABLE] = name
-        key.variable(policies.Llm(), os.environ)  # it is one
-    if places:
-        os.environ[SEND_KEY_VARIABLE] = " ".join(map(key.checked_place, places))
-    process.conceal()
-
-
-def _watched(call: Any, quiet: bool, json: bool) -> Any:
-    """Make the call with the view that fits: JSON lines, the live view in a terminal, plain lines elsewhere."""
-    if json:
-        return call(lambda *_: display.JsonLines(data.file, narration.file))
-    if quiet or not narration.is_terminal:
-        return call(lambda *_: display.Lines(narration.file, quiet=quiet))
-    views: list[screen.LiveView] = []
-
-    def live(_: RunPaths, record: Any) -> screen.LiveView:
-        views.append(screen.LiveView(record, narration))
-        return views[0].__enter__()
-
-    try:
-        return call(live)
-    finally:
-        for view in views:
-            view.__exit__(None, None, None)
-
-
-def _closing_words(supervisor: Supervisor) -> None:
-    """What its supervisor knows: to read a long run again would take a while. It did not read one that was over."""
-    lacking, known = supervisor.lacking(), (supervisor.manifest, supervisor.state, supervisor.ledger)
-    if not supervisor.state.records:
-        with contextlib.suppress(RecordError, OSError):
-            known = history.latest(supervisor.paths)
-    tables.print_closing(data, *known, stderr=supervisor.paths.stderr, lacking=lacking)
-
-
-def _exit_code(closing: Closing, supervisor: Supervisor) -> int:
-    """The script's own, except where there is more to say than it knows; by what was read, whatever is left of it."""
-    failure, end = supervisor.ledger.failure, supervisor.state.end
-    if closing.status == "interrupted":
-        return errors.EXIT_INTERRUPTED
-    if closing.status == "failed" and failure is not None and failure.where == "policy":
-        return errors.EXIT_USAGE
-    if closing.exit_code == 0 and closing.objective is None:  # there was no start that could be read
-        return errors.EXIT_WORKLOAD
-    own = end is not None and end.status == closing.status  # the script's word for how it ended
-    if closing.exit_code == 0 and closing.status in ("hung", "failed") and not own:
-        return errors.EXIT_FAILED
-    return closing.exit_code
-
-
-def _reused(plan: experiment.Experiment, cells: list[list[trials.Cell]], file: Path) -> results.Results:
-    """What of the results in a file need not be trained, and a line that says how much that is."""
-    before = results.load(file)
-    there = gathering.kept(plan, cells, before)
-    had, took = (sum(len(case.runs) for case in each.cases) for each in (before, there))
-    text = f"{took} of {sum(map(len, cells))} runs are taken from {file}"
-    if took < had:
-        text += f"; {had - took} of its runs differ from these in case, arguments, settings, manager, model or seed"
-    _aside(text)
-    return there
-
-
-def _own_manager(name: str, policy: policies.Policy, runs_dir: Path) -> Any:
-    """The run's own manager, to be asked again; None where it cannot be made any more."""
-    try:
-        return catalog.make(name, policy, runs_dir)
-    except UserError:
-        return None
-
-
-def _aside(text: str, style: str = "dim") -> None:
-    """A line that a person may want to know, and no program."""
-    narration.print(Text(foreign.on_terminal(text)), style=style, soft_wrap=True)
-
-
-def _ask_again(
-    paths: RunPaths, record: Any, manager: str, paraphrase: int, policy: policies.Policy, runs_dir: Path, json: bool
-) -> None:  # fmt: skip
-    """Put the snapshots of a run to a manager, or to one in several wordings."""
-    other = catalog.make(manager, policy, runs_dir)
-    with launch.ready(other, say=_aside):
-        found: list[Any] = []
-        items: Iterator[Any] = opinions.opinions(paths, other)
-        if paraphrase and isinstance(other, opinions.Wordy):
-            items = opinions.reworded(paths, other, paraphrase)
-        for item in items:
-            _aside(f"{item.decision} (step {item.step}) is answered")
-            found.append(item)
-    if json:
-        print(wire.pretty([vars(item) for item in found]))
-    elif paraphrase:
-        tables.print_reworded(data, found, other.name)
-    else:
-        tables.print_opinions(data, found, record.manager, other.name)
-
-
-def _train(paths: RunPaths, runs_dir: Path, json: bool) -> NoReturn:
-    manifest = history.manifest_of(paths)
-    schedule = replay.schedule_of(paths)
-    request = launch.Request(
-        script=Path(manifest.script), arguments=manifest.arguments, manager="none", policy=manifest.policy,
-        seed=manifest.seed, runs_dir=runs_dir, name=f"{Path(manifest.script).stem}-replay",
-        directory=Path(manifest.directory), replay_of=paths.id, schedule=schedule or None,
-    )  # fmt: skip
-    _aside(f"training {paths.id} again, with {len(schedule)} changes at their recorded steps")
-    with _unhindered():
-        again, _ = _watched(lambda listener: launch.launch(request, listener), False, False)
-    result = replay.compare_training(paths, again)
-    if json:
-        print(wire.pretty({"run": paths.id, "again": again.id, **vars(result)}))
-    else:
-        tables.print_comparison(data, paths, again, result)
-    raise typer.Exit(errors.EXIT_FAILED if result.first else errors.EXIT_OK)
-
-
-def _watch(paths: RunPaths, speed: float) -> None:
-    """Play the run back: its telemetry and its log in the order of their times."""
-    manifest = history.manifest_of(paths)
-    with screen.LiveView(manifest, narration) as view:
-        before: float | None = None
-        for moment, t in replay.frames(paths):
-            if before is not None:
-                time.sleep(min(1.0, max(0.0, (t - before) / speed)))
-            before = t
-            view.tick(moment.state, moment.ledger)
-    tables.print_closing(data, *history.latest(paths))
-
-
-def _experiment(
-    what: Path,
-    arguments: list[str],
-    managers: str | None,
-    seeds: str | None,
-    reference: str | None,
-    policy: Path | None,
-) -> experiment.Experiment:
-    """An experiment file with what the flags say instead, or an experiment of flags alone."""
-    manifests.recordable(str(what), *arguments, managers or "", reference or "", str(policy or ""))
-    flags: dict[str, Any] = {
-        **({"managers": [name.strip() for name in managers.split(",")]} if managers is not None else {}),
-        **({"seeds": experiment.seeds_of(seeds, "--seeds")} if seeds is not None else {}),
-        **({"reference": reference} if reference is not None else {}),
-    }
-    if what.suffix != ".toml":
-        rules = str(policy) if policy else None
-        return experiment.Experiment(script=str(what), arguments=arguments, policy=rules, **flags)
-    if arguments or policy:
-        raise UserError(
-            f"{what} says which arguments and which policy there are; `--` and --policy (or {POLICY_VARIABLE}) are "
-            "for a script. Write them into the file, or leave them out."
-        )
-    return experiment.load(what).narrowed(**flags)
-
-
-def _metrics(text: str) -> tuple[list[str], dict[str, Any]]:
-    """Names, and which way those are better of which it is said: a=min,b."""
-    names, goals = [], {}
-    for part in (part.strip() for part in text.split(",") if part.strip()):
-        name, _, goal = part.partition("=")
-        if goal not in ("", "min", "max"):
-            raise UserError(f"--metrics {part!r}: after the name comes =min, =max or nothing.")
-        names.append(name)
-        if goal:
-            goals[name] = goal
-    return names, goals
+# -- the entry point ---------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -797,9 +499,9 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     output.prepare()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit code of a child is known
-    process.conceal()  # before anything is started that could look
+    conceal()  # before anything is started that could look
     try:
-        _complete_bash() if os.environ.get("_TRAINMGR_COMPLETE") == "complete_bash" else app()
+        tab.in_bash(app) if tab.asked_by_bash() else app()
     except TrainmgrError as error:
         code = _refused(error)
     except KeyboardInterrupt:
@@ -818,6 +520,8 @@ def main() -> None:
 
 
 def _refused(error: TrainmgrError) -> int:
+    from trainmgr.base import foreign
+
     with contextlib.suppress(TrainmgrError):
         print(foreign.on_terminal_in_lines(f"trainmgr: {error}"), file=sys.stderr)
     return error.exit_code

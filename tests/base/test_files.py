@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base import files
@@ -32,7 +33,7 @@ def behind(data: bytes) -> tuple[int, str]:
     return len(data), files.sha256(data) if data else ""
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(CONTENT, st.lists(st.integers(0, 200), max_size=6), st.integers(1, 9))
 def test_tail_over_any_cut_gives_every_complete_line_once(data: bytes, cuts: list[int], chunk: int) -> None:
     ends = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
@@ -52,7 +53,7 @@ def test_tail_over_any_cut_gives_every_complete_line_once(data: bytes, cuts: lis
         assert not tail.truncated
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(CONTENT, st.integers(0, 150))
 def test_tail_until_stops_before_the_line_that_crosses_it(data: bytes, until: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +66,7 @@ def test_tail_until_stops_before_the_line_that_crosses_it(data: bytes, until: in
         assert first + b"".join(tail.lines()) == data[: data.rfind(b"\n") + 1]
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(CONTENT, st.lists(st.integers(0, 200), max_size=6), st.integers(1, 9), st.integers(1, 9))
 def test_a_line_over_the_limit_is_cut_and_nothing_else_changes(
     data: bytes, cuts: list[int], chunk: int, limit: int

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import hostile
 import pytest
+from factories.modules import MODULES, imported
+from factories.situations import situation
 from markdown_it import MarkdownIt
 from rich.console import Console
-from test_imports import MODULES, imported
 
 from trainmgr import cli
 from trainmgr.base import foreign
@@ -29,11 +30,9 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.comparison import analysis, page, pooling, report, results
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy, Probation, Process, Staleness
-from trainmgr.contract.run_file import Manifest
 from trainmgr.log import history
-from trainmgr.state import ledger as ledgers
 from trainmgr.state import run_state
-from trainmgr.terminal import output, screen, tables
+from trainmgr.terminal import consoles, markup, output, screen, tables
 from trainmgr.testing import PYTHON, TIME_LIMIT, ScriptedManager, answer, supervise, write_child
 
 Say = Callable[..., tuple[int, str]]
@@ -55,7 +54,7 @@ def squeezed(text: str) -> str:
 def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Say]:
     """Runs a command in this process: its exit code, and all that it printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "data", Console(width=400))
+    monkeypatch.setattr(consoles, "data", Console(width=400))
     monkeypatch.setattr(output, "prepare", lambda: None)  # the streams are those of the test
 
     def said(*arguments: str) -> tuple[int, str]:
@@ -119,7 +118,7 @@ def test_a_cell_is_no_formula(value: object, cell: object) -> None:
 @pytest.mark.parametrize("other", ["half a tag", "other half", "closing tag", "backslashes"])
 def test_no_two_texts_make_a_tag_together(one: str, other: str) -> None:
     first, second = hostile.TEXTS[one], hostile.TEXTS[other]
-    text = screen.marked(f"[red]{screen.quoted(first)}{screen.quoted(second)}[/] [bold]ours[/]")
+    text = markup.marked(f"[red]{markup.quoted(first)}{markup.quoted(second)}[/] [bold]ours[/]")
     assert text.plain == f"{foreign.on_terminal(first)}{foreign.on_terminal(second)} ours"
     assert [span.style for span in text.spans] == ["red", "bold"]
 
@@ -129,7 +128,7 @@ def test_no_two_texts_make_a_tag_together(one: str, other: str) -> None:
 
 def test_each_medium_has_one_door() -> None:
     doors = {"html.escape": set(), "rich.markup.escape": set(), "csv": {"comparison.report"}}
-    doors |= {"html": {"foreign"}, "rich.markup": set()}
+    doors |= {"html": {"base.foreign"}, "rich.markup": set()}
     for module, path in MODULES.items():
         for name in imported(path):
             for door, users in doors.items():
@@ -143,12 +142,13 @@ def _calls(path: Path) -> list[tuple[str, ast.Call]]:
 
 def test_no_console_reads_markup_by_itself() -> None:
     """A text goes to a console of rich as Text or renderable, never as str: that would be read as markup."""
-    for module in ("cli", "screen", "tables", "comparison.progress"):
+    printing = ("consoles", "listing", "markup", "screen", "supervised", "tables")
+    for module in ("cli", "comparison.progress", *(f"terminal.{name}" for name in printing)):
         for name, call in _calls(MODULES[module]):
             strings = [ast.unparse(a) for a in call.args if isinstance(a, ast.JoinedStr | ast.Constant)]
             if name.endswith((".print", "Text.from_markup", "add_column")) and module != "schemas":
                 assert not [text for text in strings if "{" in text], f"{module}: {ast.unparse(call)}"
-    assert [m for m in MODULES for name, _ in _calls(MODULES[m]) if name.endswith("from_markup")] == ["screen"]
+    assert [m for m in MODULES for name, _ in _calls(MODULES[m]) if name.endswith("from_markup")] == ["terminal.markup"]
 
 
 # -- every field, every command ----------------------------------------------------------------------------------------
@@ -381,15 +381,15 @@ def test_results_of_any_numbers_are_printed(tmp_path: Path, say: Say, number: fl
 
 
 @NUMBERS
-def test_the_live_view_draws_any_numbers(manifest: Manifest, number: float) -> None:
+def test_the_live_view_draws_any_numbers(number: float) -> None:
     state, out = run_state.RunState(), io.StringIO()
-    view = screen.LiveView(manifest, Console(file=out, width=120, force_terminal=False))
+    view = screen.LiveView(Console(file=out, width=120, force_terminal=False))
     for line in hostile.telemetry(hostile.Maker(hostile.PLAIN, number)).splitlines(keepends=True):
         item = protocol.parse_telemetry(line)
         state.fold(item)
         view.record(item, state)
-        assert screen.render(state, ledgers.Ledger(), manifest)
-        Console(file=out, width=100).print(screen.render(state, ledgers.Ledger(), manifest))
+        assert screen.render(situation(state))
+        Console(file=out, width=100).print(screen.render(situation(state)))
     clean(out.getvalue())
 
 
@@ -453,10 +453,10 @@ def test_a_checkpoint_that_leads_nowhere_is_not_gone_on_from(tmp_path: Path, pat
     assert restarted.resume == resumed
     expected = None if resumed is None else str(paths.root / resumed)
     assert paths.stdout.read_text().splitlines() == ["None", repr(expected)]
-    manifest, state, ledger = history.latest(paths)
-    assert ("path" in state.notices.kinds) is (resumed is None)
+    now = history.latest(paths)
+    assert ("path" in now.state.notices.kinds) is (resumed is None)
     out = io.StringIO()
     console = Console(file=out, width=120)
-    console.print(screen.render(state, ledger, manifest))
-    tables.print_closing(console, manifest, state, ledger)
+    console.print(screen.render(now))
+    tables.print_closing(console, now)
     clean(out.getvalue())

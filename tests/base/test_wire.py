@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 import pytest
 from factories import JSON, SURROGATE
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -87,13 +88,13 @@ def survives(item: Any) -> None:
     assert plain(again) == json.loads(data, parse_constant=pytest.fail)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(TELEMETRY | CONTROL | AUDIT | PROPOSAL)
 def test_every_record_survives_a_round_trip_byte_for_byte(item: Any) -> None:
     survives(item)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(TELEMETRY)
 def test_telemetry_reads_back_through_the_parser(item: Any) -> None:
     assert to_json(protocol.parse_telemetry(to_json(item) + b"\n")) == to_json(item)
@@ -148,7 +149,7 @@ def test_unknown_keys_are_errors_in_what_is_ours(kind: Any) -> None:
         kind.model_validate({"surprise": 1})
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(JSON | st.text(max_size=300))
 def test_quoted_and_short_are_one_printable_line(value: Any) -> None:
     assert len(quoted(value)) <= 60

@@ -174,7 +174,7 @@ train()
          "The seeds 12345 and 54321 gave the same figures (loss at step 20"),
         (BASE + "w.command('checkpoint', lambda to: None); train()",
          "It was told to keep a checkpoint as 'check', and reported none."),
-        (BASE + "w.command('checkpoint', lambda to: w.checkpoint(w._step, f'checkpoints/{to}')); train()",
+        (BASE + "w.command('checkpoint', lambda to: w.checkpoint(w._overrides.step, f'checkpoints/{to}')); train()",
          "It reported the checkpoint checkpoints/check, and there is none."),
         (KEPT.replace("weights[:] = ", "ignored = ") + "train()",
          "load() put nothing back of check.json: what is saved after it is what was saved before"),
@@ -318,13 +318,13 @@ def test_what_could_be_better_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_without_ever_answering_is_no_run_that_was_over_too_early(tmp_path: Path) -> None:
     body = BASE.replace("10**6", "400").replace("sleep(0.01)", "sleep(0.1)")
-    found = checked(tmp_path, body + "w._poll = lambda: None\ntrain()")
+    found = checked(tmp_path, body + "w._overrides.poll = lambda: None\ntrain()")
     assert errors(found) == ["The change of lr was never answered."]
 
 
 def test_a_run_that_is_over_before_it_could_answer_says_so(tmp_path: Path) -> None:
     body = """
-w._poll = lambda: None  # the change may be there before the evaluation that comes at once
+w._overrides.poll = lambda: None  # the change may be there before the evaluation that comes at once
 w.step(1, {"loss": 1.0})
 w.eval(1, {"loss": 1.0})
 until((RUN / "control.json").exists)

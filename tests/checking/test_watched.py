@@ -21,6 +21,7 @@ from trainmgr.managers import catalog
 from trainmgr.readers import proof, replay
 from trainmgr.running import launch
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 from trainmgr.terminal import screen, tables
 from trainmgr.testing import Recorder, ScriptedManager, answer, supervise, write_child
 
@@ -80,7 +81,7 @@ HARM = answer("adjust", {"lr": 0.2})
 
 
 def final(paths: RunPaths) -> RunState:
-    return history.latest(paths)[1]
+    return history.latest(paths).state
 
 
 def test_a_change_that_harms_is_taken_back_and_the_run_can_be_trained_again(tmp_path: Path) -> None:
@@ -116,9 +117,9 @@ def test_a_manager_that_lost_too_much_is_asked_and_not_applied(tmp_path: Path) -
     assert json.loads(paths.manifest.read_bytes())["closing"]["demoted"] is True
     holds(paths)
     said = Console(file=io.StringIO(), width=200)
-    manifest, state, ledger = history.latest(paths)
-    said.print(screen.render(state, ledger, manifest, width=180))
-    tables.print_closing(said, manifest, state, ledger)
+    now = history.latest(paths)
+    said.print(screen.render(now, width=180))
+    tables.print_closing(said, now)
     tables.print_proof(said, proof.prove(paths))
     text = said.file.getvalue()  # type: ignore[attr-defined]
     for words in (
@@ -158,8 +159,8 @@ def test_an_approval_that_comes_after_the_harm_was_seen_changes_nothing(tmp_path
             if self.later is None:
                 answer(True)
 
-        def event(self, event: events.Payload, state: Any, ledger: Any) -> None:
-            super().event(event, state, ledger)
+        def event(self, event: events.Payload, now: Situation) -> None:
+            super().event(event, now)
             if isinstance(event, events.Acknowledged) and event.decision.startswith("probation") and self.later:
                 self.later(True)
 
@@ -231,7 +232,7 @@ def test_a_child_that_crashes_before_a_change_was_taken_back(tmp_path: Path) -> 
 """
     deaf = """
             if step == 14 and not resumed:
-                w._poll = lambda: None  # it must not hear of what its last evaluation brings about
+                w._overrides.poll = lambda: None  # it must not hear of what its last evaluation brings about
             w.eval("""
     body = BODY.replace("            #EACH\n", crash).replace("(lambda: seen", "(lambda: resumed or seen")
     body = body.replace("\n            w.eval(", deaf)

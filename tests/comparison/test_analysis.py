@@ -11,7 +11,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base.errors import UserError
@@ -324,7 +325,7 @@ def test_the_page_is_alone_well_formed_and_escaped() -> None:
     assert any("proven better" in (element.text or "") for element in root.iter("td"))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.floats(-1e99, 1e99), min_size=1, max_size=4))
 def test_any_figures_can_be_printed_and_drawn(values: list[float]) -> None:
     found = everything(case({"none": [*values], "rules": [*reversed(values)]}))
@@ -580,7 +581,7 @@ def test_a_failed_run_says_how_in_the_row_of_its_arm() -> None:
 ANY = st.none() | st.sampled_from([math.nan, math.inf, -math.inf, 1e101]) | st.floats(-10, 10)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.lists(st.tuples(ANY, ANY, st.booleans()), min_size=6, max_size=8),
     st.sampled_from(["permutation", "wilcoxon", "t"]),

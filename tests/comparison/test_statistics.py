@@ -6,17 +6,17 @@ import itertools
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from factories.profiles import examples
+from factories.tables import Row
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from trainmgr.comparison import statistics
 
-Row = Callable[..., None]
 FIGURES = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6)
 
 
@@ -96,7 +96,7 @@ def test_holm_never_helps_and_keeps_the_order(values: list[float | None]) -> Non
     assert [q for _, q in both] == sorted(q for _, q in both)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.lists(FIGURES, min_size=2, max_size=8))
 def test_an_interval_is_within_the_values_and_always_the_same(values: list[float]) -> None:
     found = statistics.interval(values)
@@ -156,7 +156,7 @@ def test_infinite_differences_have_the_outermost_ranks() -> None:
     assert statistics.rank_sum([0.0, 0.0]) == statistics.rank_sum([]) == 0.0
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.lists(FIGURES, min_size=1, max_size=8))
 def test_the_ranks_turn_with_the_signs(differences: list[float]) -> None:
     turned = [-value for value in differences]

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from factories import JSON, augment, batch, dropout, ema, everything, kind, lr, parameters
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainmgr.contract.action_space import ActionSpace, Parameter
 
-MANY = settings(deadline=None, max_examples=300)
+MANY = examples(300)
 LIMIT = st.none() | st.floats(-1e3, 1e3)
 
 
@@ -93,7 +94,7 @@ def test_objection_names_the_reason(parameter: Parameter, value: Any, reason: st
     assert len(objection) < 200
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(JSON)
 def test_objection_never_raises(value: Any) -> None:
     for parameter in everything():

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base.wire import to_json
@@ -89,7 +89,6 @@ def test_slope_is_the_least_squares_line() -> None:
     assert slope([1.0, 2.0]) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(), max_size=20), st.integers(1, 12))
 def test_more_is_worse_or_less_is_worse_alike_and_all_of_it_can_be_written(values: list[float], n: int) -> None:
     down, up = of(values, best=None), of([-value for value in values], "max", best=None)

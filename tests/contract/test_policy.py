@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from factories import augment, batch, kind, lr
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from trainmgr.base.errors import PolicyError, UserError
-from trainmgr.base.wire import plain, to_json
+from trainmgr.base.wire import explained, plain, to_json
 from trainmgr.contract import policy, schemas
 from trainmgr.contract.action_space import ActionSpace
 from trainmgr.contract.policy import ParameterLimits, Policy
@@ -52,9 +53,9 @@ def test_the_document_is_the_defaults_and_names_every_key(tmp_path: Path) -> Non
     assert load(tmp_path, text) == Policy()
     for name, section in {**SECTIONS, "parameters.lr": ParameterLimits}.items():
         part = text[text.index(f"[{name}]") :].split("\n\n")[0]
-        for key, field in section.model_fields.items():
+        for key in section.model_fields:
             assert f"\n{key} = " in part or f"\n# {key} = " in part
-            assert field.description
+        assert set(explained(section)) == set(section.model_fields)
 
 
 def test_every_key_of_the_document_can_be_given(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert issubclass(PolicyError, UserError)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.recursive(st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.none(),
                     lambda inner: st.dictionaries(st.sampled_from([*Policy.model_fields, "clip", "rise", "lr"]), inner,
                                                   max_size=3), max_leaves=6))  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from factories import JSON
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -41,13 +42,13 @@ def check(line: bytes) -> None:
     assert to_json(item)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.binary(max_size=200) | st.text(max_size=50).map(str.encode))
 def test_any_bytes(line: bytes) -> None:
     check(line)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.sampled_from(EXAMPLES), st.data())
 def test_any_record_with_any_part_replaced(example: dict[str, Any], data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(example)))
@@ -76,7 +77,7 @@ EVAL: dict[str, Any] = {
 }
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(
     st.dictionaries(st.text(max_size=5).filter(lambda name: name != "val_loss"), JSON, max_size=4),
     st.sampled_from(["metrics", "params", "split"]),
@@ -304,7 +305,7 @@ def inside(item: protocol.Telemetry | Unreadable) -> tuple[Any, ...]:
     return type(item), repr(item.__dict__), sorted(item.model_fields_set), item.__pydantic_extra__, private
 
 
-@settings(deadline=None, max_examples=1500)
+@examples(1500)
 @given(STEPS, st.permutations(["v", "seq", "t", "event", "step", "metrics"]), st.booleans(), EDITS)
 def test_a_plain_step_is_read_as_every_other_line(
     step: dict[str, Any], order: list[str], tight: bool, edits: list[tuple[int, int, bytes]]
@@ -340,7 +341,7 @@ def thoroughly(line: bytes) -> protocol.Telemetry | Unreadable:
             return protocol._unreadable(line, protocol.explain(left))
 
 
-@settings(deadline=None, max_examples=1500)
+@examples(1500)
 @given(st.sampled_from(EXAMPLES), st.booleans(), EDITS, st.data())
 def test_what_is_read_at_once_is_what_is_found_step_by_step(
     example: dict[str, Any], tight: bool, edits: list[tuple[int, int, bytes]], data: st.DataObject

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from factories import applied, curve, end, evaluation, fold, lr, refused, start, step
-from test_ledger import answered, asked, issued, ruled
+from factories import applied, curve, end, evaluation, fold, lr, refused, situations, start, step
+from factories.ledgers import answered, asked, issued, ruled
+from factories.situations import situation, trigger
 
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
@@ -15,9 +16,9 @@ from trainmgr.contract import protocol
 from trainmgr.contract.policy import Actions, Cadence, Limits, Policy, Probation, Staleness
 from trainmgr.deciding import decision
 from trainmgr.deciding.control import write
-from trainmgr.deciding.decision import Mark, next_id, trigger
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Mark, Situation
 
 MARK = Mark(10, "aa")
 ANSWER = {"diagnosis": "plateau", "evidence": "flat", "action": "adjust", "changes": {"lr": 1e-3}}
@@ -34,7 +35,8 @@ def folded(*payloads: Any) -> Ledger:
 
 
 def why(state: RunState, *payloads: Any, **cadence: Any) -> str | None:
-    return trigger(state, folded(*payloads), Policy(cadence=Cadence(**cadence), probation=Probation(first_evals=0)))
+    policy = Policy(cadence=Cadence(**cadence), probation=Probation(first_evals=0))
+    return trigger(state, policy, folded(*payloads))
 
 
 def test_a_manager_is_asked_after_evaluations() -> None:
@@ -49,7 +51,7 @@ def test_a_manager_is_asked_after_evaluations() -> None:
 
 def test_nobody_is_asked_before_anything_can_be_compared() -> None:
     def first(state: RunState, **watch: Any) -> str | None:
-        return trigger(state, Ledger(), Policy(probation=Probation(**watch)))
+        return trigger(state, Policy(probation=Probation(**watch)))
 
     assert first(curve([2.0, 1.9, 1.8])) is None
     assert first(curve([2.0, 1.9, 1.8]), enabled=False) == "evaluation"
@@ -131,22 +133,20 @@ def test_a_plan_asks_once_for_each_step_that_is_near() -> None:
 
 
 def test_ids_count_what_was_asked() -> None:
-    assert next_id(Ledger()) == "d1"
-    assert next_id(folded(asked(1), asked(2))) == "d3"
-    view, event = decision.take_snapshot(curve([2.0]), folded(asked(1)), Policy(), MARK, "evaluation")
+    for ledger, name in ((Ledger(), "d1"), (folded(asked(1), asked(2)), "d3")):
+        assert decision.take_snapshot(situation(curve([2.0]), ledger=ledger), "evaluation")[1].decision == name
+    now = situation(curve([2.0]), ledger=folded(asked(1)), mark=MARK)
+    view, event = decision.take_snapshot(now, "evaluation")
     assert (event.decision, event.telemetry_offset, event.telemetry_sha256) == ("d2", 10, "aa")
     assert event.snapshot["progress"] == view.progress.model_dump()
 
 
 def verdict(raw: Any, policy: Policy | None = None) -> Any:
-    state = curve([2.0, 1.9])
-    return decision.verdict(raw, state, Ledger(), policy or Policy(), MARK, decision="d1", based_on_step=state.step,
-                            age_seconds=1.0)  # fmt: skip
+    return situations.verdict(raw, curve([2.0, 1.9]), policy, mark=MARK, age=1.0)
 
 
 def override(ruling: Any, policy: Policy, total: int | None = 1000, ledger: Ledger | None = None) -> Any:
-    return decision.override(ruling, ledger or Ledger(), policy, run="r", issued=protocol.Issued(t=1.0, step=21),
-                             based_on_step=20, total_steps=total)  # fmt: skip
+    return situations.override(ruling, policy, ledger, at=21, based_on=20, total_steps=total)
 
 
 def test_a_verdict_carries_what_may_be_applied_and_nothing_else() -> None:
@@ -190,21 +190,22 @@ def test_without_anything_to_apply_there_is_no_override() -> None:
 
 def test_acknowledgments() -> None:
     ledger = folded(issued(Ledger(), {"lr": 1e-3}))
-    done = decision.acknowledgment(applied(30, 1, {"lr": (3e-3, 1e-3)}), curve([2.0]), ledger, 99)
+    now = situation(curve([2.0]), ledger=ledger, mark=Mark(99, ""))
+    done = decision.acknowledgment(applied(30, 1, {"lr": (3e-3, 1e-3)}), now)
     assert (done.decision, done.result, done.boundary, done.changes) == ("d1", "applied", "step", {"lr": (3e-3, 1e-3)})
-    no = decision.acknowledgment(refused(30, 7), curve([2.0]), ledger, 99)
+    no = decision.acknowledgment(refused(30, 7), now)
     assert (no.decision, no.result, no.reason, no.telemetry_offset) == ("unknown", "refused", "too late", 99)
 
 
 def test_an_outcome_is_recorded_once_and_only_when_measuring_ended() -> None:
     state = fold([start(lr()), evaluation(10, 2.0), applied(10, 1, {"lr": (3e-3, 1e-3)}), evaluation(20, 1.5)])
     ledger = folded(issued(Ledger(), {"lr": 1e-3}), answered(1))
-    assert list(decision.outcomes(state, ledger, 5)) == []
+    assert list(decision.outcomes(Situation(state, ledger))) == []
     fold([applied(20, 2, {"lr": (1e-3, 2e-3)})], state)
-    (outcome,) = decision.outcomes(state, ledger, 5)
+    (outcome,) = decision.outcomes(Situation(state, ledger))
     assert (outcome.decision, outcome.before, outcome.after, outcome.closed) == ("d1", 2.0, [(20, 1.5)], "next change")
     ledger.fold(outcome)
-    assert list(decision.outcomes(state, ledger, 5)) == []
+    assert list(decision.outcomes(Situation(state, ledger))) == []
 
 
 def test_the_control_file_is_private_and_reads_back(tmp_path: Any) -> None:

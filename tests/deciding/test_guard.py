@@ -28,13 +28,14 @@ from factories import (
     start,
     step,
 )  # fmt: skip
-from hypothesis import given, settings
+from factories.profiles import examples
+from factories.situations import judge
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract.policy import Actions, Joint, Limits, ParameterLimits, Policy, Staleness
 from trainmgr.contract.proposal import Proposal
 from trainmgr.deciding import guard
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 
 CLIP = Policy(limits=Limits(clip=True))
@@ -42,14 +43,6 @@ CLIP = Policy(limits=Limits(clip=True))
 
 def answer(action: str = "adjust", changes: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     return {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes or {}, **more}
-
-
-def judge(
-    raw: Any, state: RunState, policy: Policy | None = None, *, based_on: int | None = None, age: float = 1.0
-) -> guard.Judgment:  # fmt: skip
-    based_on_step = state.step if based_on is None else based_on
-    return guard.judge(raw, state, Ledger(), policy or Policy(), decision="d1", based_on_step=based_on_step,
-                       age_seconds=age)  # fmt: skip
 
 
 def failed(judgment: guard.Judgment) -> dict[str, str]:
@@ -115,7 +108,7 @@ def answers(draw: st.DrawFn, names: list[str]) -> Any:
     return raw
 
 
-@settings(deadline=None, max_examples=600)
+@examples(600)
 @given(st.data(), states(), POLICIES, st.booleans())
 def test_whatever_is_proposed_what_passes_is_within_bounds_and_reach(
     data: st.DataObject, state: RunState, policy: Policy, narrow: bool
@@ -128,7 +121,7 @@ def test_whatever_is_proposed_what_passes_is_within_bounds_and_reach(
     assert judge(raw, state, policy) == judgment
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(parameters(), st.floats() | st.integers(), st.booleans())
 def test_one_number_for_one_parameter(parameter: Any, wish: Any, clip: bool) -> None:
     state, policy = fold([start(parameter)]), CLIP if clip else Policy()
@@ -139,7 +132,7 @@ def test_one_number_for_one_parameter(parameter: Any, wish: Any, clip: bool) -> 
         assert set(failed(judgment)) <= {"no-op"}
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(JSON)
 def test_a_replay_of_the_recorded_answer_gets_the_same_verdict(raw: Any) -> None:
     """The log keeps NaN as a string; the guard judges what the log keeps."""

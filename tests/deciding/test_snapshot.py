@@ -24,7 +24,9 @@ from factories import (
     step,
     view,
 )
-from hypothesis import given, settings
+from factories.profiles import examples
+from factories.situations import available
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base.wire import to_json
@@ -208,7 +210,7 @@ def test_signals_of_before_read_as_they_were_written() -> None:
     assert not any(name in plain for name in ("lost", "unmeasured", "stray"))
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.lists(st.floats(), max_size=8), st.lists(st.floats(), max_size=8), st.sampled_from(["min", "max"]))
 def test_any_curve_has_a_snapshot(values: list[float], train: list[float], mode: str) -> None:
     shown = view(curve(values, train=train, mode=mode))
@@ -218,7 +220,7 @@ def test_any_curve_has_a_snapshot(values: list[float], train: list[float], mode:
 # -- the recipe ------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.floats(1e-5, 5e-3), st.floats(1, 3), st.floats(0.01, 1))
 def test_the_reach_shown_can_be_taken_at_its_word(value: float, up: float, down: float) -> None:
     parameter = lr(value=value, max_ratio=up, min_ratio=down)
@@ -246,7 +248,7 @@ def test_the_recipe_is_what_the_policy_leaves() -> None:
 
 
 def gates(state: RunState, policy: Policy | None = None, ledger: Ledger | None = None) -> dict[str, str]:
-    actions, no = snapshot.available(state, ledger or Ledger(), policy or FREE)
+    actions, no = available(state, policy, ledger)
     assert set(actions) | set(no) == {"keep", "adjust", "rollback", "stop"}
     assert not set(actions) & set(no)
     return no

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from trainmgr.base import files
 from trainmgr.base.errors import UserError
 from trainmgr.base.files import sha256
 from trainmgr.base.paths import RunPaths
@@ -342,12 +343,12 @@ def test_whether_a_log_has_a_writer_is_seen_without_disturbing_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "audit.jsonl"
-    assert audit.is_held(path) is None
+    assert files.is_held(path) is None
     log = audit.Log(path)
-    assert [audit.is_held(path), audit.is_held(path)] == [True, True]
+    assert [files.is_held(path), files.is_held(path)] == [True, True]
     log.append(events.Operator(action="stop"), 1.0)
     log.close()
-    assert audit.is_held(path) is False
+    assert files.is_held(path) is False
     with path.open("rb") as looking:  # somebody looks at the very moment when a supervisor begins
         fcntl.flock(looking, fcntl.LOCK_SH)
         monkeypatch.setattr(audit.time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))

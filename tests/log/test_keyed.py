@@ -81,7 +81,7 @@ def test_the_right_key_proves_and_none_says_what_is_left_open(keyed: RunPaths) -
         f"audit.jsonl line 1: the log names the key {audit.key_id(KEY)}; the one that is given is {audit.key_id(OTHER)}"
     ]
     assert replay.rebuild(keyed).differences == []
-    assert history.latest(keyed)[2].ended is not None
+    assert history.latest(keyed).ledger.ended is not None
 
 
 def test_the_key_is_in_no_file_and_does_not_reach_the_script(keyed: RunPaths) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import factories
 import pytest
 from factories import augment, batch, curve, dropout, ema, evaluation, everything, fold, kind, lr, step, view
-from hypothesis import given, settings
+from factories.profiles import examples
+from factories.situations import judge
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base.errors import ManagerError, UserError
@@ -19,7 +21,6 @@ from trainmgr.contract import events, protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Actions, Joint, Limits, ParameterLimits, Policy, Staleness
 from trainmgr.contract.proposal import Proposal
-from trainmgr.deciding import guard
 from trainmgr.managers import catalog
 from trainmgr.managers.adversaries import PROTECTIVE, TOO_LONG, UPWARDS, Adversary, FlipFlop, Late, Random
 from trainmgr.managers.base import Consultant, Manager
@@ -39,7 +40,7 @@ def ask(manager: Manager, state: RunState, policy: Policy = ONLY_CHANGES, ledger
     """The answer, which must be one that the guard accepts."""
     ledger = ledger or Ledger()
     raw = manager.decide(view(state, policy, ledger))
-    found = guard.judge(raw, state, ledger, policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+    found = judge(raw, state, policy, ledger)
     assert [(check.name, check.reason) for check in found.checks if not check.ok] == []
     assert found.result == "accepted"
     assert found.proposal is not None
@@ -377,7 +378,7 @@ def runs(draw: st.DrawFn) -> tuple[RunState, Policy, Ledger]:
 MANAGERS = st.sampled_from([Random(), Random("2"), Random("3"), Adversary(), FlipFlop()])
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(MANAGERS, runs())
 def test_the_guard_never_objects_and_the_same_question_gets_the_same_answer(
     manager: Manager, run: tuple[RunState, Policy, Ledger]

@@ -32,13 +32,14 @@ from factories import (
     step,
     view,
 )
-from hypothesis import given, settings
+from factories.profiles import examples
+from factories.situations import judge
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base.wire import short
 from trainmgr.contract.policy import Actions, Limits, ParameterLimits, Policy
 from trainmgr.contract.protocol import Objective
-from trainmgr.deciding import guard
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import prompt
 from trainmgr.managers.answer import (
@@ -53,7 +54,6 @@ from trainmgr.managers.answer import (
     spoken,
     whole,
 )
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 
 STRICT = {"type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "minimum", "maximum"}
@@ -122,14 +122,14 @@ POLICIES = st.builds(
 
 def judged(raw: Any, state: RunState, policy: Policy) -> dict[str, str]:
     """The guard's checks that failed, with their reasons."""
-    ruling = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+    ruling = judge(raw, state, policy)
     return {check.name: check.reason for check in ruling.checks if not check.ok}
 
 
 # -- the schema ------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(runs(), POLICIES)
 def test_the_schemas_are_strict(state: RunState, policy: Policy) -> None:
     shown = view(state, policy)
@@ -171,7 +171,7 @@ def test_a_schema_in_full() -> None:
     assert expected["metric"]["enum"] == ["val", "train", "mean.loss"]
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(parameters())
 def test_limits_are_what_one_change_reaches(parameter: Any) -> None:
     shown = view(fold([start(parameter)]))
@@ -229,7 +229,7 @@ def test_a_grammar_does_not_explode() -> None:
 # -- whoever keeps to it ---------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.data(), runs(), POLICIES)
 def test_whoever_keeps_to_the_schema_errs_in_what_belongs_to_an_action_only(
     data: st.DataObject, state: RunState, policy: Policy
@@ -244,7 +244,7 @@ def test_whoever_keeps_to_the_schema_errs_in_what_belongs_to_an_action_only(
         assert set(judged(found, state, policy)) <= {"no-op", "joint"}
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.data(), runs(), POLICIES)
 def test_whoever_keeps_to_the_grammar_is_accepted(data: st.DataObject, state: RunState, policy: Policy) -> None:
     shown = view(state, policy)
@@ -275,7 +275,7 @@ def answers(draw: st.DrawFn, state: RunState) -> Any:
     return raw
 
 
-@settings(deadline=None, max_examples=250)
+@examples(250)
 @given(st.data(), runs(), POLICIES)
 def test_objection_and_guard_agree(data: st.DataObject, state: RunState, policy: Policy) -> None:
     shown = view(state, policy)
@@ -411,7 +411,7 @@ PIECES = st.sampled_from(["{", "}", "[", "]", '"', ":", ",", "\\", "```", "```js
                           "\u2028"])  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.text() | st.lists(PIECES, max_size=30).map("".join) | JSON.map(repr))
 def test_any_text_is_read(text: str) -> None:
     found = read(text)
@@ -421,7 +421,7 @@ def test_any_text_is_read(text: str) -> None:
     assert read(text) == found or "NaN" in text  # nan != nan
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(JSON, st.sampled_from(["{}", "```json\n{}\n```", "Well:\n{}\n.", '["x", {}]']))
 def test_any_object_is_read_as_it_is(value: Any, around: str) -> None:
     try:
@@ -545,7 +545,7 @@ MARKS = st.sampled_from([tag for pair in TAGS for tag in pair] + [
     "<|channel|>", "<|message|>", "<|end|>", "final", "analysis", "assistantfinal", "words ", DRAFT, "\n"])  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.lists(MARKS, max_size=20).map("".join), st.sampled_from(TAGS))
 def test_nothing_that_is_thought_is_said(text: str, tag: tuple[str, str]) -> None:
     """Whatever stands before: what begins with thoughts and does not end them holds no answer."""

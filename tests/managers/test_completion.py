@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from factories import JSON
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.managers.completion import Completion, Fault, fault, parse, read, reported
@@ -124,7 +125,7 @@ NAMES = st.sampled_from(["choices", "message", "content", "error", "code", "tool
 BODIES = st.recursive(JSON, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=5))
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(BODIES, st.sampled_from(FORMS))
 def test_any_body_is_read(value: Any, form: str | None) -> None:
     for found in (value, {"choices": [value]}, body(value), body({"content": value}), body({"tool_calls": value})):
@@ -132,14 +133,14 @@ def test_any_body_is_read(value: Any, form: str | None) -> None:
         assert isinstance(read(found, form, str.upper), Completion | None)
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(JSON, st.text(min_size=1).filter(lambda kind: kind not in ("text", "output_text")))
 def test_no_part_of_an_unknown_kind_is_said(content: Any, kind: str) -> None:
     parts = [{"type": kind, "text": "draft", "content": content, "thinking": "draft"}, {"type": "text", "text": "said"}]
     assert made({"content": parts}).text == "said"
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(JSON)
 def test_arguments_are_the_same_as_text_and_as_an_object(value: Any) -> None:
     arguments = {"action": value}

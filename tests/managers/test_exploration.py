@@ -6,69 +6,21 @@ import math
 from typing import Any
 
 import pytest
-from factories import applied, checkpoint, evaluation, fold, start, step, view
-from hypothesis import given, settings
+from factories import applied, fold, start, view
+from factories.episodes import METRICS, TOTAL, number, run, space
+from factories.profiles import examples
+from factories.situations import judge
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Exploration, Policy
 from trainmgr.contract.proposal import Proposal
-from trainmgr.contract.protocol import MetricInfo, Objective
-from trainmgr.deciding import guard
 from trainmgr.managers import exploration, reading
 from trainmgr.managers.rules import RulesManager
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 
 LIMITS = Exploration()
-TOTAL = 500
-
-
-def number(name: str, value: float, low: float, high: float, group: str, **more: Any) -> Parameter:
-    kind = "int" if isinstance(value, int) else "float"
-    return Parameter(name=name, type=kind, low=low, high=high, value=value, group=group, **more)
-
-
-def space(rate: float = 3e-5, clip: float = 0.1, epochs: int = 3, harm: float = 25.0, bonus: float = 2.5,
-          entropy: float = 0.001) -> list[Parameter]:  # fmt: skip
-    """Names say nothing on purpose."""
-    return [
-        number("a", rate, 1e-5, 3e-3, "optimizer", scale="log", max_ratio=5.0, min_ratio=0.25),
-        number("b", 1e-3, 1e-5, 3e-3, "optimizer", scale="log", max_ratio=5.0, min_ratio=0.25),
-        number("c", clip, 0.03, 0.3, "trust region"),
-        number("d", epochs, 1, 8, "trust region"),
-        number("e", harm, 1.0, 50.0, "penalty"),
-        number("f", bonus, 2.5, 10.0, "reward"),
-        number("g", entropy, 0.0, 0.1, "exploration", max_ratio=5.0, min_ratio=0.25),
-    ]
-
-
-METRICS = {
-    "w": MetricInfo(role="success"),
-    "x": MetricInfo(role="unsafe"),
-    "y": MetricInfo(role="policy step"),
-    "z": MetricInfo(role="action noise"),
-}
-
-
-def run(
-    *rows: tuple[float, float],
-    shift: float = 0.01,
-    noise: float = 0.5,
-    parameters: list[Parameter] | None = None,
-    metrics: dict[str, MetricInfo] | None = None,
-    scores: list[float] | None = None,
-    every: int = 10,
-) -> RunState:
-    """Evaluations of (success, unsafe), the objective their difference unless ``scores`` has it."""
-    goal = Objective(metric="val", mode="max", scale=1.0)
-    told = METRICS if metrics is None else metrics
-    records: list[Any] = [start(*(parameters or space()), objective=goal, metrics=told, total_steps=TOTAL)]
-    for i, (success, unsafe) in enumerate(rows, start=1):
-        value = scores[i - 1] if scores else success - unsafe
-        records += [step(i * every, y=shift, z=noise), evaluation(i * every, value, w=success, x=unsafe)]
-        records += [checkpoint(i * every)] if i == 1 else []
-    return fold(records)
 
 
 def decide(state: RunState, policy: Policy | None = None) -> Proposal:
@@ -213,7 +165,7 @@ def test_a_place_of_a_range(place: float, scale: Any, expected: float) -> None:
 SHARES = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda pair: (pair[0], pair[1] * (1 - pair[0])))
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.lists(SHARES, min_size=1, max_size=30), st.floats(0, 2), st.floats(0, 1.2),
        st.builds(space, st.floats(1e-5, 3e-3), st.floats(0.03, 0.3), st.integers(1, 8), st.floats(1, 50),
                  st.floats(2.5, 10), st.floats(0, 0.1)))  # fmt: skip
@@ -222,5 +174,5 @@ def test_whatever_is_measured_the_guard_accepts_the_answer(
 ) -> None:
     state, policy = run(*rows, shift=shift, noise=noise, parameters=parameters), Policy()
     raw = RulesManager(policy).decide(view(state, policy))
-    judgment = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+    judgment = judge(raw, state, policy)
     assert judgment.result == "accepted", [check for check in judgment.checks if not check.ok]

@@ -9,7 +9,9 @@ from typing import Any
 import pinn
 import pytest
 from factories import applied, checkpoint, evaluation, fold, lr, start, step, view
-from hypothesis import given, settings
+from factories.profiles import examples
+from factories.situations import judge
+from hypothesis import given
 from hypothesis import strategies as st
 from scripts import WAITING
 
@@ -19,7 +21,6 @@ from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Imbalance, Policy, Rules, Staleness
 from trainmgr.contract.proposal import Diagnosis, Proposal
 from trainmgr.contract.protocol import MetricInfo, Objective
-from trainmgr.deciding import guard
 from trainmgr.log import history
 from trainmgr.log.telemetry import Feed
 from trainmgr.managers import imbalance
@@ -254,7 +255,7 @@ WEIGHTS = st.builds(weight, st.sampled_from(["a", "b", "c", "d"]), st.floats(1e-
                     max_ratio=st.none() | st.floats(1.001, 100), scale=st.sampled_from(["log", "linear"]))  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     st.lists(NORMS, min_size=1, max_size=30),
     st.lists(st.floats(-20, 20) | st.just(math.nan), min_size=30, max_size=30),
@@ -267,7 +268,7 @@ def test_whatever_is_measured_the_guard_accepts_the_answer(
     for norms, value in zip(rows, values, strict=False):
         measured(state, norms, val=value)
         raw = RulesManager(policy).decide(view(state, policy))
-        judgment = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+        judgment = judge(raw, state, policy)
         assert judgment.result == "accepted", [check for check in judgment.checks if not check.ok]
         changes = {name: (state.recipe[name], new) for name, new in judgment.changes.items()}
         if changes:
@@ -297,7 +298,7 @@ def test_a_short_run_is_balanced_and_proves_itself(tmp_path: Path, monkeypatch: 
     """Boundary and initial values begin with a hundredth of their weight. Only what is robust is asserted."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     paths = trained(tmp_path, Policy(staleness=SLOW), "--weight-boundary", "0.01", "--weight-initial", "0.01")
-    found = [d.diagnosis for d in history.latest(paths)[2].decisions.values()]
+    found = [d.diagnosis for d in history.latest(paths).ledger.decisions.values()]
     assert found.count("loss-imbalance") >= 2
     evaluations = [r for r in Feed(paths.telemetry).records() if isinstance(r, protocol.Eval)]
     ratios = [r.metrics["grad_imbalance"] for r in evaluations]

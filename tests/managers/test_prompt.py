@@ -34,7 +34,8 @@ from factories import (
     step,
     view,
 )
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from models import smollm2
 
@@ -118,7 +119,7 @@ def unquoted(line: str) -> str:
 # -- whatever the snapshot -------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(snapshots(), st.integers(800, 4000), st.sampled_from(TASKS), st.integers(0, VARIANTS - 1), texts)
 def test_any_snapshot_is_rendered_within_the_limit(
     shown: Snapshot, limit: int, task: Task, variant: int, said: str
@@ -130,14 +131,14 @@ def test_any_snapshot_is_rendered_within_the_limit(
     assert render(shown, LIMIT, task=task, variant=variant, reasoning=said * 50).tokens <= LIMIT
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(snapshots(), st.sampled_from([900, 1500, 2500, 10**6]), st.sampled_from(TASKS))
 def test_a_snapshot_read_back_from_the_log_gives_the_same_bytes(shown: Snapshot, limit: int, task: Task) -> None:
     again = Snapshot.model_validate_json(to_json(shown))
     assert render(again, limit, task=task, reasoning="x") == render(shown, limit, task=task, reasoning="x")
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(snapshots(), st.sampled_from([900, 2500, 10**6]), texts)
 def test_whatever_the_workload_writes_is_ascii_quoted_and_short(shown: Snapshot, limit: int, said: str) -> None:
     made = render(shown, limit, task="format", reasoning=said * 50)
@@ -153,7 +154,7 @@ def test_whatever_the_workload_writes_is_ascii_quoted_and_short(shown: Snapshot,
         assert set(ours) <= set('w" 0123456789.,:;|+-()e')
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(snapshots(), st.sampled_from([900, 1500, 2500, 10**6]))
 def test_what_may_be_named_is_what_is_shown_and_does_not_rest(shown: Snapshot, limit: int) -> None:
     made = render(shown, limit)

@@ -9,25 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import curve, fold, start, view
+from factories import curve, fold, situations, start, view
+from factories.command_line import trainmgr
+from factories.episodes import run as episodes
+from factories.episodes import space
+from factories.ledgers import asked
+from factories.ruled import DROP, LEARNING, LR, MEAN, Run, overfitted
+from factories.situations import situation
 from rich.console import Console
-from test_cli import trainmgr
-from test_exploration import run as episodes
-from test_exploration import space
-from test_ledger import asked
-from test_rules import DROP, LEARNING, LR, MEAN, Run, overfitted
 
 from trainmgr.contract import events
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Proposal
-from trainmgr.deciding import decision
-from trainmgr.log import history
 from trainmgr.managers import remedies
 from trainmgr.managers.rules import RulesManager
 from trainmgr.state.ledger import Ailment, Ledger
 from trainmgr.terminal import display, screen
-from trainmgr.testing import answer, supervise, write_child
+from trainmgr.testing import answer, write_child
 
 CLIP = Parameter(name="clip", type="float", low=0.1, high=5.0, value=1.0, group="optimizer")  # of no use to the rules
 NOTHING = "nothing was declared that could help: "
@@ -169,8 +168,7 @@ def test_only_what_is_kept_is_given_up() -> None:
     state = curve([2.0, 1.9])
     for action, changes, said in (("keep", {}, "no rate"), ("adjust", {"lr": 1e-3}, ""), ("keep", {"lr": 1e-3}, "")):
         raw = answer(action, changes, helpless="no rate")
-        ruling = decision.verdict(raw, state, Ledger(), Policy(), decision.Mark(0, ""), decision="d1",
-                                  based_on_step=20, age_seconds=0.0)  # fmt: skip
+        ruling = situations.verdict(raw, state, based_on=20)
         assert ruling.helpless == said
 
 
@@ -207,14 +205,13 @@ def test_a_run_that_was_never_finite_is_not_silent(tmp_path: Path) -> None:
     assert "val_loss ended at nan; it was not finite at any of 12 evaluations." in done.stdout
 
 
-def test_the_live_view_says_it_too(tmp_path: Path) -> None:
-    manifest = history.latest(supervise(tmp_path, write_child(tmp_path, BARE))[0])[0]
+def test_the_live_view_says_it_too() -> None:
     console = Console(file=io.StringIO(), width=200, force_terminal=True)
-    with screen.LiveView(manifest, console) as live:
+    with screen.LiveView(console) as live:
         ledger = Ledger()
         for number in (1, 2):
             ledger.fold(asked(number, 10 * number))
             ledger.fold(verdict := gave_up(number, "no [rate]"))
-            live.event(verdict, fold([start()]), ledger)
+            live.event(verdict, situation(fold([start()]), ledger=ledger))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("overfitting since step 10; no [rate]") == 1

@@ -7,108 +7,18 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from factories import situations
+from factories.profiles import examples
+from factories.ruled import DROP, LEARNING, LR, MEAN, Run, overfitted
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract import protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
-from trainmgr.contract.proposal import Proposal
-from trainmgr.deciding import guard, snapshot
+from trainmgr.deciding import snapshot
 from trainmgr.managers import reading
-from trainmgr.managers.rules import RulesManager
-from trainmgr.state.ledger import Decision, Ledger
-from trainmgr.state.run_state import RunState
-
-LR = Parameter(name="rate", type="float", low=1e-5, high=5e-3, scale="log", value=4e-3, max_ratio=2.0, min_ratio=0.1,
-               group="optimizer")  # fmt: skip
-CLIP = Parameter(name="clip", type="float", low=0.1, high=5.0, value=1.0, group="optimizer")
-DROP = Parameter(name="drop", type="float", low=0.0, high=0.5, value=0.0, max_delta=0.2, group="regularization")
-DECAY = Parameter(name="decay", type="float", low=0.0, high=3.0, value=0.0, group="regularization")
-MEAN = Parameter(name="mean", type="float", low=0.9, high=0.999, value=0.0, off=0.0, group="averaging")
-SPACE = [LR, CLIP, DROP, DECAY, MEAN]
-LEARNING = [10.0, 7.0, 6.0, 5.5, 5.2, 5.0, 4.9, 4.85, 4.82, 4.8]  # objective; the gap to training grows beside it
-
-
-class Run:
-    """A run of which only the telemetry exists."""
-
-    def __init__(
-        self,
-        *,
-        space: list[Parameter] = SPACE,
-        mode: protocol.Mode = "min",
-        counterpart: str | None = "train",
-        total: int | None = 6000,
-        spacing: int = 60,
-        commands: tuple[str, ...] = ("rollback", "stop"),
-        policy: Policy | None = None,
-    ) -> None:
-        self.state, self.policy, self.spacing, self.seq, self.step = (
-            RunState(),
-            policy or Policy(),
-            spacing,
-            0,
-            -spacing,
-        )
-        self.manager, self.revision, self.ledger = RulesManager(self.policy), 0, Ledger()
-        self.log: list[tuple[int, Proposal]] = []
-        self.turn = -1.0 if mode == "max" else 1.0
-        objective = protocol.Objective(metric="goal", mode=mode, counterpart=counterpart)
-        self.write(protocol.Start, event="start", workload="w", pid=1, total_steps=total, objective=objective,
-                   action_space=space, commands=list(commands))  # fmt: skip
-
-    def write(self, record: Any, **fields: Any) -> None:
-        self.state.fold(record(v=1, seq=self.seq, t=float(self.seq), **fields))
-        self.seq += 1
-
-    def evaluate(self, loss: float, train: float | None = None, *, norms: tuple[float, ...] = (1.0,) * 10) -> Run:
-        """Train until the next evaluation. Losses are turned where the objective is to be high."""
-        self.step += self.spacing
-        for i, norm in enumerate(norms):
-            self.write(protocol.Step, event="step", step=max(0, self.step - len(norms) + i + 1),
-                       metrics={"grad_norm": norm})  # fmt: skip
-        metrics = {"goal": self.turn * loss} | ({} if train is None else {"train": self.turn * train})
-        before = self.state.best
-        self.write(protocol.Eval, event="eval", step=self.step, metrics=metrics)
-        if self.state.best != before:
-            self.write(protocol.Checkpoint, event="checkpoint", step=self.step, path="best", metrics=metrics, best=True)
-        return self
-
-    def curve(self, losses: list[float], gap: float | None = 0.5) -> Run:
-        for loss in losses:
-            self.evaluate(loss, None if gap is None else loss - gap)
-        return self
-
-    def ask(self) -> Proposal:
-        raw = self.manager.decide(snapshot.take(self.state, self.ledger, self.policy, "evaluation"))
-        return Proposal.model_validate(raw)
-
-    def obey(self) -> Proposal:
-        """Ask; what is asked for must be allowed, and is done."""
-        raw = self.manager.decide(snapshot.take(self.state, self.ledger, self.policy, "evaluation"))
-        judgment = guard.judge(raw, self.state, self.ledger, self.policy, decision="d", based_on_step=self.state.step,
-                               age_seconds=0.0)  # fmt: skip
-        assert judgment.result == "accepted", [check for check in judgment.checks if not check.ok]
-        proposal = Proposal.model_validate(raw)
-        if proposal.action != "keep":
-            self.log.append((self.state.step, proposal))
-            self.revision += 1
-            self.ledger.revisions[self.revision] = name = f"d{self.revision}"
-            self.ledger.decisions[name] = Decision(name, proposal.diagnosis, proposal.expected, proposal.evidence)
-            changes = {name: (self.state.recipe[name], value) for name, value in judgment.changes.items()}
-            self.write(protocol.Applied, event="applied", revision=self.revision, step=self.state.step, boundary="step",
-                       changes=changes, command=judgment.command)  # fmt: skip
-        return proposal
-
-
-def overfitted(**options: Any) -> Run:
-    """A best at 4.8, and three evaluations that are worse and worse while training goes on to improve."""
-    run = Run(**options).curve(LEARNING, None if options.get("counterpart", "train") is None else 0.5)
-    for i, loss in enumerate((5.1, 5.4, 5.7)):
-        run.evaluate(loss, 4.0 - i / 5 if run.state.start and run.state.start.objective.counterpart else None)
-    return run
-
+from trainmgr.state.ledger import Ledger
 
 # -- overfitting -------------------------------------------------------------------------------------------------------
 
@@ -158,7 +68,7 @@ def test_a_counterpart_that_was_not_measured_is_no_sign_of_overfitting_either() 
 
 def test_a_best_of_long_ago_was_overfitted_from_where_the_gap_is_wide() -> None:
     wide, narrow = (Run(space=[], total=None).curve(LEARNING).curve([5.7] * 90, gap) for gap in (2.0, 0.3))
-    assert 540 not in [row[0] for row in snapshot.take(wide.state, Ledger(), wide.policy, "").evaluations.rows]
+    assert 540 not in [row[0] for row in situations.view(wide.state, wide.policy).evaluations.rows]
     assert (wide.ask().diagnosis, narrow.ask().diagnosis) == ("overfitting", "worsening")
 
 
@@ -207,7 +117,7 @@ def test_what_the_workload_refused_is_not_asked_for_again() -> None:
     run = overfitted(total=60_000)
     assert run.ask().to == "initial"
     ledger = Ledger(rejections=["refused by the workload: there is no checkpoint 'initial' yet"])
-    raw = run.manager.decide(snapshot.take(run.state, ledger, run.policy, "evaluation"))
+    raw = run.manager.decide(situations.view(run.state, run.policy, ledger))
     assert raw["to"] == "best"
 
 
@@ -283,7 +193,7 @@ def test_averages_do_not_take_the_last_interventions() -> None:
     policy = Policy.model_validate({"limits": {"max_interventions": 4}})
     run = Run(space=[MEAN.model_copy(update={"value": 0.95})], total=None, policy=policy).curve(LEARNING)
     for spent, action in ((1, "adjust"), (2, "keep")):
-        taken = snapshot.take(run.state, Ledger(accepted=spent), run.policy, "evaluation")
+        taken = situations.view(run.state, run.policy, Ledger(accepted=spent))
         assert run.manager.decide(taken)["action"] == action
 
 
@@ -528,6 +438,7 @@ def test_a_long_run_is_not_frozen_by_a_cut_at_every_boundary() -> None:
 
 # -- whatever happens --------------------------------------------------------------------------------------------------
 
+
 floats = st.floats(-20, 20) | st.sampled_from([math.nan, math.inf, -math.inf, 0.0])
 
 
@@ -556,7 +467,7 @@ def parameters(draw: st.DrawFn) -> Parameter:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     curve=st.lists(st.tuples(floats, st.none() | floats, st.sampled_from([1.0, 100.0])), min_size=1, max_size=40),
     space=st.lists(parameters(), max_size=4),
@@ -608,4 +519,4 @@ def test_a_fall_of_what_is_to_rise_does_not_read_as_a_rise() -> None:
 
 
 def view(run: Run) -> snapshot.Snapshot:
-    return snapshot.take(run.state, run.ledger, run.policy, "evaluation")
+    return situations.view(run.state, run.policy, run.ledger)

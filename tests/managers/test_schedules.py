@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from factories import TOTAL, applied, curve, dropout, evaluation, everything, fold, kind, lr, start, step, view
-from hypothesis import given, settings
+from factories.profiles import examples
+from factories.situations import judge
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.base.errors import UserError
@@ -97,7 +99,7 @@ def test_unknown_schedule() -> None:
         Schedule("cosinus")
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     st.sampled_from(sorted(SCHEDULES)), st.lists(st.floats(0.1, 9.0) | st.floats(), max_size=14),
     st.lists(st.floats(0.1, 9.0) | st.just(math.nan), max_size=14), st.floats(1e-5, 5e-3), st.integers(1, 90),
@@ -113,7 +115,7 @@ def test_the_guard_never_objects(
         fold([applied(state.step, 1, {"lr": (rate, changed)}, "rollback"), *map(evaluation, [state.step] * 2)], state)
     policy = Policy(limits=limits, parameters={"lr": ParameterLimits(frozen=True)} if frozen else {})
     raw = decide(name, state, policy)
-    judgment = guard.judge(raw, state, Ledger(), policy, decision="d1", based_on_step=state.step, age_seconds=0.0)
+    judgment = judge(raw, state, policy)
     assert [(check.name, check.reason) for check in judgment.checks if not check.ok] == []
     assert judgment.result == "accepted"
 

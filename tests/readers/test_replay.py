@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from factories.profiles import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from trainmgr import workload
 from trainmgr.base import files
 from trainmgr.base.errors import ManagerError
 from trainmgr.base.paths import RunPaths
@@ -19,7 +19,7 @@ from trainmgr.base.wire import plain
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
 from trainmgr.contract.run_file import Closing, Manifest, render_run_file
-from trainmgr.deciding import control, decision
+from trainmgr.deciding import control, decision, probation
 from trainmgr.log import audit
 from trainmgr.log.telemetry import Feed
 from trainmgr.managers.none import NoManager
@@ -28,6 +28,7 @@ from trainmgr.managers.schedules import Schedule
 from trainmgr.readers import opinions, proof, replay
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState, figures
+from trainmgr.state.situation import Mark, Situation
 from trainmgr.testing import LINE, FakeClock, ScriptedManager, answer, supervise, write_child
 from trainmgr.workload import Workload
 
@@ -198,49 +199,41 @@ class Simulation:
         self.log.append(payload, self.clock())
         self.ledger.fold(payload)
 
-    def mark(self) -> decision.Mark:
-        return decision.Mark(self.feed.offset, self.feed.digest())
+    @property
+    def now(self) -> Situation:
+        return Situation(self.state, self.ledger, Mark(self.feed.offset, self.feed.digest()))
 
     def consume(self) -> None:
         for record in self.feed.records():
             self.state.fold(record)
             if isinstance(record, protocol.Applied | protocol.Refused):
-                self.append(decision.acknowledgment(record, self.state, self.ledger, self.feed.offset))
+                self.append(decision.acknowledgment(record, self.now))
                 self.own()
-            for outcome in decision.outcomes(self.state, self.ledger, self.feed.offset):
+            for outcome in decision.outcomes(self.now):
                 self.append(outcome)
-            while isinstance(record, protocol.Eval) and (event := self.watched()) is not None:
+            while isinstance(record, protocol.Eval) and (event := probation.assess(self.now)) is not None:
                 self.append(event)
                 self.own()
 
-    def watched(self) -> Any:
-        return decision.watched(self.state, self.ledger, self.policy, self.mark())
-
     def own(self) -> None:
         issued = protocol.Issued(t=0.0, step=self.state.step)
-        event = decision.own(self.ledger, run=self.paths.id, issued=issued)
+        event = decision.own(self.now, issued)
         if event is not None:
             self.append(event)
             control.write(self.paths, event.control)
 
     def decide(self, raw: Any) -> None:
-        why = decision.trigger(self.state, self.ledger, self.policy)
+        why = decision.trigger(self.now)
         if why is None:
             return
         step = self.state.step
-        _, taken = decision.take_snapshot(self.state, self.ledger, self.policy, self.mark(), why)
+        _, taken = decision.take_snapshot(self.now, why)
         self.append(taken)
         response = events.Response(decision=taken.decision, manager="scripted", raw=raw, seconds=0.0)
         self.append(response)
-        ruling = decision.verdict(
-            json.loads(response.model_dump_json())["raw"], self.state, self.ledger, self.policy, self.mark(),
-            decision=taken.decision, based_on_step=step, age_seconds=0.0,
-        )  # fmt: skip
+        ruling = decision.verdict(json.loads(response.model_dump_json())["raw"], self.now, age_seconds=0.0)
         self.append(ruling)
-        issued = decision.override(
-            ruling, self.ledger, self.policy, run=self.paths.id, issued=protocol.Issued(t=0.0, step=step),
-            based_on_step=step, total_steps=self.state.total_steps,
-        )  # fmt: skip
+        issued = decision.override(ruling, self.now, protocol.Issued(t=0.0, step=step))
         if issued is not None:
             self.append(issued)
             control.write(self.paths, issued.control)
@@ -248,7 +241,7 @@ class Simulation:
     def close(self) -> None:
         self.consume()
         self.state.finish()
-        for outcome in decision.outcomes(self.state, self.ledger, self.feed.offset):
+        for outcome in decision.outcomes(self.now):
             self.append(outcome)
         status = self.state.end.status if self.state.end else "completed"
         closing = Closing(ended=0.0, status=status, exit_code=0, exit="ended well", **figures(self.state),
@@ -267,7 +260,7 @@ class Simulation:
 def simulate(root: Path, answers: list[Any], losses: list[float], policy: Policy) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINMGR_RUN_DIR", str(root))
-        patch.setattr(workload, "PERIOD", 0.0)
+        patch.setattr(Workload, "PERIOD", 0.0)
         run, recipe = Simulation(root, policy), {"lr": 0.1, "decay": 0.0}
         with Workload("simulated", objective="loss", total_steps=4 * len(losses), info={"x": float("nan")}) as w:
             w.float("lr", get=lambda: recipe["lr"], set=lambda v: recipe.update(lr=v), low=1e-4, high=1.0,
@@ -287,7 +280,7 @@ def simulate(root: Path, answers: list[Any], losses: list[float], policy: Policy
         run.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, HealthCheck.function_scoped_fixture)
 @given(
     st.lists(proposals, min_size=1, max_size=8),
     st.lists(st.floats(-10, 10) | st.just(float("nan")) | st.just(float("inf")), min_size=1, max_size=9),

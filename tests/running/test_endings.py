@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trainmgr.base import errors, process
+from trainmgr.base import errors, files, process
 from trainmgr.base.errors import WorkloadError
 from trainmgr.base.paths import RUN_DIR_VARIABLE, RunPaths, list_runs
 from trainmgr.contract import events, protocol
@@ -74,6 +74,19 @@ def test_what_has_left_the_group_is_ended_after_a_stop_a_crash_a_hang_and_with_a
     assert proof.prove(paths).findings == []
 
 
+def test_a_policy_that_does_not_fit_is_the_cause_whatever_goes_wrong_after_it(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("[parameters.momentum]\nfrozen = true\n")
+    script = write_child(tmp_path, f"import signal\n{LEAVING}\nsignal.pause()\n")
+    command = [PYTHON, "-m", "trainmgr", "run", script, "-m", "none", "--runs-dir", tmp_path / "runs", "--quiet",
+               "--policy", tmp_path / "policy.toml"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+    (paths,) = list_runs(tmp_path / "runs")
+    assert done.returncode == errors.EXIT_USAGE, done.stderr
+    for where in ("policy", "processes"):
+        (said,) = failures(paths, where)
+        assert f"{where}: {said}" in " ".join(done.stdout.split())
+
+
 def test_what_is_left_behind_after_a_good_end_is_named_and_left_alone(tmp_path: Path) -> None:
     script = write_child(tmp_path, f"{LEAVING}\nw.end(1)\n")
     command = [PYTHON, "-m", "trainmgr", "run", script, "-m", "none", "--runs-dir", tmp_path / "runs", "--quiet"]
@@ -131,7 +144,7 @@ def test_a_restart_that_cannot_start_closes_the_run_and_says_why(tmp_path: Path,
     assert (closing.status, closing.exit_code) == ("failed", 5)
     (said,) = failures(paths, "restart")
     assert why in said
-    assert audit.is_held(paths.audit) is False
+    assert files.is_held(paths.audit) is False
     assert descriptors() == before
     assert proof.prove(paths).findings == []
 
@@ -164,7 +177,7 @@ def test_a_first_start_that_cannot_be_keeps_neither_the_lock_nor_a_descriptor(tm
     with pytest.raises(WorkloadError, match="cannot be started"):
         supervise(tmp_path, script)
     (paths,) = list_runs(tmp_path / "runs")
-    assert audit.is_held(paths.audit) is False
+    assert files.is_held(paths.audit) is False
     assert descriptors() == before
     (said,) = failures(paths, "start")
     assert said.endswith("child.sh cannot be started: No such file or directory.")
@@ -173,7 +186,8 @@ def test_a_first_start_that_cannot_be_keeps_neither_the_lock_nor_a_descriptor(tm
 
 FEW = """
 import resource, sys
-from trainmgr.testing import EXACT, Recorder, launch
+from trainmgr.running import launch
+from trainmgr.testing import EXACT, Recorder
 from trainmgr.contract.policy import ParameterLimits, Process
 from pathlib import Path
 here = Path.cwd()
@@ -234,7 +248,8 @@ class Lying:
         return (lambda: pid) if name == "getpid" else getattr(os, name)
 
 
-trainmgr.workload.os = Lying()
+from trainmgr.workload import workload
+workload.os = Lying()
 w = Workload("planted", objective="loss", total_steps=200, metrics={"loss": "made up"})
 w.step(1, {"loss": 1.0})
 w.eval(1, {"loss": 1.0})
@@ -246,7 +261,7 @@ WITNESS = """
 import os, signal, subprocess, sys
 from pathlib import Path
 from trainmgr.contract import protocol
-from trainmgr.testing import Recorder, launch, supervise
+from trainmgr.testing import Recorder, supervise
 here = Path.cwd()
 os.environ["TRAINMGR_RUN_DIR"] = "x"
 signal.signal(signal.SIGUSR1, signal.SIG_DFL)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract.policy import Budget, Price
@@ -31,7 +32,7 @@ def calls(draw: st.DrawFn) -> tuple[int, int, int, int, float]:
     return prompt, completion, draw(st.integers(0, prompt)), draw(st.integers(0, completion)), draw(st.floats(0, 50))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(budgets, prices, st.lists(calls(), max_size=40))
 def test_no_sequence_of_calls_exceeds_a_limit(
     budget: Budget, price: Price | None, sequence: list[tuple[int, int, int, int, float]]
@@ -48,7 +49,7 @@ def test_no_sequence_of_calls_exceeds_a_limit(
         assert budget.seconds is None or waited < budget.seconds  # the last call alone may take longer
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(spents, spents, budgets, budgets, prices, counts, counts, counts, counts)
 def test_who_has_spent_more_or_wants_more_or_may_less_is_refused_too(
     spent: Spent, more: Spent, budget: Budget, other: Budget, price: Price | None, prompt: int, completion: int,
@@ -66,7 +67,7 @@ def test_who_has_spent_more_or_wants_more_or_may_less_is_refused_too(
     assert objection(spent, Budget(**tighter), price, prompt, completion) is not None
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(budgets, prices, counts, counts, st.data())
 def test_the_worst_case_is_an_upper_bound(
     budget: Budget, price: Price | None, prompt: int, completion: int, data: st.DataObject

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from factories import checkpoint, curve, end, evaluation, fold, log, start, step
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract import protocol
@@ -129,7 +130,7 @@ ITEMS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(ITEMS)
 def test_they_are_bounded_printable_and_only_grow(items: list[Any]) -> None:
     state, told = RunState(), display.Told()

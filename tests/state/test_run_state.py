@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from factories import TOTAL, applied, checkpoint, curve, dropout, end, evaluation, fold, log, lr, refused, start, step
-from hypothesis import given, settings
+from factories.profiles import examples
+from factories.situations import situation
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract import protocol
@@ -19,6 +21,7 @@ from trainmgr.contract.policy import ParameterLimits, Policy
 from trainmgr.contract.protocol import parse_telemetry
 from trainmgr.state import run_state
 from trainmgr.state.evaluations import NORMS, SPIKE, USUAL, Norms
+from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 from trainmgr.state.signals import measure
 
@@ -39,7 +42,7 @@ RECORDS = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(RECORDS, st.integers(0, 25))
 def test_folding_in_two_parts_is_folding_at_once(records: list[Any], cut: int) -> None:
     whole, parts = RunState(), RunState()
@@ -54,7 +57,7 @@ def test_folding_in_two_parts_is_folding_at_once(records: list[Any], cut: int) -
         assert repr(again) == repr(whole)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(RECORDS)
 def test_records_are_only_read(records: list[Any]) -> None:
     before = [pickle.dumps(record) for record in records]
@@ -338,7 +341,7 @@ def test_a_change_that_changes_nothing_that_is_shown_is_no_intervention() -> Non
     assert state.intervention_count == 2
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 1.5, 11.0, 200.0, -3.0, 1e308]) | st.floats(0, 30), max_size=150))
 def test_outliers_are_those_of_the_median_of_the_last_norms(values: list[float]) -> None:
     norms, outlying = Norms(), 0
@@ -350,21 +353,17 @@ def test_outliers_are_those_of_the_median_of_the_last_norms(values: list[float])
 
 
 def test_what_is_derived_once_for_one_decision_is_of_this_very_moment() -> None:
-    """A record, any record, makes it anew; another policy and other trust do not get it."""
+    """What it is derived from once cannot go on under it: the next moment is another situation."""
     records = [start(lr(value=3e-3)), step(1), evaluation(1, 1.0), step(2), evaluation(2, 2.0),
                applied(3, 1, {"lr": (3e-3, 1e-3)}), step(4), evaluation(4, 0.5)]  # fmt: skip
-    state, fresh = RunState(), RunState()
+    state, narrow = RunState(), Policy(parameters={"lr": ParameterLimits(high=2e-3)})
     for record in records:
         state.fold(record)
-        fresh.fold(record)
-        fresh.derived.clear()
-        assert (measure(state), state.space) == (measure(fresh), fresh.space)
-        assert measure(state) is measure(state)
-    space = state.space
-    assert space is state.space
-    assert space.parameters["lr"].value == 1e-3
-    narrow, wide = Policy(parameters={"lr": ParameterLimits(high=2e-3)}), Policy()
-    assert narrow.narrow(space).parameters["lr"].high == 2e-3
-    assert wide.narrow(space).parameters["lr"].high == space.parameters["lr"].high
-    assert narrow.narrow(space) is narrow.narrow(space)
-    assert narrow.narrow(space, {"lr": 0.5}) != narrow.narrow(space)
+        now = situation(state, narrow)
+        assert (now.signals, now.declared) == (measure(state), state.space)
+        assert now.signals is now.signals
+        assert now.space is now.space
+    assert now.declared.parameters["lr"].value == 1e-3
+    assert now.space.parameters["lr"].high == 2e-3
+    assert situation(state).space.parameters["lr"].high == now.declared.parameters["lr"].high
+    assert situation(state, narrow, Ledger(trust={"lr": 0.5})).space != now.space

@@ -27,8 +27,7 @@ from trainmgr.base.paths import RunPaths, list_runs
 from trainmgr.contract import events
 from trainmgr.log import audit, history
 from trainmgr.terminal import output
-from trainmgr.terminal.screen import marked, quoted
-from trainmgr.terminal.tables import Grid
+from trainmgr.terminal.markup import Grid, marked, quoted
 from trainmgr.testing import TIME_LIMIT, wait_for, write_child
 
 PIPE_SIZE = 1031  # F_SETPIPE_SZ
@@ -46,11 +45,8 @@ sys.exit(7)
 
 
 def command(*arguments: str | Path, patch: str = "") -> list[str]:
-    start = (
-        ["-c", f"from trainmgr import cli; from trainmgr.terminal import output, screen\n{patch}\ncli.main()"]
-        if patch
-        else ["-m", "trainmgr"]
-    )
+    before = "from trainmgr import cli; from trainmgr.terminal import consoles, output, screen, tables"
+    start = ["-c", f"{before}\n{patch}\ncli.main()"] if patch else ["-m", "trainmgr"]
     return [sys.executable, *start, *map(str, arguments)]
 
 
@@ -134,7 +130,7 @@ def test_no_signal_changes_the_exit_code_of_a_run_that_is_over(tmp_path: Path, t
 
 
 def test_what_nobody_took_in_time_is_counted(tmp_path: Path, talkative: list[str | Path]) -> None:
-    patch = "cli.JSON_LIMIT = 2000; output.PATIENCE = 0.2"
+    patch = "consoles.JSON_LIMIT = 2000; output.PATIENCE = 0.2"
     words = command(*talkative, "--json", "--manager", "schedule:cosine", patch=patch)
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -347,7 +343,7 @@ def test_a_terminal_without_a_size_or_that_goes_away_costs_the_picture(
 def test_a_display_that_raises_costs_the_picture_and_says_so_on_record(
     tmp_path: Path, talkative: list[str | Path]
 ) -> None:  # fmt: skip
-    patch = "def fail(*_, **__): raise ZeroDivisionError\nscreen.render = cli.tables.print_closing = fail"
+    patch = "def fail(*_, **__): raise ZeroDivisionError\nscreen.render = tables.print_closing = fail"
     assert in_terminal(talkative, tmp_path, (24, 80), patch) == 7
     failures = [e.data for e in audit.read(ended(tmp_path).audit) if isinstance(e.data, events.Failure)]
     assert [(f.where, f.message) for f in failures] == [("display", "ZeroDivisionError: nothing more is shown")]

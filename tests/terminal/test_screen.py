@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 from factories import applied, evaluation, fold, lr, start
-from hypothesis import given, settings
+from factories.profiles import examples
+from factories.situations import situation
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from trainmgr.contract import events, protocol
 from trainmgr.contract.action_space import Parameter
-from trainmgr.contract.run_file import Manifest
 from trainmgr.deciding import control
 from trainmgr.state.interventions import Intervention
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
-from trainmgr.terminal import display, screen
+from trainmgr.terminal import display, screen, words
 
 POINTS = st.lists(
     st.tuples(st.integers(0, 10**9), st.floats(-1e300, 1e300)), max_size=30, unique_by=lambda point: point[0]
@@ -35,7 +36,7 @@ def rendered(renderable: object, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(POINTS, POINTS, st.integers(1, 120), st.integers(1, 20))
 def test_a_plot_has_its_size_whatever_the_curve(
     values: list[tuple[int, float]], second: list[tuple[int, float]], width: int, height: int
@@ -87,26 +88,26 @@ def test_a_logarithmic_gauge() -> None:
     ],
 )
 def test_the_clock(seconds: float, text: str) -> None:
-    assert display.clock(seconds) == text
+    assert words.clock(seconds) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.23456, "1.235"), (math.nan, "nan"), (1e-5, "1e-05")])
 def test_numbers(value: float | None, text: str) -> None:
-    assert display.number(value) == text
+    assert words.number(value) == text
 
 
-def test_a_workload_cannot_style_the_screen(manifest: object) -> None:
+def test_a_workload_cannot_style_the_screen() -> None:
     """Markup, control sequences and line breaks of a log record are shown as text."""
     state = RunState()
     state.texts = [("warning", "[red]not red[/] \x1b[2J gone?")]
-    text = rendered(screen.render(state, Ledger(), manifest))  # type: ignore[arg-type]
+    text = rendered(screen.render(situation(state)))
     assert "[red]not red[/]" in text
     assert "\x1b[2J" not in text
 
 
-def test_the_live_view_says_at_once_what_cannot_be_used_and_says_it_once(manifest: Manifest) -> None:
+def test_the_live_view_says_at_once_what_cannot_be_used_and_says_it_once() -> None:
     console, state = Console(file=io.StringIO(), width=300, force_terminal=False), RunState()
-    view = screen.LiveView(manifest, console)
+    view = screen.LiveView(console)
     assert isinstance(console.file, io.StringIO)
     for reason in ("not JSON: \x1b[2J[red]", "too long"):
         item = protocol.Unreadable(kind="garbage", quote="", reason=reason)
@@ -133,7 +134,7 @@ def test_what_came_into_effect_is_named(command: tuple[str, str] | None, changes
         decision="d1", revision=3 if command else 9, telemetry_offset=0, result="applied", step=7, boundary="step",
         changes=changes, reason="",
     )  # fmt: skip
-    assert display.event_in_words(event, state) == text
+    assert display.event_in_words(event, situation(state)) == text
 
 
 RULING = events.Verdict(
@@ -187,10 +188,10 @@ def test_an_objective_that_is_not_measured_yet_is_shown_all_the_same() -> None:
     ]  # fmt: skip
 
 
-def test_no_time_is_left_that_nobody_knows_of(manifest: Manifest) -> None:
+def test_no_time_is_left_that_nobody_knows_of() -> None:
     state = fold([start(total_steps=30), evaluation(640, 1.0)])
     assert screen.pace(state) == ("1 steps/s", "")
-    assert "step 640, beyond the 30 planned" in rendered(screen.render(state, Ledger(), manifest))
+    assert "step 640, beyond the 30 planned" in rendered(screen.render(situation(state)))
 
 
 @pytest.mark.parametrize(("asked", "changes", "text"), [
@@ -218,7 +219,7 @@ def test_what_was_asked_for_and_is_not_in_effect_is_not_said_as_done(
         ledger.fold(event)
     if again and changes and text.startswith("in effect"):  # asked for again, it is only said where nothing is changed
         text = text.partition(";")[0]
-    said = display.event_in_words(event, state, ledger) or ""
+    said = display.event_in_words(event, situation(state, ledger=ledger)) or ""
     assert said.startswith(text)
     assert ("asked" in said) is ("asked" in text)
 

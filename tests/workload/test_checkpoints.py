@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.log.telemetry import Feed
@@ -213,7 +214,7 @@ def test_a_best_from_beyond_the_resumed_step_is_forgotten(tmp_path: Path) -> Non
 OBJECTIVES = st.lists(st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 1.0, 2.0]), min_size=1, max_size=11)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.lists(st.tuples(OBJECTIVES, st.integers(0, 14)), min_size=1, max_size=4), st.sampled_from(["min", "max"]))
 def test_the_best_is_the_same_one_for_the_script_and_for_the_supervisor(
     lives: list[tuple[list[float], int]], mode: str

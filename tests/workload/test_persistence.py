@@ -23,6 +23,7 @@ from trainmgr.managers.rules import RulesManager
 from trainmgr.readers import proof
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 from trainmgr.terminal import display, screen, tables
 from trainmgr.testing import Recorder, ScriptedManager, answer, supervise, write_child
 from trainmgr.workload.persistence import Change, Persistence, returned
@@ -77,15 +78,15 @@ def test_it_is_in_telemetry_once_and_said_once(overwritten: Any) -> None:
 
 def test_the_summary_and_the_view_do_not_list_it_as_a_change_that_holds(overwritten: Any) -> None:
     paths = overwritten[0]
-    manifest, state, ledger = history.latest(paths)
+    now = history.latest(paths)
     console = Console(file=io.StringIO(), width=160, force_terminal=False)
-    tables.print_closing(console, manifest, state, ledger)
+    tables.print_closing(console, now)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert "(overwritten: lr was 0.08145 at step 4)" in text
     assert "1 change of lr did not last" in text
-    assert "overwritten: lr was 0.08145 at step 4" in printed(screen.render(state, ledger, manifest, width=160))
-    assert '"overwritten": {\n    "lr": 1\n  }' in tables.show_json(paths, manifest, state, ledger)
+    assert "overwritten: lr was 0.08145 at step 4" in printed(screen.render(now, width=160))
+    assert '"overwritten": {\n    "lr": 1\n  }' in tables.show_json(paths, now)
 
 
 def test_the_audit_finds_it(overwritten: Any) -> None:
@@ -233,7 +234,7 @@ def test_taking_back_a_change_gives_the_schedule_its_share_back_and_not_the_numb
     ledger.origins[1] = "manager"
     for at in range(60, 120, 10):
         fold([step(at, loss=1.0), moving(at, 3.0, cosine(at), 1e-6, 0.5)], state)
-        judgment = probation.assess(state, ledger, Policy(), 0, "")
+        judgment = probation.assess(Situation(state, ledger))
         if judgment is not None:
             break
     assert isinstance(judgment, events.Reverted)

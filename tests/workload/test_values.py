@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr import workload
@@ -69,7 +70,7 @@ def folded(run: Path) -> RunState:
 def test_a_value_is_that_of_the_moment_when_it_was_reported(
     run: Path, monkeypatch: pytest.MonkeyPatch, buffer: Any
 ) -> None:
-    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    monkeypatch.setattr(Workload, "PERIOD", 1e9)
     with Workload("w", objective="loss") as w:
         for step in range(1, 6):
             buffer[...] = float(step)  # as the next replay of a graph does
@@ -94,7 +95,7 @@ class Box:
 def test_whatever_is_reported_has_the_values_of_that_moment(
     run: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]
 ) -> None:
-    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    monkeypatch.setattr(Workload, "PERIOD", 1e9)
     value = make()
     metrics, info = {"loss": value}, {"x": value, "deep": {"y": [value]}}
 
@@ -131,7 +132,7 @@ def test_whatever_is_reported_has_the_values_of_that_moment(
 
 
 def test_a_loss_with_its_graph_is_a_number_without_a_warning(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workload, "PERIOD", 1e9)
+    monkeypatch.setattr(Workload, "PERIOD", 1e9)
     weight = torch.ones(3, requires_grad=True)
     with warnings.catch_warnings(record=True) as warned, Workload("w", objective="loss") as w:
         warnings.simplefilter("always")
@@ -329,7 +330,7 @@ OPTIONS = {
 GIVEN = ["name", "objective", "mode", "counterpart", "scale", "total_steps", "seed", "metrics", "info", "resumed_step"]
 
 
-@settings(deadline=None, max_examples=400)
+@examples(400)
 @given(st.data())
 def test_what_is_declared_and_does_not_raise_is_read_by_the_other_side(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -499,7 +500,7 @@ REPORTED = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(st.lists(REPORTED, max_size=6))
 def test_whatever_is_reported_the_other_side_reads_without_a_flaw(
     tmp_path_factory: pytest.TempPathFactory, reported: list[dict[str, Any]]
@@ -513,7 +514,7 @@ def test_whatever_is_reported_the_other_side_reads_without_a_flaw(
         assert folded(run).measured == [(i + 1, i, float(i)) for i in range(len(reported))]
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.integers() | st.floats() | st.sampled_from(WHOLE + NOT_WHOLE + NO_NUMBER))
 def test_what_counts_as_whole_is_equal_to_it(value: Any) -> None:
     try:

@@ -38,11 +38,7 @@ def test_after_a_crash_it_goes_on_from_before_what_was_on_trial(tmp_path: Path) 
     wait = 'while not saved and step == 110 and not (w.directory / "control.json").exists(): time.sleep(0.001)'
     text = MINIMAL.read_text().replace(WORK, f"step == 120 and not saved and exit(1)\n        {wait}")
     script = tmp_path / "minimal.py"
-    script.write_text(
-        text.replace("import json\n", "import json\nimport trainmgr.workload\n").replace(
-            "SEED, STEPS", "trainmgr.workload.PERIOD = 0.0\nSEED, STEPS"
-        )
-    )
+    script.write_text(text.replace("SEED, STEPS", "Workload.PERIOD = 0.0\nSEED, STEPS"))
     manager = ScriptedManager([answer("adjust", {"lr": 0.5})])
     policy = Policy(process=Process(restarts=1), actions=Actions(end_on_best=False))
     paths, closing, heard = supervise(tmp_path, script, manager, policy=policy)

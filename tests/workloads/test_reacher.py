@@ -13,6 +13,7 @@ import pytest
 import reacher
 import scripts
 import torch
+from reaching.agent import LOG_STD_BOUNDS, Agent
 from reaching.evaluation import Cell, Examination, Result
 from reaching.scenes import training_scene
 from reaching.task import OBSERVATIONS
@@ -69,7 +70,7 @@ def test_generalized_advantages_by_hand() -> None:
 
 
 def test_log_probability_and_entropy_are_those_of_a_gaussian() -> None:
-    agent = reacher.Agent(orthogonal=False)
+    agent = Agent(orthogonal=False)
     with torch.no_grad():
         agent.log_std.copy_(torch.tensor([-0.3, 0.4]))
     seen = torch.randn(5, OBSERVATIONS)
@@ -83,18 +84,18 @@ def test_log_probability_and_entropy_are_those_of_a_gaussian() -> None:
 
 def test_the_two_protocols_begin_differently() -> None:
     torch.manual_seed(0)
-    agent = reacher.Agent(orthogonal=True)
+    agent = Agent(orthogonal=True)
     hidden, last = agent.actor[2].weight, agent.actor[4].weight
     torch.testing.assert_close(hidden @ hidden.T, 2 * torch.eye(128), atol=1e-4, rtol=0)
     torch.testing.assert_close(last @ last.T, 1e-4 * torch.eye(2), atol=1e-6, rtol=0)
     assert agent.log_std.tolist() == pytest.approx([-0.7, -0.7])
-    plain = reacher.Agent(orthogonal=False)
+    plain = Agent(orthogonal=False)
     assert plain.actor[2].weight.abs().max() <= 128**-0.5
     assert plain.actor[2].bias.abs().max() > 0
 
 
 def test_the_standard_deviation_is_bounded_but_not_in_the_papers_protocol() -> None:
-    for name, largest in (("standard", reacher.LOG_STD_BOUNDS[1]), ("paper", math.inf)):
+    for name, largest in (("standard", LOG_STD_BOUNDS[1]), ("paper", math.inf)):
         made = trainer("--protocol", name, "--regime", "reckless", "--actor-lr", "0.5", "--target-kl", "1e9")
         made.update(1)
         assert (made.agent.log_std.max() <= largest).all()
@@ -292,7 +293,7 @@ def test_rules_save_the_cautious_regime(tmp_path: Path) -> None:
     (left,), (done,) = records(fixed, protocol.End), records(managed, protocol.End)
     assert left.metrics["rollout_safe_success"] <= 0.2
     assert done.metrics["rollout_safe_success"] >= 0.5
-    found = [d.diagnosis for d in history.latest(managed)[2].decisions.values()]
+    found = [d.diagnosis for d in history.latest(managed).ledger.decisions.values()]
     assert "exploration-collapse" in found
     assert [str(f) for f in proof.prove(managed).findings] == []
     assert replay.rebuild(managed, RulesManager(Policy())).differences == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import subprocess
@@ -23,6 +24,15 @@ def begun(scene: Scene) -> Reaching:
     reaching = Reaching(1)
     reaching.begin(0, scene)
     return reaching
+
+
+def test_the_package_knows_none_of_the_scripts_that_train_on_it() -> None:
+    scripts = {path.stem for path in Path(task.__file__).parents[1].glob("*.py")}
+    for path in Path(task.__file__).parent.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+        assert scripts.isdisjoint(name.split(".")[0] for name in names), path
 
 
 # -- geometry --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import stories
 import story_grammar
-from hypothesis import given, settings
+from factories.profiles import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "tinystories"
@@ -297,7 +298,6 @@ def test_the_same_story_in_both_streams_goes_to_validation(monkeypatch: pytest.M
 
 
 @given(st.integers(0, 10**9))
-@settings(deadline=None)
 def test_pronouns_agree(seed: int) -> None:
     rng = random.Random(seed)
     cast = story_grammar._cast(rng, story_grammar._picker(rng))
@@ -400,7 +400,7 @@ def test_bpe_stays_in_its_vocabulary_and_decodes_to_the_text() -> None:
 
 
 @given(st.text(max_size=40))
-@settings(deadline=None, max_examples=50)
+@examples(50)
 def test_bpe_knows_every_character(text: str) -> None:
     tokenizer = stories.train_bpe(SMALL.train, 300)
     assert tokenizer.decode(tokenizer.encode(text).ids) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -246,6 +247,18 @@ def open_regular(path: Path) -> io.FileIO:
         kind = next((words for known, words in _KINDS if known(mode)), "something else")
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
     return os.fdopen(fd, "rb", buffering=0)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a living process writes to a log; None where that cannot be told (no log yet, no locks)."""
+    try:
+        with open_regular(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see each other
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def read_regular(path: Path, limit: int = 1 << 26) -> bytes:

@@ -2,7 +2,7 @@
 
 What a script, a manager, an endpoint or a file of a run says may hold anything: escape sequences, markup, formulas.
 Nothing of it reaches a terminal, a page or a table but through the function of that medium. On a terminal with colours
-that is ``screen.quoted``, which goes through ``on_terminal``.
+that is ``markup.quoted``, which goes through ``on_terminal``.
 """
 
 from __future__ import annotations

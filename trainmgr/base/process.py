@@ -7,18 +7,17 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainmgr.base.concealment import LEAST_KEY
 from trainmgr.base.errors import WorkloadError
 from trainmgr.base.files import open_regular
 from trainmgr.base.foreign import on_terminal
 from trainmgr.base.paths import (
-    API_KEY_NAME,
     AUDIT_KEY_FILE_VARIABLE,
     CHECK_VARIABLE,
     KEY_NAME_VARIABLE,
@@ -29,8 +28,6 @@ from trainmgr.base.paths import (
 )
 
 UNBUFFERED_VARIABLE = "PYTHONUNBUFFERED"
-LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
-PR_SET_DUMPABLE = 4  # of prctl(2)
 STEP = 0.05  # seconds between two looks at a process that is not our child
 TRIES = 10  # looks at a process where something that passes fails them ...
 PASSING = frozenset(  # ... too few descriptors, too little memory or space, a disk or a server that is in trouble
@@ -95,23 +92,6 @@ def clean_environment(extra: Mapping[str, str], secrets: Sequence[str] = ()) -> 
         if name not in hidden and not any(key in value for key in keys)  # the same key under another name
     }
     return {UNBUFFERED_VARIABLE: "1", **kept, **extra}
-
-
-def conceal() -> None:
-    """Where our environment holds a key, let no other process of this user look into it, nor into our memory.
-
-    Linux only. Who has CAP_SYS_PTRACE (on newer kernels CAP_SYS_ADMIN or CAP_PERFMON, too) looks all the same, and so
-    does root, mostly; nor does this change what those show that we were started by. We dump no core any more, and no
-    debugger gets in. Our files in /proc/self belong to root from then on, and we need none of them; processes that we
-    start are as open as ever.
-    """
-    own = {*SECRET_VARIABLES, os.environ.get(KEY_NAME_VARIABLE, "").strip()}
-    held = [name for name in os.environ if name in own or API_KEY_NAME.fullmatch(name)]
-    if sys.platform == "linux" and any(len(os.environ[name].strip()) >= LEAST_KEY for name in held):
-        with contextlib.suppress(ImportError, OSError, AttributeError):  # a Python or a C library without it
-            import ctypes  # only who has a key needs it
-
-            ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class Child:

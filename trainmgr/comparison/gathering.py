@@ -106,10 +106,10 @@ def gather(experiment: Experiment, outcomes: list[Outcome], before: results.Resu
 
 def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
     every = sorted(outcomes, key=lambda outcome: outcome.cell.manager != plan.reference)
-    told = next(((o.objective, o.summary.goal) for o in every if o.objective), (None, None))
+    told = next(((o.objective, o.measured.goal) for o in every if o.objective), (None, None))
     # A variant may have an objective of its own.
-    drawn = [o.summary.curve if (o.objective, o.summary.goal) == told else [] for o in outcomes]
-    curves = _even(drawn, [outcome.summary.every for outcome in outcomes])
+    drawn = [o.measured.curve if (o.objective, o.measured.goal) == told else [] for o in outcomes]
+    curves = _even(drawn, [outcome.measured.every for outcome in outcomes])
     kept = _thinned(curves)
     runs = [_row(outcome, curve, kept) for outcome, curve in zip(outcomes, curves, strict=True)]
     order = {manager: rank for rank, manager in enumerate(plan.managers)}
@@ -127,7 +127,7 @@ def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
         held_out=[],
         runs=sorted(runs, key=lambda run: order[run.manager]),
     )
-    held = {name for outcome in outcomes for name in outcome.summary.held_out} - _shown(outcomes)
+    held = {name for outcome in outcomes for name in outcome.measured.held_out} - _shown(outcomes)
     held_out = [name for name in results.metric_names(case) if "test" in name and name in held]
     return case.model_copy(update={"held_out": held_out})
 
@@ -146,12 +146,12 @@ def _policy_digest(cell: Cell) -> str:
 
 def _shown(outcomes: list[Outcome]) -> set[str]:
     """What a manager could see of the metrics that were reported at the end."""
-    closings = [(o.file.closing.metrics, o.summary.held_out) for o in outcomes if o.file and o.file.closing]
+    closings = [(o.file.closing.metrics, o.measured.held_out) for o in outcomes if o.file and o.file.closing]
     return {name for metrics, held_out in closings for name in metrics if name not in held_out}
 
 
 def _row(outcome: Outcome, curve: list[tuple[int, float]], steps: set[int]) -> results.Run:
-    closing, found = (outcome.file.closing if outcome.file else None), outcome.summary
+    closing, found = (outcome.file.closing if outcome.file else None), outcome.measured
     return results.Run(
         manager=outcome.cell.manager,
         asked=_asked(outcome.file.manifest.manager) if outcome.file else None,

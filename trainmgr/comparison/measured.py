@@ -8,28 +8,28 @@ from collections.abc import Iterable, Iterator
 
 from trainmgr.base.errors import RecordError
 from trainmgr.base.paths import RunPaths
-from trainmgr.contract.run_file import Closing, RunFile, Summary
+from trainmgr.contract.run_file import Closing, Measured, RunFile
 from trainmgr.log import history
 from trainmgr.state.ledger import Ledger
+from trainmgr.state.measured import measured
 from trainmgr.state.run_state import RunState
-from trainmgr.state.summary import summary
 
 MACHINE = ("system", "architecture", "processor", "cores", "threads")
 
 
-def read(paths: RunPaths | None, file: RunFile | None) -> Summary:
+def read(paths: RunPaths | None, file: RunFile | None) -> Measured:
     """As its supervisor wrote it down; where that did not, from the whole of its files. Empty where there is no run."""
     closing = file.closing if file else None
-    if closing is not None and closing.summary is not None:
-        return closing.summary
+    if closing is not None and closing.measured is not None:
+        return closing.measured
     state, ledger = RunState(), Ledger()
     if paths is not None:
         with contextlib.suppress(RecordError, OSError):
             _, state, ledger = history.latest(paths)
-    return summary(state, ledger)
+    return measured(state, ledger)
 
 
-def same_training(one: Summary, two: Summary) -> bool:
+def same_training(one: Measured, two: Measured) -> bool:
     """Whether two runs measured the same to the last digit, and more than one value."""
     same = (one.course, one.figures) == (two.course, two.figures)
     return same and len({value for _, value in one.curve}) > 1

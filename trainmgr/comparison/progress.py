@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +15,8 @@ from rich.text import Text
 
 from trainmgr.base.foreign import on_terminal
 from trainmgr.comparison.trials import Cell, Outcome
-from trainmgr.terminal.display import clock
+from trainmgr.terminal import consoles
+from trainmgr.terminal.words import clock
 
 
 class Bar:
@@ -88,3 +91,10 @@ class Bar:
         if not done or done >= self._missing:
             return ""
         return f", about {clock((time.monotonic() - self._begun) / done * (self._missing - done))} left"
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[Bar]:
+    """The bar of a comparison on stderr, for which no run waits."""
+    with consoles.unhindered(), Bar(consoles.narration) as bar:
+        yield bar

@@ -15,7 +15,7 @@ from trainmgr.comparison.analysis import Arm, Difference, Entry, Section, mean_o
 from trainmgr.comparison.results import Case, Results, Run
 from trainmgr.comparison.samples import Copies, named
 from trainmgr.comparison.statistics import Summary, Test
-from trainmgr.terminal.display import clock
+from trainmgr.terminal.words import clock
 
 NOTHING = "–"
 REASON = 80  # characters of why a run failed, in a table

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainmgr.base.errors import TrainmgrError, UserError
+from trainmgr.base.files import is_held
 from trainmgr.base.paths import RUN_DIR_VARIABLE, RunPaths, list_runs, stranger
 from trainmgr.base.process import end_all
 from trainmgr.base.wire import to_json
@@ -24,9 +25,9 @@ from trainmgr.comparison import measured
 from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
 from trainmgr.contract import policy, protocol
 from trainmgr.contract.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
-from trainmgr.contract.run_file import Manifest, RunFile, Summary
-from trainmgr.deciding.snapshot import SETTLED
-from trainmgr.log import audit, history
+from trainmgr.contract.run_file import Manifest, Measured, RunFile
+from trainmgr.deciding.allowed import SETTLED
+from trainmgr.log import history
 from trainmgr.log.telemetry import Item
 from trainmgr.managers import catalog
 from trainmgr.running import manifest
@@ -79,7 +80,7 @@ class Outcome:
         return closing.ended - self.file.manifest.created if self.file and closing else 0.0
 
     @cached_property
-    def summary(self) -> Summary:
+    def measured(self) -> Measured:
         """What it measured and took."""
         return measured.read(self.paths, self.file)
 
@@ -230,7 +231,7 @@ def find(todo: list[Cell], runs_dir: Path) -> tuple[dict[Key, Outcome], list[Run
         if key not in wanted:
             continue
         if file.closing is None:
-            if paths.id[len("YYYYMMDD-HHMMSS-") : -len("-0000")] in names and audit.is_held(paths.audit) is False:
+            if paths.id[len("YYYYMMDD-HHMMSS-") : -len("-0000")] in names and is_held(paths.audit) is False:
                 orphans.append(paths)
         elif file.closing.status in GOOD and not file.closing.exit_code:
             done[key] = Outcome(wanted[key], paths, file, reused=True)
@@ -323,7 +324,7 @@ def _look_for(metrics: Collection[str], outcomes: list[Outcome], watcher: Watche
 
 
 def _compare_seeds(one: Outcome, two: Outcome, watcher: Watcher) -> None:
-    if measured.same_training(one.summary, two.summary):
+    if measured.same_training(one.measured, two.measured):
         watcher.note(
             f"{one.cell.words} and seed {two.cell.seed} gave the same figures to the last digit: the script does not "
             "use TRAINMGR_SEED, or nothing in it is random; take the seed from trainmgr.workload.default_seed()"
@@ -343,7 +344,7 @@ class _Share(display.Lines):
         self._cell = cell
         self._watcher = watcher
 
-    def event(self, event: Any, state: RunState, ledger: Any) -> None:
+    def event(self, event: Any, now: Any) -> None:
         pass
 
     def record(self, record: Item, state: RunState) -> None:

@@ -219,8 +219,6 @@ class ActionSpace:
     def __init__(self, parameters: list[Parameter], commands: list[str]) -> None:
         self.parameters = {parameter.name: parameter for parameter in parameters}
         self.commands = tuple(commands)
-        self.narrowed: dict[tuple[tuple[str, float], ...], tuple[object, ActionSpace]] = {}
-        """By trust: the policy that narrowed it last, and what is left."""
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -373,15 +373,6 @@ class Policy(Section):
 
         Raises PolicyError when it speaks of a parameter that the workload does not have, or leaves an empty range.
         """
-        key = tuple(trust.items())
-        policy, found = space.narrowed.get(key, (None, space))
-        if policy is self:
-            return found
-        found = self._narrowed(space, trust)
-        space.narrowed[key] = (self, found)
-        return found
-
-    def _narrowed(self, space: ActionSpace, trust: Mapping[str, float]) -> ActionSpace:
         unknown = sorted(set(self.parameters) - set(space.parameters))
         if unknown:
             raise PolicyError(

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import operator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from trainmgr.base.wire import Number, Wire
 from trainmgr.contract.policy import Policy, known
 from trainmgr.contract.protocol import Mode
+from trainmgr.contract.summary import Status, known_status
 
 RunMode = Literal["auto", "shadow", "approve"]
-Status = Literal["completed", "stopped", "interrupted", "failed", "killed", "hung", "unknown"]
-
-
-def _status(value: object) -> object:
-    """Versions that let scripts name their own end have other texts in their logs."""
-    return "unknown" if isinstance(value, str) and value not in get_args(Status) else value
 
 
 class Git(Wire):
@@ -63,7 +58,7 @@ def _absent(value: object) -> bool:
     return value is None
 
 
-class Summary(Wire):
+class Measured(Wire):
     """What runs are compared by, in bounded size: nobody has to read a run again for it."""
 
     goal: Mode | None
@@ -93,7 +88,7 @@ class Closing(Wire):
 
     ended: float
     """Seconds since 1970."""
-    status: Annotated[Status, BeforeValidator(_status)]
+    status: Annotated[Status, BeforeValidator(known_status)]
     """Read as unknown: any other text."""
     exit_code: int
     """The child's; 128 + n for signal n."""
@@ -121,7 +116,7 @@ class Closing(Wire):
     """Whether the manager had lost so much that nothing of it was applied any more."""
     challenges: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """How often the recipe of the start was put on trial against the manager's."""
-    summary: Annotated[Summary | None, Field(exclude_if=_absent)] = None
+    measured: Annotated[Measured | None, Field(exclude_if=_absent)] = None
     """Null where telemetry was not whole any more, and of versions that did not record it."""
 
 

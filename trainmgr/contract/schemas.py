@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, TypeAdapter
 
 from trainmgr.base.errors import UserError
+from trainmgr.base.wire import explained
 from trainmgr.contract import events, policy, proposal, protocol
 from trainmgr.contract.run_file import RunFile
 
@@ -29,6 +30,7 @@ TITLES = {
     "policy": "A policy file (TOML)",
 }
 
+_HERE = f"{__name__.rpartition('.')[0].replace('.', '__')}__"  # in the names of two types of the same name
 _HEAD = {"v": 1, "t": 1782000000.25}
 _COMMAND = {"id": "d7", "name": "rollback", "to": "best"}
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
@@ -89,7 +91,8 @@ def documents() -> dict[str, str]:
     result: dict[str, str] = {}
     for name, adapter in ADAPTERS.items():
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": TITLES[name]}
-        result[f"{name}.json"] = json.dumps({**adapter.json_schema(), **schema}, indent=2) + "\n"
+        text = json.dumps({**adapter.json_schema(), **schema}, indent=2)
+        result[f"{name}.json"] = text.replace(_HERE, "trainmgr__") + "\n"  # where our modules stand is no part of it
         if name in EXAMPLES:
             lines = [json.dumps(example) for example in EXAMPLES[name]]
             result[f"{name}.example.jsonl"] = "\n".join(lines) + "\n"
@@ -115,9 +118,9 @@ def policy_file() -> str:
 
 
 def _document_keys(section: type[BaseModel]) -> list[str]:
-    lines = []
+    lines, explanations = [], explained(section)
     for key, field in section.model_fields.items():
-        text = " ".join((field.description or "").split())
+        text = " ".join(explanations.get(key, "").split())
         value = field.default
         if value is None or field.is_required():
             lines.append(f"# {key} =  # {text}")

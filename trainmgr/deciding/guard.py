@@ -15,15 +15,11 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from trainmgr.base.wire import Value, quoted, short
-from trainmgr.contract.action_space import ActionSpace
 from trainmgr.contract.events import Check
-from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Proposal
 from trainmgr.contract.protocol import Command, explain
-from trainmgr.deciding import snapshot
-from trainmgr.state import signals
-from trainmgr.state.ledger import Ledger
-from trainmgr.state.run_state import RunState
+from trainmgr.deciding import allowed
+from trainmgr.state.situation import Situation
 
 Result = Literal["accepted", "clipped", "rejected"]
 
@@ -66,17 +62,8 @@ def read(raw: Any) -> tuple[Proposal | None, str | None]:
         return None, explain(error, Proposal)
 
 
-def judge(
-    raw: Any,
-    state: RunState,
-    ledger: Ledger,
-    policy: Policy,
-    *,
-    decision: str,
-    based_on_step: int,
-    age_seconds: float,
-) -> Judgment:
-    """Check an answer against the state of this moment, which may be later than the snapshot it rests on.
+def judge(raw: Any, now: Situation, *, decision: str, based_on_step: int, age_seconds: float) -> Judgment:
+    """Check an answer against the situation of this moment, which may be later than the snapshot it rests on.
 
     ``raw`` is whatever the manager gave: JSON values. The judgment of a "keep" is accepted with nothing to apply.
     """
@@ -86,24 +73,25 @@ def judge(
         return judgment
     judgment.proposal = proposal
     judgment.note("shape", _shape(proposal))
-    judgment.note("fresh", _stale(state, ledger, policy, based_on_step, age_seconds))
-    actions, unavailable = snapshot.available(state, ledger, policy)
+    judgment.note("fresh", _stale(now, based_on_step, age_seconds))
+    actions, unavailable = allowed.actions(now)
+    saved = now.state.lineage.best is not None
     if proposal.action not in actions:
         judgment.note("available", f"{proposal.action}: {unavailable.get(proposal.action, 'not available now')}")
-    elif proposal.action == "stop" and proposal.to == "best" and state.lineage.best is None:
+    elif proposal.action == "stop" and proposal.to == "best" and not saved:
         judgment.note("available", "stop to best: there is no best checkpoint yet")
     else:
         judgment.note("available", None)
     if proposal.action == "keep":
         return judgment
-    judgment.note("running", "the workload has ended" if state.end else None)
-    _changes(judgment, proposal, state, ledger, policy)
-    judgment.note("joint", _joint(judgment.changes, state, policy))
-    judgment.note("lead", _lead(state, policy, based_on_step))
+    judgment.note("running", "the workload has ended" if now.state.end else None)
+    _changes(judgment, proposal, now)
+    judgment.note("joint", _joint(judgment.changes, now))
+    judgment.note("lead", _lead(now, based_on_step))
     if proposal.action == "rollback":
         judgment.command = Command(id=decision, name="rollback", to=proposal.to or "best")
     elif proposal.action == "stop":
-        best = "best" if ledger.ends_on_best and state.lineage.best is not None else None
+        best = "best" if now.ledger.ends_on_best and saved else None
         judgment.command = Command(id=decision, name="stop", to=proposal.to or best)
     return judgment
 
@@ -114,20 +102,19 @@ def _shape(proposal: Proposal) -> str | None:
         return "adjust without changes"
     if proposal.action in ("keep", "stop") and proposal.changes:
         return f"{proposal.action} with changes"
-    allowed: tuple[str | None, ...] = (None,)
+    targets: tuple[str | None, ...] = (None,)
     if proposal.action == "rollback":
-        allowed = (None, "best", "initial")
+        targets = (None, "best", "initial")
     elif proposal.action == "stop":
-        allowed = (None, "best")
-    if proposal.to not in allowed:
-        return f"{proposal.action} to {quoted(proposal.to)}; allowed: {', '.join(str(a or 'nothing') for a in allowed)}"
+        targets = (None, "best")
+    if proposal.to not in targets:
+        return f"{proposal.action} to {quoted(proposal.to)}; allowed: {', '.join(str(a or 'nothing') for a in targets)}"
     return None
 
 
-def _stale(
-    state: RunState, ledger: Ledger, policy: Policy, based_on_step: int, age_seconds: float
-) -> str | None:  # fmt: skip
-    if ledger.overtaken:
+def _stale(now: Situation, based_on_step: int, age_seconds: float) -> str | None:
+    state, policy = now.state, now.policy
+    if now.ledger.overtaken:
         return "probation has changed the recipe since the snapshot, or the run is being ended"
     age, limit = state.step - based_on_step, policy.max_age(state.total_steps)
     if age < 0:
@@ -139,27 +126,27 @@ def _stale(
     return None
 
 
-def _lead(state: RunState, policy: Policy, based_on_step: int) -> str | None:
-    due = policy.due(based_on_step)
-    if due is not None and state.step > due:
-        return f"it was to apply at step {due}, and the workload is at step {state.step}"
+def _lead(now: Situation, based_on_step: int) -> str | None:
+    due = now.policy.due(based_on_step)
+    if due is not None and now.state.step > due:
+        return f"it was to apply at step {due}, and the workload is at step {now.state.step}"
     return None
 
 
-def _changes(judgment: Judgment, proposal: Proposal, state: RunState, ledger: Ledger, policy: Policy) -> None:
+def _changes(judgment: Judgment, proposal: Proposal, now: Situation) -> None:
     """The checks of each changed parameter; what passes all of them is what may be applied."""
-    space = policy.narrow(state.space, ledger.trust) if state.start else ActionSpace([], [])
+    clip = now.policy.limits.clip
     unknown, bounds, far, rest = [], [], [], []
     changes: dict[str, Value] = {}
     for name, wanted in proposal.changes.items():
-        parameter = space.parameters.get(name)
+        parameter = now.space.parameters.get(name)
         if parameter is None:
-            frozen = name in state.space.parameters
+            frozen = name in now.declared.parameters
             unknown.append(f"{short(name, 60)}: {'frozen by the policy' if frozen else 'no such parameter'}")
             continue
         value: Value = float(wanted) if parameter.type == "float" and type(wanted) is int else wanted
         number = type(value) is (int if parameter.type == "int" else float) and math.isfinite(value)
-        if policy.limits.clip and number and parameter.type in ("int", "float"):
+        if clip and number and parameter.type in ("int", "float"):
             moved = parameter.clip(float(value), parameter.value)
             judgment.clipped |= moved != value
             value = moved
@@ -172,7 +159,7 @@ def _changes(judgment: Judgment, proposal: Proposal, state: RunState, ledger: Le
         objection = parameter.too_far(value, parameter.value)
         if objection:
             far.append(objection)
-        if snapshot.resting(state, ledger, policy, parameter):
+        if allowed.resting(now, name):
             rest.append(f"{name} rests: its last change is still being measured")
         changes[name] = value
     judgment.changes = changes
@@ -184,12 +171,11 @@ def _changes(judgment: Judgment, proposal: Proposal, state: RunState, ledger: Le
     judgment.note("no-op", "every value is in effect already" if nothing else None)
 
 
-def _joint(changes: dict[str, Value], state: RunState, policy: Policy) -> str | None:
-    if not policy.joint.no_raise_when_diverging or not signals.measure(state).diverging:
-        return None
+def _joint(changes: dict[str, Value], now: Situation) -> str | None:
     for name, value in changes.items():
-        parameter = state.space.parameters[name]
-        now = parameter.value
-        if snapshot.is_rate(parameter) and not isinstance(value, str) and not isinstance(now, str) and value > now:
-            return f"{name} may not rise from {now:g} to {value:g} while the objective diverges"
+        parameter = now.declared.parameters[name]
+        before = parameter.value
+        rises = not isinstance(value, str) and not isinstance(before, str) and value > before
+        if rises and allowed.held(now, parameter):
+            return f"{name} may not rise from {before:g} to {value:g} while the objective diverges"
     return None

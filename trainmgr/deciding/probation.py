@@ -19,11 +19,11 @@ from typing import Literal
 
 from trainmgr.base.wire import Value
 from trainmgr.contract import events, forecast
-from trainmgr.contract.policy import Policy
 from trainmgr.contract.protocol import Command
-from trainmgr.state.ledger import Ledger, Trial, multiplied
+from trainmgr.state.ledger import Trial, multiplied
 from trainmgr.state.lineage import Saved
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
 Why = Literal["harm", "no proof", "crash"]
 ROUNDING = 1e-9  # of the scale
@@ -40,42 +40,40 @@ def expect(state: RunState) -> forecast.Forecast:
     return forecast.predict(values, evals=state.evals, mode=goal.mode, best=best, scale=goal.scale)
 
 
-def assess(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str) -> events.Judgment | None:
-    """What follows from the last evaluation, as the event to put on record; to be asked again until it is None.
-
-    ``offset`` and ``sha256`` say how much telemetry was read.
-    """
+def assess(now: Situation) -> events.Judgment | None:
+    """What follows from the last evaluation, as the event to put on record; to be asked again until it is None."""
+    state, ledger = now.state, now.ledger
     if ledger.started is None or ledger.ending or ledger.due or not state.evaluations:
         return None
     if ledger.carrying is not None and not isinstance(ledger.carrying, events.Challenged):
         return None
-    manifest, left = ledger.started.manifest, state.steps_left
+    manifest, left = now.manifest, state.steps_left
     over = state.end is not None or state.stopped_at is not None or (left is not None and left <= 0)
     if over or state.start is None or manifest.replay_of is not None:
         return None
     if ledger.trials:
         oldest = ledger.trials[0]
-        if harmed(state, oldest, policy):
-            return _reverted(state, ledger, policy, offset, sha256, harm=True)
-        if _measured(state, oldest) >= policy.probation.window_evals:
+        if harmed(now, oldest):
+            return _reverted(now, harm=True)
+        if _measured(state, oldest) >= now.policy.probation.window_evals:
             if oldest.challenge:
                 if oldest.forecast.level is None or not math.isfinite(state.measured[-1][2]):  # nothing can be compared
-                    return _reverted(state, ledger, policy, offset, sha256, harm=True)
-                return _kept(state, ledger, policy, offset, sha256, state.step)
-            if (through := proven(state, oldest, policy)) is not None:
-                return _kept(state, ledger, policy, offset, sha256, through)
-            if not _promising(state, ledger, policy):
-                return _reverted(state, ledger, policy, offset, sha256, harm=False)
-    elif manifest.mode != "shadow" and (values := _challenger(state, ledger, policy)):
-        return _challenged(state, ledger, policy, offset, sha256, values)
+                    return _reverted(now, harm=True)
+                return _kept(now, state.step)
+            if (through := proven(now, oldest)) is not None:
+                return _kept(now, through)
+            if not _promising(now):
+                return _reverted(now, harm=False)
+    elif manifest.mode != "shadow" and (values := _challenger(now)):
+        return _challenged(now, values)
     if ledger.ends_on_best and manifest.mode != "shadow":
-        return _ending(state, ledger, offset, sha256)
+        return _ending(now)
     return None
 
 
-def harmed(state: RunState, trial: Trial, policy: Policy) -> bool:
+def harmed(now: Situation, trial: Trial) -> bool:
     """Whether the objective is worse than was forecast before the change, by what the policy calls harm."""
-    watch, found = policy.probation, excesses(state, trial)
+    watch, found = now.policy.probation, excesses(now.state, trial)
     margin = trial.forecast.margin(watch.tolerance, watch.noise_factor)
     if not found or math.isinf(found[-1]) or margin <= 0:
         return bool(found) and math.isinf(found[-1])
@@ -102,7 +100,7 @@ def _measured(state: RunState, trial: Trial) -> int:
     return sum(number > trial.forecast.evals and step >= trial.step for number, step, _ in state.measured)
 
 
-def proven(state: RunState, trial: Trial, policy: Policy) -> int | None:
+def proven(now: Situation, trial: Trial) -> int | None:
     """The step until which changes have proven themselves; None where nothing has.
 
     A new best proves the recipe that it was measured with, where learning goes on at no less than SLOWEST of the speed
@@ -110,7 +108,8 @@ def proven(state: RunState, trial: Trial, policy: Policy) -> int | None:
     proves nothing: a run that goes through bad values on its way to good ones is helped least by what keeps it where it
     is.
     """
-    before, (_, step, value) = trial.forecast, state.measured[-1]
+    state, before = now.state, trial.forecast
+    _, step, value = state.measured[-1]
     if not math.isfinite(value):
         return None
     if before.best is None:  # any number is better than none
@@ -119,7 +118,7 @@ def proven(state: RunState, trial: Trial, policy: Policy) -> int | None:
         assert state.best is not None
         return state.best[0]
     scale = (state.start.objective.scale if state.start else None) or abs(before.best)
-    near = max(policy.probation.tolerance * scale, _chance(trial))
+    near = max(now.policy.probation.tolerance * scale, _chance(trial))
     better = before.level is None or _beats(state, trial)
     return step if better and state.worse(value) - state.worse(before.best) <= near else None
 
@@ -154,27 +153,28 @@ def _chance(trial: Trial) -> float:
     return max(trial.forecast.noise or 0.0, ROUNDING * trial.forecast.scale)
 
 
-def _promising(state: RunState, ledger: Ledger, policy: Policy) -> bool:
+def _promising(now: Situation) -> bool:
     """Whether an unproven trial may go on: better than forecast, and no longer than the loss budget would bear."""
-    oldest, watch = ledger.trials[0], policy.probation
+    state, ledger, watch = now.state, now.ledger, now.policy.probation
+    oldest = ledger.trials[0]
     if not _beats(state, oldest):
         return False
     if state.total_steps is None:
         return _measured(state, oldest) < 2 * watch.window_evals
-    spent = ledger.lost + ledger.idle + _lost(state, ledger, None)
+    spent = ledger.lost + ledger.idle + _lost(now, None)
     return spent <= watch.loss_budget * state.total_steps
 
 
-def _way_back(state: RunState, ledger: Ledger, policy: Policy, *, harm: bool) -> Saved | None:
+def _way_back(now: Situation, *, harm: bool) -> Saved | None:
     """The checkpoint to go back to: of before the oldest change on trial, or of a real best since; else of the best.
 
     Without harm, too: an optimizer remembers the gradients that it saw for longer than a trial lasts, and where nothing
     got better nothing is lost. None where there is no way, or without harm no way but a long one.
     """
-    assert state.start is not None
-    if not policy.actions.rollback or "rollback" not in state.start.commands:
+    state = now.state
+    if not now.policy.actions.rollback or "rollback" not in now.declared.commands:
         return None
-    kept, best, oldest = state.lineage.trial, state.lineage.best, ledger.trials[0]
+    kept, best, oldest = state.lineage.trial, state.lineage.best, now.ledger.trials[0]
     sane = oldest.forecast.level is not None
     if sane and kept is not None and kept.step >= oldest.step:  # not of an earlier trial
         return best if best is not None and best.step > kept.step and _gained(state, oldest) else kept
@@ -182,38 +182,32 @@ def _way_back(state: RunState, ledger: Ledger, policy: Policy, *, harm: bool) ->
     return best if harm or further or not sane else None
 
 
-def _lost(state: RunState, ledger: Ledger, back: Saved | None) -> int:
+def _lost(now: Situation, back: Saved | None) -> int:
     """Steps of training that are lost if the weights go back there, or if they stay and what came of it is no good."""
-    since = state.step - ledger.trials[0].step
+    state, trials = now.state, now.ledger.trials
+    since = state.step - trials[0].step
     if back is not None:
         since = state.lineage.trained(state.step) - back.trained
-    since += sum(trial.undone for trial in ledger.trials)
+    since += sum(trial.undone for trial in trials)
     return max(1, since)
 
 
-def crashed(state: RunState, ledger: Ledger, offset: int, sha256: str) -> events.Reverted | None:
+def crashed(now: Situation) -> events.Reverted | None:
     """What is on trial when a workload crashed and is started again: it goes back, since it may have been the cause."""
-    if ledger.started is None or not ledger.trials or state.start is None:
+    if now.ledger.started is None or not now.ledger.trials or now.state.start is None:
         return None
-    policy = ledger.started.manifest.policy
-    return _taken_back(state, ledger, policy, offset, sha256, why="crash", back=None, idle=False)
+    return _taken_back(now, why="crash", back=None, idle=False)
 
 
-def _reverted(
-    state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str, *, harm: bool
-) -> events.Reverted:
-    back = _way_back(state, ledger, policy, harm=harm)
-    idle = not harm and not any(trial.rollback for trial in ledger.trials)
-    why: Why = "harm" if harm else "no proof"
-    return _taken_back(state, ledger, policy, offset, sha256, why=why, back=back, idle=idle)
+def _reverted(now: Situation, *, harm: bool) -> events.Reverted:
+    idle = not harm and not any(trial.rollback for trial in now.ledger.trials)
+    return _taken_back(now, why="harm" if harm else "no proof", back=_way_back(now, harm=harm), idle=idle)
 
 
-def _taken_back(
-    state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str, *, why: Why, back: Saved | None,
-    idle: bool,
-) -> events.Reverted:  # fmt: skip
-    watch, oldest = policy.probation, ledger.trials[0]
-    steps, total = 0 if oldest.challenge else _lost(state, ledger, back), state.total_steps
+def _taken_back(now: Situation, *, why: Why, back: Saved | None, idle: bool) -> events.Reverted:
+    state, ledger, watch = now.state, now.ledger, now.policy.probation
+    oldest = ledger.trials[0]
+    steps, total = 0 if oldest.challenge else _lost(now, back), state.total_steps
     lost, vain = (0, steps) if idle else (steps, 0)
     lost_in_all, vain_in_all = ledger.lost + lost, ledger.idle + vain
     if total is None:
@@ -229,8 +223,8 @@ def _taken_back(
     return events.Reverted(
         why=why,
         decision=name,
-        telemetry_offset=offset,
-        telemetry_sha256=sha256,
+        telemetry_offset=now.mark.offset,
+        telemetry_sha256=now.mark.sha256,
         decisions=[decision for trial in ledger.trials for decision in trial.decisions][-32:],
         revisions=[revision for trial in ledger.trials for revision in trial.revisions][-32:],
         since=oldest.step,
@@ -238,7 +232,7 @@ def _taken_back(
         forecast=oldest.forecast.at(state.evals - oldest.forecast.evals),
         tolerance=oldest.forecast.margin(watch.tolerance, watch.noise_factor),
         measured=math.nan if measured is None else measured,
-        parameters=_restored(state, ledger, start=demoted and watch.fallback == "start"),
+        parameters=_restored(now, start=demoted and watch.fallback == "start"),
         command=_rollback(state, name, back),
         trust={name: max(watch.least_trust, ledger.trust.get(name, 1.0) * watch.shrink) for name in tried},
         lost=lost,
@@ -256,21 +250,21 @@ def _rollback(state: RunState, name: str, back: Saved | None) -> Command | None:
     return Command(id=name, name="rollback", to="best" if back == state.lineage.best else back.path)
 
 
-def _restored(state: RunState, ledger: Ledger, *, start: bool) -> dict[str, Value]:
+def _restored(now: Situation, *, start: bool) -> dict[str, Value]:
     """The values from before the oldest change on trial: of the last recipe that had proven itself; or of the start.
 
     A change that is on its way may take effect before it is superseded: what it would move is named too.
     """
-    assert state.start is not None
-    space, values, moved = state.space.parameters, dict[str, Value](), dict[str, Value]()
+    state, ledger, space = now.state, now.ledger, now.declared.parameters
+    values, moved = dict[str, Value](), dict[str, Value]()
     shares: dict[str, float] = {}
     for trial in reversed(ledger.trials):
         values.update(trial.before)
         shares = multiplied(trial.shares, shares)
     for name in shares.keys() & state.moving.keys() & space.keys():  # the script has moved it on since
-        now, parameter = state.recipe[name], space[name]
-        if isinstance(now, float) and parameter.low is not None and parameter.high is not None:
-            values[name] = min(max(now * shares[name], float(parameter.low)), float(parameter.high))
+        value, parameter = state.recipe[name], space[name]
+        if isinstance(value, float) and parameter.low is not None and parameter.high is not None:
+            values[name] = min(max(value * shares[name], float(parameter.low)), float(parameter.high))
     if start:
         values.update({name: state.begun[name] for name in space if not space[name].scheduled})
         values.update({name: moving.value for name, moving in state.moving.items() if name in ledger.in_force})
@@ -286,11 +280,11 @@ def _restored(state: RunState, ledger: Ledger, *, start: bool) -> dict[str, Valu
     }
 
 
-def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str, through: int) -> events.Kept:
+def _kept(now: Situation, through: int) -> events.Kept:
     """What was in effect at the step ``through`` stays."""
+    state, ledger, watch = now.state, now.ledger, now.policy.probation
     good, oldest = [trial for trial in ledger.trials if trial.step < through] or ledger.trials[:1], ledger.trials[0]
     names = [name for trial in good for name in (*trial.before, *([ROLLBACK] if trial.rollback else []))]
-    watch = policy.probation
     if oldest.challenge and not _beats(state, oldest):
         trust = {}
     elif oldest.challenge:
@@ -303,8 +297,8 @@ def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: 
         decisions=[decision for trial in good for decision in trial.decisions][-32:],
         revisions=[revision for trial in good for revision in trial.revisions][-32:],
         trials=len(good),
-        telemetry_offset=offset,
-        telemetry_sha256=sha256,
+        telemetry_offset=now.mark.offset,
+        telemetry_sha256=now.mark.sha256,
         step=state.evaluations[-1].step,
         forecast=oldest.forecast.at(state.evals - oldest.forecast.evals),
         measured=state.latest,
@@ -313,12 +307,12 @@ def _kept(state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: 
     )
 
 
-def _challenger(state: RunState, ledger: Ledger, policy: Policy) -> dict[str, Value]:
+def _challenger(now: Situation) -> dict[str, Value]:
     """The values of the start that are to be put on trial now; empty where it is not time, or they are in force."""
-    watch, space = policy.probation, state.space.parameters
+    state, ledger, watch = now.state, now.ledger, now.policy.probation
     if not watch.challenge_evals or not ledger.on_probation or ledger.outstanding is not None or state.best is None:
         return {}
-    if not _can_go_back(state, policy) or "divergence" in ledger.alarms or not math.isfinite(state.measured[-1][2]):
+    if not _can_go_back(now) or "divergence" in ledger.alarms or not math.isfinite(state.measured[-1][2]):
         return {}
     changes = [at for at in (*state.changed_at.values(), state.rollback_at) if at is not None]
     if state.evals - max(changes, default=state.evals) < watch.patience:  # what was taken back must be seen to be back
@@ -328,6 +322,7 @@ def _challenger(state: RunState, ledger: Ledger, policy: Policy) -> dict[str, Va
         return {}
     if state.evals_left is not None and state.evals_left < watch.window_evals + 1:
         return {}
+    space = now.declared.parameters
     return {
         name: state.begun[name]
         for name in ledger.in_force
@@ -338,21 +333,20 @@ def _challenger(state: RunState, ledger: Ledger, policy: Policy) -> dict[str, Va
     }
 
 
-def _can_go_back(state: RunState, policy: Policy) -> bool:
+def _can_go_back(now: Situation) -> bool:
     """Whether the weights from before a challenge can be kept, and had back: nobody asked for it."""
-    offered = set(state.start.commands) if state.start else set()
-    return policy.actions.rollback and policy.probation.checkpoint and {"checkpoint", "rollback"} <= offered
+    wanted = now.policy.actions.rollback and now.policy.probation.checkpoint
+    return wanted and {"checkpoint", "rollback"} <= {*now.declared.commands}
 
 
-def _challenged(
-    state: RunState, ledger: Ledger, policy: Policy, offset: int, sha256: str, values: dict[str, Value]
-) -> events.Challenged:  # fmt: skip
+def _challenged(now: Situation, values: dict[str, Value]) -> events.Challenged:
+    state = now.state
     assert state.best is not None
-    age = policy.max_age(state.total_steps)
+    age = now.policy.max_age(state.total_steps)
     return events.Challenged(
-        decision=f"probation{ledger.revision + 1}",
-        telemetry_offset=offset,
-        telemetry_sha256=sha256,
+        decision=f"probation{now.ledger.revision + 1}",
+        telemetry_offset=now.mark.offset,
+        telemetry_sha256=now.mark.sha256,
         step=state.evaluations[-1].step,
         measured=state.latest,
         best=state.best[1],
@@ -363,19 +357,19 @@ def _challenged(
     )
 
 
-def _ending(state: RunState, ledger: Ledger, offset: int, sha256: str) -> events.Ending | None:
+def _ending(now: Situation) -> events.Ending | None:
     """The last evaluation before the end is worse than the best, and the workload can end on that."""
-    assert state.start is not None
-    if "stop" not in state.start.commands or state.lineage.best is None or state.best is None:
+    state = now.state
+    if "stop" not in now.declared.commands or state.lineage.best is None or state.best is None:
         return None
     value = state.latest
     if not state.nearly_over or value is None or state.worse(value) <= state.worse(state.best[1]):
         return None
-    name = f"probation{ledger.revision + 1}"
+    name = f"probation{now.ledger.revision + 1}"
     return events.Ending(
         decision=name,
-        telemetry_offset=offset,
-        telemetry_sha256=sha256,
+        telemetry_offset=now.mark.offset,
+        telemetry_sha256=now.mark.sha256,
         step=state.evaluations[-1].step,
         measured=value,
         best=state.best[1],

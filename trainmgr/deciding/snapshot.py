@@ -15,21 +15,19 @@ from pydantic import Field
 
 from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
-from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Action, Diagnosis, Expectation
+from trainmgr.deciding import allowed
 from trainmgr.state.evaluations import thinned
-from trainmgr.state.ledger import REFUSED, Ledger
+from trainmgr.state.ledger import REFUSED
 from trainmgr.state.run_state import RunState
-from trainmgr.state.signals import DIGITS, Signals, measure, rounded
+from trainmgr.state.signals import DIGITS, Signals, rounded
+from trainmgr.state.situation import Situation
 
 ROWS = 24  # evaluations shown
 COLUMNS = 24
 PAST = 6  # interventions shown
 NAME = 48  # characters of a name or a short text
 TEXT = 200  # characters of a log line or a reason
-NOT_OFFERED = "the workload offers none"  # why a command may not be given
-SETTLED = 5  # evaluations without a best or a change after which a stop is offered, where the policy does not say
-TINY = 1e-9  # 0.94 - 0.84 is a little less than 0.1
 
 
 def _missing(value: object) -> bool:
@@ -77,6 +75,17 @@ class RecipeRow(Wire):
     """What the script's schedule brings it to by the end of the run if nothing more is changed."""
     overwritten: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """How many changes of it the script itself overwrote: another one will hardly last."""
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The smallest and the largest value that the next change may set, of a number: whole ones of an int, and the
+        first above the second where there is none. ``off`` may be reached besides."""
+        assert self.low is not None
+        assert self.high is not None
+        assert self.reach_low is not None
+        assert self.reach_high is not None
+        low, high = float(max(self.low, self.reach_low)), float(min(self.high, self.reach_high))
+        return (math.ceil(low), math.floor(high)) if self.type == "int" else (low, high)
 
 
 class Past(Wire):
@@ -148,12 +157,13 @@ class Snapshot(Wire):
         return any(reason.startswith(REFUSED) for reason in self.rejections)
 
 
-def take(state: RunState, ledger: Ledger, policy: Policy, trigger: str) -> Snapshot:
-    """The snapshot of this moment; ``state.start`` must be there."""
+def take(now: Situation, trigger: str) -> Snapshot:
+    """The snapshot of this moment; ``now.state.start`` must be there."""
+    state, ledger = now.state, now.ledger
     assert state.start is not None
     objective = state.start.objective
-    actions, unavailable = available(state, ledger, policy)
-    left = policy.limits.max_interventions
+    actions, unavailable = allowed.actions(now)
+    left = now.policy.limits.max_interventions
     return Snapshot(
         workload=_short(state.start.workload),
         objective=_short(objective.metric),
@@ -167,13 +177,13 @@ def take(state: RunState, ledger: Ledger, policy: Policy, trigger: str) -> Snaps
             steps_per_second=_speed(state),
             overrun=state.overrun,
         ),
-        recipe=_recipe(state, ledger, policy),
+        recipe=[_row(now, parameter) for parameter in now.space.parameters.values()],
         evaluations=_table(state),
         meanings=_meanings(state),
         split={_short(k): {_short(n): rounded(v) for n, v in list(row.items())[:8]} for k, row in state.split.items()},
-        signals=measure(state),
+        signals=now.signals,
         best_checkpoint=state.lineage.best.step if state.lineage.best else None,
-        interventions=_past(state, ledger),
+        interventions=_past(now),
         rejections=[_short(reason, TEXT) for reason in ledger.rejections],
         actions=actions,
         unavailable=unavailable,
@@ -182,161 +192,32 @@ def take(state: RunState, ledger: Ledger, policy: Policy, trigger: str) -> Snaps
     )
 
 
-def available(state: RunState, ledger: Ledger, policy: Policy) -> tuple[list[Action], dict[str, str]]:
-    """The actions that are allowed at this moment, and why the others are not."""
-    actions: list[Action] = ["keep"]
-    no: dict[str, str] = {}
-    commands = state.start.commands if state.start else []
-    left = policy.limits.max_interventions
-    if left is not None and ledger.accepted >= left:
-        spent = f"all {left} interventions of this run are spent"
-        return actions, {"adjust": spent, "rollback": spent, "stop": spent}
-    late = _too_late(state, ledger, policy)
-    if late:
-        no["adjust"] = late
-    elif state.start and policy.narrow(state.space).parameters:
-        actions.append("adjust")
-    else:
-        no["adjust"] = "there is no parameter that may be changed"
-    reason = late or _no_rollback(state, ledger, policy, "rollback" in commands)
-    if reason:
-        no["rollback"] = reason
-    else:
-        actions.append("rollback")
-    after = policy.actions.stop_after * (state.total_steps or 0)
-    if not policy.actions.stop:
-        no["stop"] = "the policy forbids it"
-    elif "stop" not in commands:
-        no["stop"] = NOT_OFFERED
-    elif state.step < after:
-        no["stop"] = f"the policy allows it from step {math.ceil(after)} on"
-    elif reason := _no_stop(state, ledger, policy):
-        no["stop"] = reason
-    else:
-        actions.append("stop")
-    return actions, no
-
-
-def _no_stop(state: RunState, ledger: Ledger, policy: Policy) -> str:
-    name, least, evals = policy.actions.stop_metric, policy.actions.stop_least, policy.actions.stop_evals
-    if name is None:
-        return _unsettled(state, policy) or _too_early(state, ledger, policy)
-    found = [e.metrics.get(name, math.nan) for e in state.evaluations[-evals:]]
-    if len(found) == evals and all(value >= least for value in found):
-        return ""
-    return f"{_short(name)} must be at least {least:g} for {_times(evals)}; it was {_listed(found)}"
-
-
-def _unsettled(state: RunState, policy: Policy) -> str:
-    least, changed = policy.actions.stop_settled_evals, measure(state).evals_since_change
-    least = SETTLED if least is None else least
-    settled = state.evals_since_best if changed is None else min(state.evals_since_best, changed)
-    if settled >= least or state.nearly_over:
-        return ""
-    return f"the last new best or change was {_times(settled)} ago; {least} are required"
-
-
-def _too_late(state: RunState, ledger: Ledger, policy: Policy) -> str:
-    """Why nothing may be changed any more on probation: harm could not be seen and taken back before the end."""
-    left, least = state.evals_left, policy.probation.patience + 1
-    if left is None or left >= least or not ledger.on_probation:
-        return ""
-    return f"fewer than {_times(least)} are left to judge it"
-
-
-def _too_early(state: RunState, ledger: Ledger, policy: Policy) -> str:
-    """Why a manager on probation may not stop yet: the steps that it would forgo are lost, too."""
-    left, total = state.steps_left, state.total_steps
-    if policy.actions.stop_settled_evals is not None or left is None or total is None or not ledger.on_probation:
-        return ""
-    spent = ledger.lost + ledger.idle
-    allowed = math.floor(policy.probation.loss_budget * total) - spent
-    if left <= allowed:
-        return ""
-    return f"{left} steps are left; a manager on probation may forgo {max(0, allowed)}"
-
-
-def _no_rollback(state: RunState, ledger: Ledger, policy: Policy, offered: bool) -> str:
-    if not policy.actions.rollback:
-        return "the policy forbids it"
-    if not offered:
-        return NOT_OFFERED
-    if state.lineage.best is None:
-        return "there is no best checkpoint yet"
-    gap = max(policy.actions.rollback_gap_evals, _rest(ledger.trust.get("rollback", 1.0), policy))
-    if state.rollback_at is not None and state.evals - state.rollback_at < gap:
-        return f"the last rollback was {state.evals - state.rollback_at} evaluations ago; {gap} are required"
-    rise = measure(state).rise
-    least = policy.actions.rollback_min_rise
-    if least > 0 and rise is not None and math.isfinite(rise) and rise < least:
-        return f"the objective is {rise:.1%} worse than its best; {least:.1%} are required"
-    drop, evals = policy.actions.rollback_min_drop, policy.actions.rollback_drop_evals
-    if drop > 0 and state.best is not None:
-        best = state.worse(state.best[1])
-        values = [state.objective_of(evaluation) for evaluation in state.evaluations[-evals:]]
-        drops = [state.worse(value) - best for value in values if value is not None]
-        if len(drops) < evals or any(d < drop - TINY for d in drops):  # NaN is no small drop
-            return f"the objective must be worse than its best by {drop:g} for {_times(evals)}; it was {_listed(drops)}"
-    return ""
-
-
-def _times(evals: int) -> str:
-    return "an evaluation" if evals == 1 else f"{evals} evaluations"
-
-
-def _listed(values: list[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values) or "not measured"
-
-
-def resting(state: RunState, ledger: Ledger, policy: Policy, parameter: Parameter) -> bool:
-    """Whether the parameter was changed too recently to be changed again."""
-    at, trust = state.changed_at.get(parameter.name), ledger.trust.get(parameter.name, 1.0)
-    least = max(policy.limits.cooldown_evals, _rest(trust, policy))
-    return at is not None and state.evals - at < least
-
-
-def _rest(trust: float, policy: Policy) -> int:
-    """Evaluations between two changes of something that was taken back: twice as many each time."""
-    return math.ceil(policy.probation.window_evals / trust) if trust < 1 else 0
-
-
-def _recipe(state: RunState, ledger: Ledger, policy: Policy) -> list[RecipeRow]:
-    assert state.start is not None
-    rows = []
-    held = policy.joint.no_raise_when_diverging and measure(state).diverging
-    for name, parameter in policy.narrow(state.space, ledger.trust).parameters.items():
-        reach = _shown_reach(parameter)
-        if held and reach and is_rate(parameter) and not isinstance(parameter.value, str):
-            reach = min(reach[0], float(parameter.value)), min(reach[1], float(parameter.value))
-        rows.append(
-            RecipeRow(
-                name=name,
-                value=parameter.value,
-                type=parameter.type,
-                low=parameter.low,
-                high=parameter.high,
-                reach_low=reach[0] if reach else None,
-                reach_high=reach[1] if reach else None,
-                choices=parameter.choices,
-                off=parameter.off,
-                scale=parameter.scale,
-                boundary=parameter.boundary,
-                group=_short(parameter.group),
-                description=_short(parameter.description, 120),
-                start_value=state.begun[name],
-                resting=resting(state, ledger, policy, parameter),
-                moves=parameter.scheduled,
-                own=rounded(moving.value) if (moving := state.moving.get(name)) else None,
-                end=rounded(moving.end) if moving else None,
-                overwritten=state.overwritten.get(name, 0),
-            )
-        )
-    return rows
-
-
-def is_rate(parameter: Parameter) -> bool:
-    """Whether it is a learning rate, by what was declared of it."""
-    return parameter.group == "optimizer" and parameter.scale == "log" and parameter.type in ("float", "int")
+def _row(now: Situation, parameter: Parameter) -> RecipeRow:
+    state, name = now.state, parameter.name
+    reach, moving = _shown_reach(parameter), state.moving.get(name)
+    if reach and allowed.held(now, parameter):
+        reach = min(reach[0], float(parameter.value)), min(reach[1], float(parameter.value))
+    return RecipeRow(
+        name=name,
+        value=parameter.value,
+        type=parameter.type,
+        low=parameter.low,
+        high=parameter.high,
+        reach_low=reach[0] if reach else None,
+        reach_high=reach[1] if reach else None,
+        choices=parameter.choices,
+        off=parameter.off,
+        scale=parameter.scale,
+        boundary=parameter.boundary,
+        group=_short(parameter.group),
+        description=_short(parameter.description, 120),
+        start_value=state.begun[name],
+        resting=allowed.resting(now, name),
+        moves=parameter.scheduled,
+        own=rounded(moving.value) if moving else None,
+        end=rounded(moving.end) if moving else None,
+        overwritten=state.overwritten.get(name, 0),
+    )
 
 
 def _shown_reach(parameter: Parameter) -> tuple[float, float] | None:
@@ -396,8 +277,8 @@ def _meanings(state: RunState) -> list[Meaning]:
     return found
 
 
-def _past(state: RunState, ledger: Ledger) -> list[Past]:
-    past = []
+def _past(now: Situation) -> list[Past]:
+    past, state, ledger = [], now.state, now.ledger
     for item in state.interventions[-PAST:]:
         decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
         past.append(

@@ -141,7 +141,7 @@ class Log:
         self.head = GENESIS
 
     def _locked(self) -> bool:
-        """Take the lock, which is gone with the process, however that dies. ``is_held`` has it for a moment only."""
+        """Take the lock, which is gone with the process, however that dies. ``files.is_held`` has it for a moment."""
         for _ in range(TRIES):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -178,18 +178,6 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def is_held(path: Path) -> bool | None:
-    """Whether a living process writes to a log; None where that cannot be told (no log yet, no locks)."""
-    try:
-        with open_regular(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see each other
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    return False
 
 
 class Reading(Iterator[Event]):

@@ -17,6 +17,7 @@ from trainmgr.log import audit
 from trainmgr.log.telemetry import Feed, Item
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Mark, Situation
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,9 @@ class Moment:
     """One event of the log, with everything that was known right before it was written."""
 
     event: audit.Event
-    state: RunState
-    """The fold of telemetry up to the event's offset, where it has one; else to that of the event before it."""
-    ledger: Ledger
-    """The fold of the events before this one."""
-    offset: int
-    digest: str
-    """SHA-256 of telemetry up to ``offset``."""
+    now: Situation
+    """The fold of telemetry up to the event's offset, where it has one, else to that of the event before it; and the
+    fold of the events before this one."""
     raw: Any
     """The manager's last recorded answer."""
     ruling: events.Verdict | None
@@ -66,6 +63,11 @@ class History:
         self._view: dict[str, Any] | None = None
         self._calls: tuple[tuple[events.Request, events.Reply | None], ...] = ()
 
+    @property
+    def now(self) -> Situation:
+        """Everything that was read so far."""
+        return Situation(self.state, self.ledger, Mark(self.feed.offset, self.feed.digest()))
+
     def moments(self) -> Iterator[Moment]:
         """Each event in turn; the state is shared, so look before you go on.
 
@@ -79,10 +81,7 @@ class History:
                 self._advance(offset, event.seq + 1)
             yield Moment(
                 event,
-                self.state,
-                self.ledger,
-                self.feed.offset,
-                self.feed.digest(),
+                self.now,
                 self._raw,
                 self._ruling,
                 self._answer,
@@ -175,15 +174,15 @@ def manifest_of(paths: RunPaths) -> Manifest:
     return first.data.manifest
 
 
-def latest(paths: RunPaths) -> tuple[Manifest, RunState, Ledger]:
-    """Everything that is known of a run now, ended or not.
+def latest(paths: RunPaths, each: Callable[[Moment], None] = lambda _: None) -> Situation:
+    """Everything that is known of a run now, ended or not. Its manifest is there. ``each`` gets every moment in turn.
 
     Raises RecordError where its files do not hold together.
     """
     history = History(paths)
     try:
-        for _ in history.moments():
-            pass
+        for moment in history.moments():
+            each(moment)
     except FileNotFoundError:
         raise RecordError(f"{paths.id}: there is no audit.jsonl.") from None
     history.rest()
@@ -191,7 +190,7 @@ def latest(paths: RunPaths) -> tuple[Manifest, RunState, Ledger]:
         raise RecordError(f"{paths.id}: audit.jsonl does not begin with the start of a run.")
     if history.ledger.ended is not None:
         history.state.finish()
-    return history.ledger.started.manifest, history.state, history.ledger
+    return history.now
 
 
 def run_file(paths: RunPaths) -> RunFile | None:

@@ -193,13 +193,7 @@ def _ends(row: RecipeRow) -> tuple[Value, Value] | None:
     if row.choices is not None:
         first, last = row.choices[0], row.choices[-1]
         return None if first == last == row.value else (first, last)
-    assert row.low is not None
-    assert row.high is not None
-    assert row.reach_low is not None
-    assert row.reach_high is not None
-    low, high = float(max(row.low, row.reach_low)), float(min(row.high, row.reach_high))
-    if row.type == "int":
-        low, high = math.ceil(low), math.floor(high)
+    low, high = row.reach
     return None if low > high or low == high == row.value else (low, high)
 
 

@@ -7,7 +7,6 @@ allowed now. Nothing rests on that: the text is read by us, and the guard judges
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -126,20 +125,11 @@ def _limits(row: RecipeRow) -> dict[str, Any]:
     if row.type == "bool":
         return {"type": ["boolean", "null"]}
     kind = "integer" if row.type == "int" else "number"
-    low, high = _span(row)
+    low, high = row.reach
     ranges: list[dict[str, Any]] = [{"type": kind, "minimum": low, "maximum": high}] if low <= high else []
     if row.off is not None:
         ranges.append({"type": kind, "enum": [_typed(row, row.off)]})
     return {"anyOf": [*ranges, null]}
-
-
-def _span(row: RecipeRow) -> tuple[float, float]:
-    """The values of a number that one change reaches."""
-    assert row.reach_low is not None
-    assert row.reach_high is not None
-    if row.type == "int":
-        return math.ceil(row.reach_low), math.floor(row.reach_high)
-    return row.reach_low, row.reach_high
 
 
 def _typed(row: RecipeRow, value: float) -> float:
@@ -151,7 +141,7 @@ def _choices(row: RecipeRow) -> list[Value]:
     if row.type in ("bool", "choice"):
         there: list[Value] = [False, True] if row.type == "bool" else [*(row.choices or [])]
         return [value for value in there if value != row.value]
-    low, high = _span(row)
+    low, high = row.reach
     found: list[Value] = [] if row.off is None else [_typed(row, row.off)]
     for i in range(CHOICES if low <= high else 0):
         share = i / (CHOICES - 1)
@@ -350,7 +340,7 @@ def _out_of_reach(row: RecipeRow, value: Value) -> str | None:
         return None if isinstance(value, bool) else "is not true or false"
     if isinstance(value, bool | str) or (row.type == "int" and not isinstance(value, int)):
         return f"is not of type {row.type}"
-    low, high = _span(row)
+    low, high = row.reach
     if low <= value <= high or value == row.off:
         return None
     if value == row.value and row.low is not None and row.high is not None and row.low <= value <= row.high:

@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from trainmgr.base.concealment import LEAST_KEY
 from trainmgr.base.errors import UserError
-from trainmgr.base.process import LEAST_KEY
 from trainmgr.base.wire import short
 from trainmgr.contract.policy import Level
 from trainmgr.managers import completion

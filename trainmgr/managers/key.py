@@ -7,15 +7,29 @@ key goes to a place that nothing but a policy names.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from trainmgr.base.concealment import LEAST_KEY, conceal
 from trainmgr.base.errors import UserError
 from trainmgr.base.paths import API_KEY_NAME, API_KEY_VARIABLE, BASE_URL_VARIABLE, KEY_NAME_VARIABLE, SEND_KEY_VARIABLE
-from trainmgr.base.process import LEAST_KEY
 from trainmgr.contract.policy import VARIABLE, Llm
 from trainmgr.managers.endpoint import CUSTOM_HEADERS, Endpoint, sendable
+
+
+def heed(name: str | None, places: Iterable[str]) -> None:
+    """Keep what the operator says on the command line (--api-key-env, --send-key) where whoever needs it looks for it.
+
+    Raises UserError for what is no name of a variable, or no address.
+    """
+    if name:
+        os.environ[KEY_NAME_VARIABLE] = name
+        variable(Llm(), os.environ)  # it is one
+    if text := " ".join(map(checked_place, places)):
+        os.environ[SEND_KEY_VARIABLE] = text
+    conceal()  # the variable that is named now may be the first that holds one
 
 
 def variable(settings: Llm, environment: Mapping[str, str]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -266,9 +265,7 @@ def _reach(row: RecipeRow) -> list[str]:
         return ["false", "true"]
     if row.reach_low is None or row.reach_high is None:
         return ["", ""]
-    if row.type == "int":
-        return [str(math.ceil(row.reach_low)), str(math.floor(row.reach_high))]
-    return [_limit(row.reach_low), _limit(row.reach_high)]
+    return [str(limit) if row.type == "int" else _limit(limit) for limit in row.reach]
 
 
 def _choices(choices: Sequence[str]) -> str:

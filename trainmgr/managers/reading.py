@@ -167,11 +167,7 @@ def number(value: Value) -> bool:
 
 def move(row: RecipeRow, wanted: float, *, up: bool) -> Changes:
     """The change of a parameter towards ``wanted`` as far as one change reaches; none in the other direction."""
-    assert row.low is not None
-    assert row.high is not None
-    assert row.reach_low is not None
-    assert row.reach_high is not None
-    low, high = max(row.low, row.reach_low), min(row.high, row.reach_high)  # a reach is shown in six digits
+    low, high = row.reach
     value = float(min(max(rounded(wanted), low), high))
     if row.type == "int":
         value = math.floor(value) if up else math.ceil(value)  # not further than wanted

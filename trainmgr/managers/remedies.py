@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainmgr.contract.proposal import Diagnosis
-from trainmgr.deciding.snapshot import NOT_OFFERED, RecipeRow, Snapshot
+from trainmgr.deciding.allowed import NOT_OFFERED
+from trainmgr.deciding.snapshot import RecipeRow, Snapshot
 from trainmgr.managers import reading
 
 ROLLBACK = "rollback"

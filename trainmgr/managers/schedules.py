@@ -64,9 +64,8 @@ def _scaled(snapshot: Snapshot, factor: float, why: str) -> Proposal:
     for row in _rates(snapshot):
         assert isinstance(row.start_value, (int, float))
         assert isinstance(row.value, (int, float))
-        assert row.reach_low is not None
-        assert row.reach_high is not None
-        value = min(max(row.start_value * factor, row.reach_low), row.reach_high)
+        low, high = row.reach
+        value = min(max(row.start_value * factor, low), high)
         rises_badly = value > row.value and snapshot.signals.diverging
         if abs(value - row.value) > MEANINGFUL * abs(row.value) and not rises_badly:
             changes[row.name] = value
@@ -108,10 +107,9 @@ def reduce_on_plateau(snapshot: Snapshot) -> Proposal:
     changes: dict[str, Value] = {}
     for row in _rates(snapshot):
         assert isinstance(row.value, (int, float))
-        assert row.reach_low is not None
-        assert row.reach_high is not None
-        if row.value > row.reach_low:
-            changes[row.name] = min(max(row.value * factor, row.reach_low), row.reach_high)
+        low, high = row.reach
+        if row.value > low:
+            changes[row.name] = min(max(row.value * factor, low), high)
     if not changes:
         return keep("plateau", "the learning rate is at its lowest")
     return Proposal(diagnosis="plateau", evidence=f"{waited} evaluations without a new best", action="adjust",

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from trainmgr.base.errors import ManagerError, RecordError
+from trainmgr.base.errors import ManagerError
 from trainmgr.base.paths import RunPaths
 from trainmgr.contract import events, protocol
-from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Proposal
 from trainmgr.deciding import guard, snapshot
 from trainmgr.log import audit
@@ -19,6 +18,7 @@ from trainmgr.log.telemetry import Feed
 from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def opinions(paths: RunPaths, manager: Manager) -> Iterator[Opinion]:
     asked, any_asked = Asked(manager), False
     for moment in History(paths).moments():
         data = moment.event.data
-        if isinstance(data, events.SnapshotTaken) and moment.state.start is not None:
+        if isinstance(data, events.SnapshotTaken) and moment.now.state.start is not None:
             any_asked = True
-            yield _opinion(asked, moment.state, moment.ledger, data.decision, data.trigger, answers)
+            yield _opinion(asked, moment.now, data.decision, data.trigger, answers)
     if not any_asked:
         yield from _observed(paths, asked)
 
@@ -117,16 +117,16 @@ def reworded(paths: RunPaths, manager: Wordy, count: int) -> Iterator[Reworded]:
     asked = Asked(manager)
     for moment in History(paths).moments():
         data = moment.event.data
-        if not isinstance(data, events.SnapshotTaken) or moment.state.start is None:
+        if not isinstance(data, events.SnapshotTaken) or moment.now.state.start is None:
             continue
-        view = snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)
+        view = snapshot.take(moment.now, data.trigger)
         answers = []
         for manager.variant in range(count + 1):
             answers.append(asked.decide(view, data.decision)[:2])
         first, *others = [guard.read(raw)[0] if error is None else None for raw, error in answers]
         yield Reworded(
             decision=data.decision,
-            step=moment.state.step,
+            step=moment.now.state.step,
             answers=tuple(_told(raw) if error is None else f"no answer: {error}" for raw, error in answers),
             same_action=sum(bool(first and other and first.action == other.action) for other in others),
             same_diagnosis=sum(bool(first and other and first.diagnosis == other.diagnosis) for other in others),
@@ -140,20 +140,17 @@ def _observed(paths: RunPaths, asked: Asked) -> Iterator[Opinion]:
     for record in Feed(paths.telemetry).records():
         state.fold(record)
         if isinstance(record, protocol.Eval) and state.start is not None:
-            yield _opinion(asked, state, ledger, f"eval {state.evals}", "evaluation", {})
+            yield _opinion(asked, Situation(state, ledger), f"eval {state.evals}", "evaluation", {})
 
 
-def _opinion(
-    asked: Asked, state: RunState, ledger: Ledger, name: str, why: str, answers: dict[str, Any]
-) -> Opinion:  # fmt: skip
-    policy = _policy(ledger)
-    raw, error, seconds, tokens, money = asked.decide(snapshot.take(state, ledger, policy, why), name)
-    judged = guard.judge(raw, state, ledger, policy, decision=name, based_on_step=state.step, age_seconds=0.0)
+def _opinion(asked: Asked, now: Situation, name: str, why: str, answers: dict[str, Any]) -> Opinion:
+    raw, error, seconds, tokens, money = asked.decide(snapshot.take(now, why), name)
+    judged = guard.judge(raw, now, decision=name, based_on_step=now.state.step, age_seconds=0.0)
     recorded, _ = guard.read(answers.get(name))
     other = judged.proposal if error is None else None
     return Opinion(
         decision=name,
-        step=state.step,
+        step=now.state.step,
         recorded=_told(answers.get(name)),
         other=_told(raw) if error is None else f"no answer: {error}",
         valid=error is None and judged.result != "rejected",
@@ -163,12 +160,6 @@ def _opinion(
         tokens=tokens,
         money=money,
     )
-
-
-def _policy(ledger: Ledger) -> Policy:
-    if ledger.started is None:
-        raise RecordError("audit.jsonl does not begin with the start of a run.")
-    return ledger.started.manifest.policy
 
 
 def _told(raw: Any) -> str:

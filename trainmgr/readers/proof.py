@@ -24,9 +24,9 @@ from trainmgr.log.telemetry import Item
 from trainmgr.readers import replay
 from trainmgr.readers.sequence import Sequence
 from trainmgr.state.interventions import Drift
+from trainmgr.state.measured import measured
 from trainmgr.state.notices import LACKING
 from trainmgr.state.run_state import figures
-from trainmgr.state.summary import summary
 
 CANNOT_SEE = (
     "A log that was rewritten as a whole, or cut at its end together with run.json, proves nothing by itself: "
@@ -229,8 +229,8 @@ class Prover:
         known = {**figures(self._history.state), **ledger.losses()}
         if ledger.unread and closing.final is None:  # telemetry was cut short, and what came then is not known
             known["final"] = None
-        if closing.summary is not None:
-            known["summary"] = summary(self._history.state, ledger)
+        if closing.measured is not None:
+            known["measured"] = measured(self._history.state, ledger)
         found, wanted = _by_name(closing), _by_name(closing.model_copy(update=known))
         for name in {**found, **wanted}:
             if found.get(name) != wanted.get(name):
@@ -255,9 +255,7 @@ class Prover:
             return  # of these there may be millions
         history = self._history
         self._record(item, history.lines)
-        self._sequence.record(
-            item, history.lines, history.feed.offset, history.state, history.ledger, heard=not self._beyond
-        )
+        self._sequence.record(item, history.lines, history.now, heard=not self._beyond)
 
     def _taken_back(self, event: events.Reverted) -> None:
         expected = "nothing" if event.forecast is None else f"{event.forecast:.4g}"
@@ -268,14 +266,15 @@ class Prover:
 
     def _telemetry_digest(self, moment: Moment, digest: str, number: int) -> None:
         self.proof.checks += 1
-        if moment.digest != digest:
+        mark = moment.now.mark
+        if mark.sha256 != digest:
             begin, line = self._anchor
             self._find(
-                f"telemetry.jsonl bytes {begin} to {moment.offset} (lines {line + 1} to {self._history.lines})",
+                f"telemetry.jsonl bytes {begin} to {mark.offset} (lines {line + 1} to {self._history.lines})",
                 f"not what the supervisor had read when it wrote audit.jsonl line {number}",
             )
             raise RecordError("telemetry.jsonl: nothing after that place can be trusted")
-        self._anchor = (moment.offset, self._history.lines)
+        self._anchor = (mark.offset, self._history.lines)
 
     def _override(self, event: events.OverrideIssued, moment: Moment, place: str) -> None:
         control = event.control
@@ -283,25 +282,26 @@ class Prover:
         if before in self._answered and before not in self._unwritten:
             del self._controls[:-1]  # what is before one that was read is not there any more
         self._controls.append(control)
-        expected = moment.ledger.revision + 1
+        ledger = moment.now.ledger
+        expected = ledger.revision + 1
         first = control.schedule[0].revision if control.schedule else control.revision
         if first != expected:
             self._find(place, f"revision {first}; {expected} was to come")
-        if control.run != self.paths.id and moment.ledger.started and control.run != moment.ledger.started.manifest.id:
+        if control.run != self.paths.id and ledger.started and control.run != ledger.started.manifest.id:
             self._find(place, f"an override for the run {control.run}")
         for override in control.schedule or [control]:
             self._overrides[override.revision] = override, event.origin
             self._issued = max(self._issued, override.revision)
         if event.origin != "manager":
             return
-        if moment.ledger.demoted:
+        if ledger.demoted:
             self._find(place, "an override of a manager that had lost too much")
-        elif moment.ledger.overtaken:
+        elif ledger.overtaken:
             self._find(place, "an override on what was seen before probation changed the recipe")
-        elif moment.ledger.challenged:
+        elif ledger.challenged:
             self._find(place, "an override of the manager while the recipe of the start was on trial")
         ruling = self._verdicts.get(event.decision)
-        mode = moment.ledger.started.manifest.mode if moment.ledger.started else "auto"
+        mode = ledger.started.manifest.mode if ledger.started else "auto"
         if ruling is None or ruling.result == "rejected":
             self._find(place, f"an override whose decision {event.decision} the guard did not accept")
         elif mode == "shadow":
@@ -461,9 +461,14 @@ class Prover:
             findings.append(Finding("and more", f"only the first {FINDINGS} findings are listed"))
 
 
-def prove(paths: RunPaths, key: bytes | None = None) -> Proof:
-    """All of it, for one run; with a ``key``, also that somebody who has it wrote the log."""
-    return Prover(paths, key).prove()
+def prove(paths: RunPaths, key: bytes | None = None, expect: str | None = None) -> Proof:
+    """All of it, for one run; with a ``key``, also that somebody who has it wrote the log; with ``expect``, a digest
+    that was kept elsewhere, also that the log ends with it."""
+    result = Prover(paths, key).prove()
+    if expect is not None and result.head != expect:
+        ends = f"it ends with {result.head}" if result.head else "it has no line that can be read"
+        result.findings.append(Finding("audit.jsonl", f"{ends}, not with the digest expected"))
+    return result
 
 
 def head(paths: RunPaths) -> str:
@@ -489,9 +494,9 @@ def _pairs(a: bytes, b: bytes) -> Iterator[tuple[bytes | None, bytes | None]]:
 
 
 def _by_name(closing: Closing) -> dict[str, Any]:
-    """The figures of a closing, those of its summary among them."""
+    """The figures of a closing, those for comparisons among them."""
     figures = plain(closing)
-    return {**figures, **{f"summary.{name}": value for name, value in figures.pop("summary", {}).items()}}
+    return {**figures, **{f"measured.{name}": value for name, value in figures.pop("measured", {}).items()}}
 
 
 def _quote(line: bytes | None) -> str:

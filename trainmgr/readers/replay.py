@@ -11,15 +11,13 @@ from trainmgr.base.errors import RecordError, UserError
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
-from trainmgr.contract.run_file import Manifest
-from trainmgr.deciding import decision, snapshot
+from trainmgr.deciding import decision, probation, snapshot
 from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Feed
 from trainmgr.managers import answer, prompt
 from trainmgr.managers.base import Manager
 from trainmgr.managers.prompts import VARIANTS
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.lineage import is_trial
 
 # -- decided again -------------------------------------------------------------------------------------------------
@@ -48,8 +46,8 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
         data = moment.event.data
         line = moment.event.seq + 1
         asks = manager is not None and manager.deterministic
-        if asks and isinstance(data, events.SnapshotTaken) and moment.state.start is not None:  # one at a time
-            views = {data.decision: snapshot.take(moment.state, moment.ledger, _policy(moment.ledger), data.trigger)}
+        if asks and isinstance(data, events.SnapshotTaken) and moment.now.state.start is not None:  # one at a time
+            views = {data.decision: snapshot.take(moment.now, data.trigger)}
         expected = derived(moment)
         if expected is not None:
             result.counts[data.kind] = result.counts.get(data.kind, 0) + 1
@@ -89,66 +87,50 @@ def derived(moment: Moment) -> events.Payload | None:
 
     Of what an event says itself only what comes from outside is taken over: times, ages, texts of a language model.
     """
-    data, state, ledger = moment.event.data, moment.state, moment.ledger
-    if ledger.started is None:
+    data, now = moment.event.data, moment.now
+    if now.ledger.started is None:
         return None
-    policy = _policy(ledger)
-    mark = decision.Mark(moment.offset, moment.digest)
     match data:
         case events.SnapshotTaken():
-            why = decision.trigger(state, ledger, policy)
-            return None if why is None else decision.take_snapshot(state, ledger, policy, mark, why)[1]
+            why = decision.trigger(now)
+            return None if why is None else decision.take_snapshot(now, why)[1]
         case events.Request():
             return _request(data, moment)
         case events.Response():
             return _response(data, moment)
-        case events.Verdict() if ledger.waiting is not None:
-            return decision.verdict(
-                moment.raw,
-                state,
-                ledger,
-                policy,
-                mark,
-                decision=ledger.waiting,
-                based_on_step=ledger.last_step or 0,
-                age_seconds=data.age_seconds,
-            )
+        case events.Verdict() if now.ledger.waiting is not None:
+            return decision.verdict(moment.raw, now, age_seconds=data.age_seconds)
         case events.OverrideIssued():
-            return _override(data, moment, ledger.started.manifest)
+            return _override(data, moment)
         case events.Acknowledged():
-            record = moment.answer
-            return decision.acknowledgment(record, state, ledger, moment.offset) if record is not None else None
+            return None if moment.answer is None else decision.acknowledgment(moment.answer, now)
         case events.Unanswered():
-            return decision.unanswered(state, ledger, mark)
+            return decision.unanswered(now)
         case events.Reverted(why="crash"):
-            return decision.crashed(state, ledger, mark)
+            return probation.crashed(now)
         case events.Reverted() | events.Kept() | events.Challenged() | events.Ending():
-            return decision.watched(state, ledger, policy, mark)
+            return probation.assess(now)
         case events.Restarted() if data.telemetry_offset is not None:
-            return decision.restarted(data.exit, state, ledger, moment.offset)
+            return decision.restarted(data.exit, now)
         case events.Outcome():
-            return next(decision.outcomes(state, ledger, moment.offset, over=data.closed == "end"), None)
+            return next(decision.outcomes(now, over=data.closed == "end"), None)
         case _:
             return None
 
 
-def _override(data: events.OverrideIssued, moment: Moment, manifest: Manifest) -> events.OverrideIssued | None:
-    state, ledger, ruling, run, issued = moment.state, moment.ledger, moment.ruling, manifest.id, data.control.issued
+def _override(data: events.OverrideIssued, moment: Moment) -> events.OverrideIssued | None:
+    now, ruling, issued = moment.now, moment.ruling, data.control.issued
     match data.origin:
         case "manager":
-            if ruling is None or ruling.decision in ledger.revisions.values():  # one decision, one override
+            if ruling is None or ruling.decision in now.ledger.revisions.values():  # one decision, one override
                 return None
-            if manifest.mode == "auto":  # issued at once, so that nothing more can have been read
-                issued = issued.model_copy(update={"step": state.step})
-            return decision.override(
-                ruling, ledger, manifest.policy, run=run, issued=issued, based_on_step=ledger.last_step or 0,
-                total_steps=state.total_steps, commands=state.space.commands,
-            )  # fmt: skip
+            if now.manifest.mode == "auto":  # issued at once, so that nothing more can have been read
+                issued = issued.model_copy(update={"step": now.state.step})
+            return decision.override(ruling, now, issued)
         case "probation":
-            return decision.own(ledger, run=run, issued=issued)
+            return decision.own(now, issued)
         case "operator" | "restart":
-            step, stop = data.control.based_on_step, data.origin == "operator"
-            return decision.instead(ledger, data.origin, run=run, issued=issued, based_on_step=step, stop=stop)
+            return decision.instead(now, data.origin, issued, stop=data.origin == "operator")
         case "replay":  # what another run had in effect, all of it, before anything else
             return data if moment.event.seq == 1 and data.control.schedule else None
 
@@ -161,7 +143,7 @@ def _request(request: events.Request, moment: Moment) -> events.Request | None:
     view = snapshot.Snapshot.model_validate_json(json.dumps(moment.view))
     said = [reply.text for earlier, reply in moment.calls if earlier.purpose == "reason" and reply is not None]
     task: prompt.Task = "reason" if request.purpose == "reason" else "format" if said else "decide"
-    manifest = manifest_in(moment.ledger)
+    manifest = moment.now.manifest
     limit = manifest.policy.llm.prompt_tokens
     made = prompt.render(view, limit, task=task, variant=int(variant), reasoning=said[-1] if said else "")
     if made.sha256 != request.template_sha256:
@@ -182,19 +164,9 @@ def _response(response: events.Response, moment: Moment) -> events.Response | No
     """What a language model's text reads as; None where no text of one led to the response."""
     texts = [reply.text for request, reply in moment.calls
              if request.purpose != "reason" and reply is not None and reply.error is None]  # fmt: skip
-    if not texts or response.manager != manifest_in(moment.ledger).manager:
+    if not texts or response.manager != moment.now.manifest.manager:
         return None
     return decision.response(response.decision, response.manager, answer.read(texts[-1]), response.seconds)
-
-
-def manifest_in(ledger: Ledger) -> Manifest:
-    if ledger.started is None:
-        raise RecordError("audit.jsonl does not begin with the start of a run.")
-    return ledger.started.manifest
-
-
-def _policy(ledger: Ledger) -> Any:
-    return manifest_in(ledger).policy
 
 
 def _cut(value: Any) -> str:
@@ -306,12 +278,3 @@ def _readable(value: str | None) -> str:
         return repr(float.fromhex(value))
     except ValueError:
         return value
-
-
-# -- played back -----------------------------------------------------------------------------------------------------
-
-
-def frames(paths: RunPaths) -> Iterator[tuple[Moment, float]]:
-    """The moments of a run with their times, for the terminal view."""
-    for moment in History(paths).moments():
-        yield moment, moment.event.t

@@ -9,15 +9,15 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from trainmgr.base.errors import PolicyError
 from trainmgr.contract import events, protocol
 from trainmgr.contract.run_file import Closing
-from trainmgr.deciding import decision
+from trainmgr.deciding import decision, probation
 from trainmgr.log.history import Moment, offset_of
 from trainmgr.log.telemetry import Item
-from trainmgr.state.ledger import Ledger
-from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
 NAMED = 3  # of many things of one kind
 AFTER_THE_END = events.Outcome | events.Failure | events.Attached | events.Operator | events.Signalled | events.RunEnded
@@ -56,13 +56,13 @@ class Sequence:
 
     # -- telemetry -----------------------------------------------------------------------------------------------
 
-    def record(self, item: Item, line: int, offset: int, state: RunState, ledger: Ledger, *, heard: bool) -> None:
-        """After each record, which ends at ``offset``. ``heard``: whether any event says that it was read."""
+    def record(self, item: Item, line: int, now: Situation, *, heard: bool) -> None:
+        """After each record, which ends at the mark. ``heard``: whether any event says that it was read."""
         if isinstance(item, protocol.Applied | protocol.Refused):
-            self._answers.append((line, offset, item))
+            self._answers.append((line, now.mark.offset, item))
         elif isinstance(item, protocol.Start):
-            self._between &= state.starts <= ledger.restarts
-            self._misfit |= not _fits(state, ledger)
+            self._between &= now.state.starts <= now.ledger.restarts
+            self._misfit |= not _fits(now)
         if not heard:
             return
         if self.over is not None:
@@ -72,7 +72,7 @@ class Sequence:
             if self._owed is not None:
                 self._find("audit.jsonl", f"there is no {self._owed}")
             # From before a restart in a log that does not say how much was read by then: while the end still went on.
-            self._owed = None if self._between else _judgment(state, ledger)
+            self._owed = None if self._between else _judgment(now)
 
     # -- the log -------------------------------------------------------------------------------------------------
 
@@ -83,19 +83,19 @@ class Sequence:
         self._acknowledgments(data, place)
         match data:
             case events.Request() | events.Reply() | events.BudgetSpent() | events.Response():
-                self._waited_for(data, moment.ledger.waiting, place)
+                self._waited_for(data, moment.now.ledger.waiting, place)
             case events.Verdict():
                 if self._said != data.decision:
                     self._find(place, f"a verdict on {data.decision}, which nobody answered")
                 self._said = None
                 self._judged.add(data.decision)
             case events.Approval():
-                self._approval(data, moment.ledger, place)
+                self._approval(data, moment.now, place)
             case events.Restarted():
                 self._restarted(data, moment, place)
             case events.Operator():
-                start, self._stopped = moment.state.start, True
-                self._offered = start is not None and "stop" in start.commands  # as far as was surely read by then
+                self._stopped = True
+                self._offered = "stop" in moment.now.declared.commands  # as far as was surely read by then
             case events.Stalled():
                 self._stalled = True
             case events.Failure(where="policy"):
@@ -103,7 +103,7 @@ class Sequence:
             case events.Failure(where="telemetry"):
                 self._unread = True
             case events.Failure(where="audit" | "probation", decision=str(name)):
-                self._not_applied(name, moment.ledger, place)
+                self._not_applied(name, moment.now, place)
             case events.OverrideIssued() if data.decision in self._dropped:
                 self._find(place, f"{data.decision} is issued; {self._dropped[data.decision]} says that it was not "
                                   "applied")  # fmt: skip
@@ -117,13 +117,13 @@ class Sequence:
 
     def _probation(self, moment: Moment, place: str) -> None:
         """What probation found is on record at once, and what is on record is done at once."""
-        data, ledger = moment.event.data, moment.ledger
+        data, ledger = moment.event.data, moment.now.ledger
         if isinstance(data, events.Outcome | events.Failure):  # these may come in between
             return
         if isinstance(data, events.Judgment):
             after = copy.deepcopy(ledger)
             after.fold(data)
-            self._owed = _judgment(moment.state, after)
+            self._owed = _judgment(replace(moment.now, ledger=after))
         elif self._owed is not None:
             self._find(place, f"before it there is no {self._owed}")
             self._owed = None
@@ -174,32 +174,32 @@ class Sequence:
                 self._find(place, f"{event.decision} is answered twice")
             self._said = event.decision
 
-    def _approval(self, event: events.Approval, ledger: Ledger, place: str) -> None:
-        asked = ledger.started is not None and ledger.started.manifest.mode == "approve"
+    def _approval(self, event: events.Approval, now: Situation, place: str) -> None:
+        asked = now.ledger.started is not None and now.manifest.mode == "approve"
         if not asked or event.decision not in self._judged or event.decision in self.approvals:
             self._find(place, f"approval: nobody was asked about {event.decision}, or it was answered before")
         self.approvals.setdefault(event.decision, event.answer)
 
     def _restarted(self, event: events.Restarted, moment: Moment, place: str) -> None:
-        ledger = moment.ledger
+        starts, ledger = moment.now.state.starts, moment.now.ledger
         allowed = ledger.started.manifest.policy.process.restarts if ledger.started else 0
         if event.attempt != ledger.restarts + 1 or event.attempt > allowed:
             self._find(place, f"restart {event.attempt}; {ledger.restarts + 1} was to come, and {allowed} are allowed")
-        self._again = None if self._unread else (place, moment.state.starts)  # else answers of before come behind it
+        self._again = None if self._unread else (place, starts)  # else answers of before come behind it
         self._between = event.telemetry_offset is None
 
-    def _not_applied(self, name: str, ledger: Ledger, place: str) -> None:
-        if name in ledger.revisions.values():
+    def _not_applied(self, name: str, now: Situation, place: str) -> None:
+        if name in now.ledger.revisions.values():
             self._find(place, f"it says that {name} was not applied, which was issued")
         self._dropped[name] = place
 
     def _neighbours(self, moment: Moment, place: str) -> None:
         """What comes right behind something else only, or never behind it."""
-        data, before, state = moment.event.data, self._before, moment.state
+        data, before, state = moment.event.data, self._before, moment.now.state
         if self.over is not None and not isinstance(data, AFTER_THE_END):
             self._find(self.over, f"it says that the run was over; {place} ({data.kind}) came after it")
             self.over = None
-        if isinstance(data, events.Outcome) and not any(decision.outcomes(state, moment.ledger, moment.offset)):
+        if isinstance(data, events.Outcome) and not any(decision.outcomes(moment.now)):
             self.over = self.over or place
         origin = data.origin if isinstance(data, events.OverrideIssued) else None
         if origin == "restart" and not isinstance(before, events.Restarted):
@@ -223,7 +223,7 @@ class Sequence:
 
     def _ended(self, closing: Closing, moment: Moment, place: str) -> None:
         """What the end is called has its cause on record, and nothing that was measured is left out."""
-        status, end = closing.status, moment.state.end
+        status, end = closing.status, moment.now.state.end
         said = end.status if end is not None else "unknown"  # a script that got the signal itself may say it
         if status == "interrupted" and not self._stopped and said != status:
             self._find(place, 'closing: `status` is "interrupted"; nobody asked for the end')
@@ -232,7 +232,7 @@ class Sequence:
         elif status == "completed" and (closing.exit_code or said not in (status, "unknown")):
             self._find(place, f'closing: `status` is "completed"; the workload said "{said}", and its exit code is '
                               f"{closing.exit_code}")  # fmt: skip
-        for outcome in decision.outcomes(moment.state, moment.ledger, moment.offset, over=True):
+        for outcome in decision.outcomes(moment.now, over=True):
             self._find(place, f"before it there is no outcome of revision {outcome.revision}")
 
     # -- at the end ----------------------------------------------------------------------------------------------
@@ -249,18 +249,16 @@ class Sequence:
         return [*notes, f"{more} more answers are not acknowledged yet."] if more > 0 else notes
 
 
-def _judgment(state: RunState, ledger: Ledger) -> str | None:
+def _judgment(now: Situation) -> str | None:
     """What probation has to say of the last evaluation."""
-    if ledger.started is None:
-        return None
-    found = decision.watched(state, ledger, ledger.started.manifest.policy, decision.Mark(0, ""))
+    found = probation.assess(now)
     return None if found is None else f'"{found.kind}" for step {found.step}'
 
 
-def _fits(state: RunState, ledger: Ledger) -> bool:
+def _fits(now: Situation) -> bool:
     try:
-        if ledger.started is not None:
-            ledger.started.manifest.policy.narrow(state.space)
+        if now.ledger.started is not None:
+            now.policy.narrow(now.declared)
     except PolicyError:
         return False
     return True

@@ -26,7 +26,8 @@ from trainmgr.log.history import manifest_of
 from trainmgr.managers import catalog
 from trainmgr.managers.base import Consultant, Manager, Repeating
 from trainmgr.running import manifest
-from trainmgr.running.supervisor import Listener, Supervisor
+from trainmgr.running.listener import Listener
+from trainmgr.running.supervisor import Supervisor
 
 
 @dataclass(frozen=True)

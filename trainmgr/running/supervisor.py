@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import queue
 import signal
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from trainmgr.base import files
 from trainmgr.base.errors import ManagerError, PolicyError, SupervisorError, UserError, WorkloadError
@@ -38,78 +37,29 @@ from trainmgr.base.process import (
     signal_name,
     staying,
 )
-from trainmgr.base.wire import nearest, plain, short
+from trainmgr.base.wire import plain, short
 from trainmgr.contract import events, protocol
-from trainmgr.contract.run_file import Closing, Manifest, Status, render_run_file
-from trainmgr.deciding import control, decision
+from trainmgr.contract.run_file import Closing, Manifest, render_run_file
+from trainmgr.contract.summary import Status
+from trainmgr.deciding import decision, probation
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit, history, telemetry
 from trainmgr.log.journal import Journal
-from trainmgr.managers.base import Answer, Consultant, Exchange, Manager
+from trainmgr.managers.base import Answer, Consultant, Manager
+from trainmgr.running import objective
+from trainmgr.running.listener import Listener
+from trainmgr.running.messages import Answered, Approved, Ended, Interrupt, Look, Message, Signalled, Told
+from trainmgr.running.orders import Orders
+from trainmgr.running.reading import Reading
 from trainmgr.state.ledger import OVER, Ledger
+from trainmgr.state.measured import measured
 from trainmgr.state.run_state import RunState, figures
-from trainmgr.state.summary import summary
+from trainmgr.state.situation import Mark, Situation
 
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
 LEFT = 4  # processes that a script has left behind, each named
 SLICE = 2000  # records that are read between two looks at the queue
-BEHIND = 32 << 20  # bytes of telemetry that wait to be read: from here on it is said
 TRIES, PAUSE = 20, 0.1  # how often the end of a run is read and written where a disk refuses it, and seconds between
-AGAIN = 60.0  # seconds in which a disk that fails again is not spoken of again
-
-
-class Listener(Protocol):
-    """Whoever shows the run. Called in the supervisor's thread; must return quickly."""
-
-    def record(self, record: telemetry.Item, state: RunState) -> None: ...
-    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None: ...
-    def tick(self, state: RunState, ledger: Ledger) -> None: ...
-    def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
-        """Ask the person whether to apply; call ``answer`` from any thread, once."""
-        ...
-
-
-@dataclass(frozen=True)
-class Told:
-    exchange: Exchange
-
-
-@dataclass(frozen=True)
-class Answered:
-    decision: str
-    raw: Any
-    by: str
-    seconds: float
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Approved:
-    decision: str
-    answer: bool | None
-
-
-@dataclass(frozen=True)
-class Ended:
-    exit: Exit
-
-
-@dataclass(frozen=True)
-class Interrupt:
-    by: str
-
-
-@dataclass(frozen=True)
-class Signalled:
-    number: int
-
-
-@dataclass(frozen=True)
-class Look:
-    pass
-
-
-Message = Told | Answered | Approved | Ended | Interrupt | Signalled | Look
 
 
 @dataclass
@@ -117,7 +67,6 @@ class Pending:
     """A decision between its snapshot and its verdict or approval."""
 
     id: str
-    step: int
     asked: float
     ruling: events.Verdict | None = None
     deadline: float = 0.0
@@ -149,7 +98,6 @@ class Supervisor:
         ``key`` is that of the log; None for a plain chain."""
         self.paths = paths
         self.manifest = manifest
-        self.policy = manifest.policy
         self.state = RunState()
         self.ledger = Ledger()
         self._manager = manager
@@ -159,8 +107,10 @@ class Supervisor:
         self._clock = clock
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._later: deque[Message] = deque()  # what came while the end was read, before what is in the queue
-        self._feed = telemetry.Feed(paths.telemetry)
+        self._reading = Reading(paths.telemetry, self._fail)
+        self._feed = self._reading.feed
         self._journal: Journal | None = None
+        self._orders: Orders | None = None
         self._child: Child | Adopted | None = None
         self._pending: Pending | None = None
         self._ending: Ending | None = None
@@ -168,17 +118,11 @@ class Supervisor:
         self._resume: str | None = None  # the checkpoint that the child was last started from
         self._heard = 0.0
         self._leave: float | None = None  # until when a workload that said that it stops may take further steps
-        self._truncated = False
         self._more = False  # whether telemetry was left unread, to look at the queue
-        self._unread = False  # whether the last look at telemetry failed
-        self._spoken: float | None = None  # when it was said that one did
-        self._behind = False
         self._hurry = False  # whether the operator was told what is still to be read of a script that has ended
-        self._wanted: protocol.Control | None = None  # what control.json is to hold, as long as it does not
-        self._told = 0  # the last revision of which it was said that it cannot be written
         self._blind = False
         self._looked = False  # whether the first evaluation has the objective
-        self._exact = self.policy.due(0) is not None  # answers take effect so many steps after what they are based on
+        self._exact = manifest.policy.due(0) is not None  # answers take effect so many steps after their snapshots
 
     # -- a run, from outside -------------------------------------------------------------------------------------
 
@@ -196,8 +140,8 @@ class Supervisor:
         except OSError as error:
             raise UserError(f"The run directory {self.paths.root} cannot be written: {error.strerror}.") from None
         with log:
-            self._journal = self._on(log)
-            if not self._journal.offer(events.RunStarted(manifest=self.manifest, key=audit.key_id(self._key))):
+            self._on(log)
+            if not self._offer(events.RunStarted(manifest=self.manifest, key=audit.key_id(self._key))):
                 raise UserError(f"{self.paths.audit} cannot be written; nothing was started.")
             if self._schedule:
                 self._issue_schedule(self._schedule)
@@ -233,10 +177,10 @@ class Supervisor:
                 f"set {AUDIT_KEY_FILE_VARIABLE} to the file that holds it."
             )
         cut = log.go_on(seq, head, end)
-        self._journal = self._on(log)
+        orders = self._on(log)
         known = self.ledger.acknowledged
         if (content := self.ledger.outstanding or schedule) is not None:  # it may have died between log and file
-            self._put(content)
+            orders.put(content)
         self._own()  # what it had on record as due only
         for record in self._feed.records():
             self.state.fold(record)
@@ -249,7 +193,7 @@ class Supervisor:
         if cut:
             self._fail("audit", f"{cut} bytes of a line that was never finished were cut off the end of audit.jsonl")
         if self._feed.offset < seen:
-            self._cut_short(f"has {self._feed.offset} bytes, where the log speaks of {seen}")
+            self._reading.cut(f"has {self._feed.offset} bytes, where the log speaks of {seen}", self.state.step)
         if self.ledger.waiting is not None:
             self._fail("supervisor", "the decision died with the supervisor that asked for it", self.ledger.waiting)
         started = living(RUN_DIR_VARIABLE, str(self.paths.root)) if self.state.start is None else []
@@ -287,7 +231,12 @@ class Supervisor:
                     return f"{path.name} has {size} bytes, of {length} that were read"
             except OSError as error:
                 return f"{path.name}: {error.strerror}"
-        return f"{self.paths.telemetry.name} was changed" if self._truncated else ""
+        return f"{self.paths.telemetry.name} was changed" if self._reading.cut_short else ""
+
+    @property
+    def now(self) -> Situation:
+        """Everything that is known at this moment."""
+        return Situation(self.state, self.ledger, Mark(self._feed.offset, self._feed.digest()))
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -304,7 +253,7 @@ class Supervisor:
                     else:
                         self._handle(message)
                     self._clocks()
-                    self._show(lambda: self._listener.tick(self.state, self.ledger))
+                    self._show(lambda: self._listener.tick(self.now))
             except (WorkloadError, SupervisorError):
                 raise
             except Exception as error:
@@ -358,7 +307,7 @@ class Supervisor:
         Acknowledgments and outcomes are put on record at once; with exact steps, so is the question.
         """
         count = 0
-        for count, record in enumerate(self._records(), start=1):
+        for count, record in enumerate(self._reading.records(), start=1):
             self.state.fold(record)
             self._show(partial(self._listener.record, record, self.state))
             if isinstance(record, protocol.Step):
@@ -373,11 +322,9 @@ class Supervisor:
                 break
         if count:
             self._heard = time.monotonic()
-        if self._feed.tail.truncated and not self._truncated:
-            there = os.path.lexists(self.paths.telemetry)
-            self._cut_short("became shorter or was replaced" if there else "was removed")
+        self._reading.compare(self.state.step)
         if count == SLICE:
-            self._fall_behind()
+            self._reading.fall_behind(self.state.step)
         return count == SLICE
 
     def _take_note(self, record: telemetry.Item) -> None:
@@ -390,51 +337,18 @@ class Supervisor:
             self._check_policy()
             if record.resumed is None and self._resume is not None:
                 self._fail("restart", f"the script did not go on from {self._resume}; it began at step 0")
-        for outcome in decision.outcomes(self.state, self.ledger, self._feed.offset):
+        for outcome in decision.outcomes(self.now):
             self._append(outcome)
         if isinstance(record, protocol.Eval):
             self._judge()
 
-    def _records(self) -> Iterator[telemetry.Item]:
-        """What is new. A look that fails is no end of anything: the next one begins where this one stopped."""
-        self._unread = False
-        try:
-            yield from self._feed.records()
-        except OSError as error:
-            self._unread = True
-            now = time.monotonic()
-            if self._spoken is None or now - self._spoken > AGAIN:
-                self._fail("reading", f"telemetry.jsonl cannot be read: {error.strerror}; it is tried again and again")
-            self._spoken = now
-
-    def _cut_short(self, how: str) -> None:
-        self._truncated = True
-        self._fail("telemetry", f"telemetry.jsonl {how}; nothing more is read from it, after step {self.state.step}")
-
-    def _left_to_read(self) -> int:
-        """Bytes of telemetry that nobody has read yet."""
-        try:
-            return max(0, self.paths.telemetry.stat().st_size - self._feed.offset)
-        except OSError:
-            return 0
-
-    def _fall_behind(self) -> None:
-        left = self._left_to_read()
-        if left > BEHIND and not self._behind:
-            self._behind = True
-            self._fail(
-                "reading",
-                f"records come faster than they can be read: {left >> 20} MiB wait at step {self.state.step}; "
-                "decisions rest on what was read. Let the script report fewer steps.",
-            )
-
     def _acknowledge(self, record: protocol.Applied | protocol.Refused) -> None:
-        self._append(decision.acknowledgment(record, self.state, self.ledger, self._feed.offset))
+        self._append(decision.acknowledgment(record, self.now))
         self._own()
 
     def _trains_on(self) -> None:
         """The workload said that it stops, and trains on: say so, and end it when the time that it has is over."""
-        now, grace = time.monotonic(), self.policy.process.grace
+        now, grace = time.monotonic(), self.manifest.policy.process.grace
         if self._leave is None:
             self._leave = now + grace
             told = f"the script was told to stop at step {self.state.stopped_at} and trains on; it has {grace:g} s more"
@@ -446,46 +360,31 @@ class Supervisor:
 
     def _judge(self) -> None:
         """Put on record what follows from an evaluation, and do it: of changes on trial, and of what nobody answers."""
-        while (event := decision.watched(self.state, self.ledger, self.policy, self._mark())) is not None:
+        while (event := probation.assess(self.now)) is not None:
             self._append(event)
             self._own()
-        lapsed = decision.unanswered(self.state, self.ledger, self._mark())
+        lapsed = decision.unanswered(self.now)
         if lapsed is not None:
             self._append(lapsed)
 
     def _own(self) -> None:
         """Issue what is on record as due."""
-        event = decision.own(self.ledger, run=self.paths.id, issued=self._issued())
+        event = decision.own(self.now, self._issued())
         if event is not None:
-            self._write(event)
+            self._order(event)
 
     def _look(self, record: telemetry.Item) -> None:
-        """Say that the first evaluation lacks the objective, once another record shows that nothing more is coming."""
+        """Say what the first evaluation lacks, once another record shows that nothing more is coming."""
         if self._looked or not self.state.evals or (isinstance(record, protocol.Eval) and self.state.evals == 1):
             return
         self._looked = True
-        if not self.state.measured and self.state.evaluations:
-            names = self.state.evaluations[0].metrics
-            found = short(", ".join(names), 200) or "nothing"
-            self._fail(
-                "objective",
-                f"the first evaluation has no {self._objective()}; it has: {found}. "
-                f"Nothing can be managed without it.{nearest(self._objective(), names)}",
-            )
-            return
-        other = self.state.start.objective.counterpart if self.state.start else None
-        if other and self.state.evaluations and other not in (names := self.state.evaluations[0].metrics):
-            near = nearest(other, [name for name in names if name != self._objective()])
-            self._fail("counterpart", f"the first evaluation has no {other}, without which overfitting cannot be told; "
-                       f"it has: {short(', '.join(names), 200)}.{near}")  # fmt: skip
-
-    def _objective(self) -> str:
-        return self.state.start.objective.metric if self.state.start else "objective"
+        if (found := objective.lacking(self.state)) is not None:
+            self._fail(*found)
 
     def _misfit(self) -> str | None:
         """Why the policy does not fit the action space, which is known once the workload has declared it."""
         try:
-            self.policy.narrow(self.state.space)
+            self.manifest.policy.narrow(self.state.space)
         except PolicyError as error:
             return str(error)
         return None
@@ -496,22 +395,20 @@ class Supervisor:
             self._finish_child(signal.SIGTERM)
             self._status = "failed"
 
-    def _mark(self) -> decision.Mark:
-        return decision.Mark(self._feed.offset, self._feed.digest())
-
     # -- decisions -----------------------------------------------------------------------------------------------
 
     def _ask(self) -> None:
         """Ask the manager if it is time, in a thread of its own."""
         if self._manager is None or self._pending is not None or self._ending is not None or self._schedule:
             return
-        why = decision.trigger(self.state, self.ledger, self.policy)
+        now = self.now
+        why = decision.trigger(now)
         if why is None or self._status is not None:
             return
-        view, event = decision.take_snapshot(self.state, self.ledger, self.policy, self._mark(), why)
+        view, event = decision.take_snapshot(now, why)
         if not self._offer(event):
             return
-        self._pending = Pending(event.decision, self.state.step, time.monotonic())
+        self._pending = Pending(event.decision, time.monotonic())
         self._pause(True)
         if isinstance(self._manager, Consultant):
             self._manager.begin(event.decision, self.ledger.spent, lambda exchange: self._queue.put(Told(exchange)))
@@ -546,20 +443,18 @@ class Supervisor:
             return
         response = decision.response(message.decision, message.by, message.raw, message.seconds)
         self._append(response)
-        ruling = decision.verdict(
-            response.raw, self.state, self.ledger, self.policy, self._mark(),
-            decision=pending.id, based_on_step=pending.step, age_seconds=round(time.monotonic() - pending.asked, 3),
-        )  # fmt: skip
+        age = round(time.monotonic() - pending.asked, 3)
+        ruling = decision.verdict(response.raw, self.now, age_seconds=age)
         self._append(ruling)
         applies = ruling.result != "rejected" and (bool(ruling.changes) or ruling.command is not None)
         if not applies or self.manifest.mode == "shadow":
             self._decided()
         elif self.manifest.mode == "approve":
             pending.ruling = ruling
-            pending.deadline = time.monotonic() + self.policy.approval.timeout
+            pending.deadline = time.monotonic() + self.manifest.policy.approval.timeout
             self._show(lambda: self._listener.ask(ruling, lambda answer: self._queue.put(Approved(pending.id, answer))))
         else:
-            self._issue(ruling, pending.step)
+            self._issue(ruling)
             self._decided()
 
     def _decided(self) -> None:
@@ -582,48 +477,31 @@ class Supervisor:
         if message.answer:
             if self.ledger.overtaken:
                 self._fail("probation", "probation changed the recipe since this was asked: not applied", pending.id)
-            self._issue(pending.ruling, pending.step)
+            self._issue(pending.ruling)
         self._decided()
 
-    def _issue(self, ruling: events.Verdict, based_on_step: int) -> None:
+    def _issue(self, ruling: events.Verdict) -> None:
         if self._ending is not None:  # nothing but the stop is wanted of it any more
             return
-        event = decision.override(
-            ruling, self.ledger, self.policy, run=self.paths.id, issued=self._issued(), based_on_step=based_on_step,
-            total_steps=self.state.total_steps, commands=self.state.space.commands,
-        )  # fmt: skip
+        event = decision.override(ruling, self.now, self._issued())
         if event is None:
             return
+        assert self._orders is not None
         if self._offer(event):
-            self._put(event.control)
+            self._orders.put(event.control)
         else:  # what could be put on record only later would be a change on what is past by then
             self._fail("audit", "not applied, since audit.jsonl could not be written", ruling.decision)
 
     def _issued(self) -> protocol.Issued:
         return protocol.Issued(t=round(self._clock(), 3), step=self.state.step)
 
-    def _write(self, event: events.OverrideIssued) -> None:
-        """Log first, control file second: no change may exist that the log cannot explain."""
-        self._wanted = event.control
-        if self._append(event):
-            self._put(event.control)
-
-    def _put(self, content: protocol.Control) -> None:
-        """Write the control file; where the disk refuses it, it is tried again until another one is wanted."""
-        self._wanted = content
-        try:
-            control.write(self.paths, content)
-            self._wanted = None
-        except OSError as error:
-            if self._told < content.revision:
-                self._told = content.revision
-                self._fail("control", f"control.json cannot be written: {error.strerror}", content.decision)
+    def _order(self, event: events.OverrideIssued) -> None:
+        assert self._orders is not None
+        self._orders.write(event)
 
     def _again(self) -> None:
-        """What the disk has refused is tried again: the log first."""
-        assert self._journal is not None
-        if self._journal.flush() and self._wanted is not None:
-            self._put(self._wanted)
+        assert self._orders is not None
+        self._orders.again()
 
     def _issue_schedule(self, schedule: list[protocol.Override]) -> None:
         last = schedule[-1]
@@ -633,7 +511,7 @@ class Supervisor:
             issued=self._issued(),
             schedule=schedule,
         )
-        self._write(events.OverrideIssued(decision=last.decision, origin="replay", control=content))
+        self._order(events.OverrideIssued(decision=last.decision, origin="replay", control=content))
 
     # -- the child -----------------------------------------------------------------------------------------------
 
@@ -645,7 +523,7 @@ class Supervisor:
             extra[RESUME_VARIABLE] = str(self.paths.root / resume)
         self._child = Child(
             self.manifest.command,
-            environment=clean_environment(extra, (self.policy.llm.api_key_env,)),
+            environment=clean_environment(extra, (self.manifest.policy.llm.api_key_env,)),
             directory=Path(self.manifest.directory),
             stdout=self.paths.stdout,
             stderr=self.paths.stderr,
@@ -687,7 +565,7 @@ class Supervisor:
         self._append(events.Operator(action="stop", by=by))
         self._status = "interrupted"
         self._pause(False)
-        self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
+        self._ending = Ending(time.monotonic() + self.manifest.policy.process.grace, [signal.SIGTERM, signal.SIGKILL])
         if self.state.start is not None and "stop" in self.state.start.commands:
             self._instead("operator", stop=True)
         elif self._child is not None:
@@ -695,12 +573,11 @@ class Supervisor:
 
     def _instead(self, origin: Literal["operator", "restart"], *, stop: bool = False) -> None:
         """Issue a revision of our own: what is in force, without the change that nobody answered."""
-        self._write(decision.instead(self.ledger, origin, run=self.paths.id, issued=self._issued(),
-                                     based_on_step=self.state.step, stop=stop))  # fmt: skip
+        self._order(decision.instead(self.now, origin, self._issued(), stop=stop))
 
     def _finish_child(self, number: int) -> None:
         """Signal the child, and kill it when it does not end within the grace period."""
-        self._ending = Ending(time.monotonic() + self.policy.process.grace, [signal.SIGKILL])
+        self._ending = Ending(time.monotonic() + self.manifest.policy.process.grace, [signal.SIGKILL])
         self._pause(False)
         if self._child is not None:
             self._child.signal(number)
@@ -712,16 +589,16 @@ class Supervisor:
         if self._ending is not None:
             if now >= self._ending.deadline and self._ending.signals and self._child is not None:
                 self._child.signal(self._ending.signals.pop(0))
-                self._ending.deadline = now + self.policy.process.grace
+                self._ending.deadline = now + self.manifest.policy.process.grace
             return
         pending = self._pending
         if pending is not None and pending.ruling is not None and now >= pending.deadline:
             self._approved(Approved(pending.id, None))
-        limit = self.policy.process.stall_timeout
+        limit = self.manifest.policy.process.stall_timeout
         paused = self.manifest.blocking and pending is not None
-        if limit is None or paused or self._truncated or now - self._heard <= limit:
+        if limit is None or paused or self._reading.cut_short or now - self._heard <= limit:
             return
-        if self._unread or no_room(self.paths.root):  # its silence is none of its own: it gets the time again
+        if self._reading.unread or no_room(self.paths.root):  # its silence is none of its own: it gets the time again
             self._heard = now
         else:
             self._append(events.Stalled(seconds=round(now - self._heard, 1), step=self.state.step))
@@ -743,10 +620,10 @@ class Supervisor:
         elif self._trains_alone():
             self._status = "failed"
             interrupted = True
-        if not well and not interrupted and self.ledger.restarts < self.policy.process.restarts:
-            if (doubt := decision.crashed(self.state, self.ledger, self._mark())) is not None:
+        if not well and not interrupted and self.ledger.restarts < self.manifest.policy.process.restarts:
+            if (doubt := probation.crashed(self.now)) is not None:
                 self._append(doubt)
-            again = decision.restarted(end.words, self.state, self.ledger, self._feed.offset)
+            again = decision.restarted(end.words, self.now)
             self._append(again)
             self._status = self._ending = self._leave = None
             if self.ledger.due is not None:
@@ -771,8 +648,8 @@ class Supervisor:
         tries, end = 0, math.inf
         with contextlib.suppress(OSError):
             end = self.paths.telemetry.stat().st_size
-        while (self._consume(asking=False) and self._feed.offset < end) or (self._unread and tries < TRIES):
-            if self._unread:
+        while (self._consume(asking=False) and self._feed.offset < end) or (self._reading.unread and tries < TRIES):
+            if self._reading.unread:
                 tries += 1
                 time.sleep(PAUSE)
             while not self._queue.empty():
@@ -782,12 +659,12 @@ class Supervisor:
                 elif not isinstance(message, Look):
                     self._later.append(message)
             self._again()
-            self._show(lambda: self._listener.tick(self.state, self.ledger))
-        if self._unread:
+            self._show(lambda: self._listener.tick(self.now))
+        if self._reading.unread:
             self._fail("telemetry", "the end of telemetry.jsonl could not be read")
 
     def _hurried(self) -> None:
-        left = f"{self._left_to_read() >> 20} MiB of what it reported are left to read"
+        left = f"{self._reading.left() >> 20} MiB of what it reported are left to read"
         if self._ending is None and not self._hurry:
             self._hurry = True
             self._fail("reading", f"the script has ended; {left}. Once more leaves them unread")
@@ -823,24 +700,23 @@ class Supervisor:
                 self._append(message.exchange)
         if self._pending is not None:
             self._fail("manager", OVER, self._pending.id)
-        if self._wanted is not None and self._told < self._wanted.revision:
-            self._fail("control", "control.json was not written any more: nobody is left to read it",
-                       self._wanted.decision)  # fmt: skip
+        if self._orders is not None:
+            self._orders.close()
         state = self.state
         status: Status = self._status or (state.end.status if state.end else "unknown")
         if status == "unknown" or (end.code != 0 and status in ("completed", "stopped") and self._status is None):
             status = "completed" if end.code == 0 else "killed" if end.code > 128 else "failed"
         state.finish()
-        for outcome in decision.outcomes(state, self.ledger, self._feed.offset):
+        for outcome in decision.outcomes(self.now):
             self._append(outcome)
         closing = Closing(
             ended=round(self._clock() if ended is None else ended, 3),
             status=status,
             exit_code=end.code,
             exit=end.words,
-            **figures(state) | ({"final": None} if self._truncated else {}),
+            **figures(state) | ({"final": None} if self._reading.cut_short else {}),
             **self.ledger.losses(),
-            summary=None if self._truncated else summary(state, self.ledger),
+            measured=None if self._reading.cut_short else measured(state, self.ledger),
         )
         content = render_run_file(plain(self.manifest), plain(closing))
         self._append(
@@ -848,18 +724,12 @@ class Supervisor:
                 closing=closing,
                 telemetry_length=self._feed.offset,
                 telemetry_sha256=self._feed.digest(),
-                torn=self._torn(),
+                torn=self._reading.torn(),
                 run_json_sha256=files.sha256(content),
             )
         )
         self._last_words(content)
         return closing
-
-    def _torn(self) -> str:
-        try:
-            return self._feed.tail.rest()[1]
-        except OSError:
-            return ""
 
     def _last_words(self, content: bytes) -> None:
         """What was kept of the log, and run.json. Where the disk does not take them, `attach` writes them later."""
@@ -875,15 +745,17 @@ class Supervisor:
             time.sleep(PAUSE)
         text = f"{why} could not be written to its end; later, `trainmgr attach {self.paths.id}` does it"
         failure = events.Failure(where=why, message=text)
-        self._show(lambda: self._listener.event(failure, self.state, self.ledger))
+        self._show(lambda: self._listener.event(failure, self.now))
 
     # -- the log -------------------------------------------------------------------------------------------------
 
-    def _on(self, log: audit.Log) -> Journal:
+    def _on(self, log: audit.Log) -> Orders:
         def tell(event: events.Payload) -> None:
-            self._show(lambda: self._listener.event(event, self.state, self.ledger))
+            self._show(lambda: self._listener.event(event, self.now))
 
-        return Journal(log, self.ledger, tell, self._clock)
+        self._journal = Journal(log, self.ledger, tell, self._clock)
+        self._orders = Orders(self.paths, self._journal, partial(self._fail, "control"))
+        return self._orders
 
     def _append(self, payload: events.Payload) -> bool:
         """Put on record what happened. False while the disk refuses it: then nothing may be done on it."""

@@ -171,6 +171,8 @@ class Ledger:
     failures: int = 0
     failure: events.Failure | None = None
     """The last one."""
+    misfit: events.Failure | None = None
+    """The one that says why the policy does not fit the workload, whatever went wrong after it."""
     unread: str = ""
     """Why the end of telemetry could not be read; "" where it could."""
     unanswered: int = 0
@@ -272,7 +274,8 @@ class Ledger:
             case events.Failure():
                 self.failures += 1
                 self.failure = payload
-                self.ending |= payload.where == "policy"
+                self.misfit = payload if payload.where == "policy" else self.misfit
+                self.ending |= self.misfit is not None
                 self.unread = payload.message if payload.where == "telemetry" else self.unread
                 if payload.decision is not None and payload.decision == self.waiting:
                     self.waiting = None

@@ -107,25 +107,19 @@ class RunState:
     """The highest revision that was applied or refused."""
     texts: list[tuple[str, str]] = field(default_factory=list)
     """(level, message) of the last log records."""
-    derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What was computed from all this since the last record, by name: one decision needs the same several times."""
 
     # -- what follows from it ----------------------------------------------------------------------------------------
 
     @property
     def space(self) -> ActionSpace:
-        """What the workload declared, at the values now in effect. Nobody changes it."""
+        """What the workload declared, at the values now in effect."""
         if self.start is None:
             return ActionSpace([], [])
-        found: ActionSpace | None = self.derived.get("space")
-        if found is not None:
-            return found
         known = {p.name: {"value": self.recipe[p.name]} for p in self.start.action_space}
         for name in self.moving.keys() & known.keys():  # which the script may not have known at its start
             known[name]["scheduled"] = True
         parameters = [p.model_copy(update=known[p.name]) for p in self.start.action_space]
-        self.derived["space"] = space = ActionSpace(parameters, list(self.start.commands))
-        return space
+        return ActionSpace(parameters, list(self.start.commands))
 
     @property
     def lines(self) -> int:
@@ -182,8 +176,6 @@ class RunState:
 
     def fold(self, record: protocol.Telemetry | protocol.Unreadable) -> None:
         """Take one record in."""
-        if self.derived:
-            self.derived = {}
         if isinstance(record, protocol.Unreadable):
             if record.kind == "unknown":
                 self.unknown += 1

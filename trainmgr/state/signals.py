@@ -70,13 +70,6 @@ class Signals(Wire):
 
 def measure(state: RunState) -> Signals:
     """The derived figures of this moment."""
-    found: Signals | None = state.derived.get("signals")
-    if found is None:
-        found = state.derived["signals"] = _measured(state)
-    return found
-
-
-def _measured(state: RunState) -> Signals:
     values = [(e.step, v) for e in state.evaluations if (v := state.objective_of(e)) is not None]
     finite = [v for _, v in values if math.isfinite(v)]
     latest = values[-1][1] if values and not (state.unseen and state.rolled_back) else None

@@ -18,27 +18,10 @@ from trainmgr.state.ledger import Ailment, Ledger
 from trainmgr.state.lineage import is_trial
 from trainmgr.state.notices import Kind
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
+from trainmgr.terminal.words import number, steps
 
-LONG = 1e9  # seconds
 TOLD = 256  # parameters that are not what they were set to, each named once
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss; in hours alone beyond LONG."""
-    if not seconds < LONG:
-        return f"{seconds / 3600:.3g} h"
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def steps(count: int) -> str:
-    """1 step, 2,000 steps."""
-    return f"{count:,} step{'s' * (count != 1)}"
 
 
 def changes_in_words(changes: dict[str, tuple[Value, Value]]) -> str:
@@ -115,9 +98,9 @@ def losses_in_words(lost: int, idle: int) -> str:
     return ", ".join(parts) or "nothing lost"
 
 
-def watched_in_words(state: RunState, ledger: Ledger) -> str:
+def watched_in_words(now: Situation) -> str:
     """What is on trial, and how it stands; empty where nothing is and nothing was taken back."""
-    parts = []
+    parts, state, ledger = [], now.state, now.ledger
     if ledger.trials:
         oldest = ledger.trials[0]
         expected = oldest.forecast.at(state.evals - oldest.forecast.evals)
@@ -133,20 +116,20 @@ def watched_in_words(state: RunState, ledger: Ledger) -> str:
         parts.append("trust " + ", ".join(f"{name} {trust:.2g}" for name, trust in ledger.trust.items()))
     if ledger.demoted:
         parts.append("the manager has lost too much: nothing more of it is applied")
-    if lacking := unguarded_in_words(state, ledger):
+    if lacking := unguarded_in_words(now):
         parts.append(lacking)
     return "; ".join(parts)
 
 
-def unguarded_in_words(state: RunState, ledger: Ledger) -> str:
+def unguarded_in_words(now: Situation) -> str:
     """What probation cannot take back in this workload; empty where there is nothing, or nobody is on probation."""
-    if state.start is None or not ledger.on_probation:
+    if now.state.start is None or not now.ledger.on_probation:
         return ""
-    if "rollback" not in state.start.commands:
+    if "rollback" not in now.state.start.commands:
         return (
             "the script offers no rollback: of what harms the values are taken back, not what they did to the weights"
         )
-    if "checkpoint" not in state.start.commands:
+    if "checkpoint" not in now.state.start.commands:
         return "the script offers no checkpoint: weights go back to the best ones, not to those from before a change"
     return ""
 
@@ -189,11 +172,12 @@ def spent_in_words(ledger: Ledger) -> str:
     return f"{spent.calls} call{'s' * (spent.calls > 1)}, {spent.tokens:,} tokens{money}, {spent.seconds:.0f} s waited"
 
 
-def undone_in_words(state: RunState, ledger: Ledger, *, nothing: bool) -> str:
+def undone_in_words(now: Situation, *, nothing: bool) -> str:
     """What the last override asked for and is not in effect although it was acknowledged; empty where all of it is.
 
     ``nothing``: it changed nothing, so that what is in force from before was asked for again.
     """
+    state, ledger = now.state, now.ledger
     asked = {name: value for name, value in ledger.in_force.items()
              if ledger.held.get(name) != value or (nothing and name not in state.moving)}  # fmt: skip
     lacking = [name for name, value in asked.items() if name in state.recipe and not same(value, state.recipe[name])]
@@ -201,9 +185,9 @@ def undone_in_words(state: RunState, ledger: Ledger, *, nothing: bool) -> str:
                      for name in lacking)  # fmt: skip
 
 
-def event_in_words(event: events.Payload, state: RunState, ledger: Ledger | None = None) -> str | None:
-    """One line for what a person wants to know, None for the rest. ``state`` knows which command was done, ``ledger``
-    what was asked for."""
+def event_in_words(event: events.Payload, now: Situation) -> str | None:
+    """One line for what a person wants to know, None for the rest. ``now`` knows which command was done, and what was
+    asked for."""
     match event:
         case events.Verdict() if event.result == "rejected":
             reason = next((check for check in event.checks if not check.ok), None)
@@ -211,10 +195,10 @@ def event_in_words(event: events.Payload, state: RunState, ledger: Ledger | None
         case events.Verdict() if event.action != "keep":
             return proposal_in_words(event)
         case events.Acknowledged(result="applied"):
-            command = next((i.command for i in state.interventions if i.revision == event.revision), None)
+            command = next((i.command for i in now.state.interventions if i.revision == event.revision), None)
             parts = [command_in_words(command), changes_in_words(moved(event.changes))]
-            last = ledger is not None and ledger.revision == event.revision
-            lacking = undone_in_words(state, ledger, nothing=not any(parts)) if ledger and last else ""
+            last = now.ledger.revision == event.revision
+            lacking = undone_in_words(now, nothing=not any(parts)) if last else ""
             if lacking and not any(parts):
                 return f"acknowledged at step {event.step}, and nothing was changed: {lacking}"
             done = "; ".join(part for part in (*parts, lacking) if part)
@@ -360,7 +344,7 @@ class Lines:
             case protocol.Start():
                 planned = record.total_steps or "?"
                 self._say(state.step, f"{short(record.workload, 200)} started, {planned} steps, seed {record.seed}")
-                if lacking := unguarded_in_words(state, self._ledger):
+                if lacking := unguarded_in_words(Situation(state, self._ledger)):
                     self._say(state.step, lacking)
             case protocol.Eval() if state.start is not None and state.start.objective.metric in record.metrics:
                 mark = "  best" if state.best is not None and state.evals_since_best == 0 else ""
@@ -372,18 +356,18 @@ class Lines:
         for text in self._told.new(state):
             self._say(state.step, text)
 
-    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
-        self._ledger = ledger
-        text = event_in_words(event, state, ledger)
+    def event(self, event: events.Payload, now: Situation) -> None:
+        self._ledger = ledger = now.ledger
+        text = event_in_words(event, now)
         shadow = ledger.demoted or (ledger.started is not None and ledger.started.manifest.mode == "shadow")
         if text and shadow and isinstance(event, events.Verdict) and event.result != "rejected":
             text = f"would ({'demoted' if ledger.demoted else 'shadow'}): {text}"
         if ailment := begun(event, ledger):
             text = ailment_in_words(ailment, ledger)
         if text and not self._quiet:
-            self._say(state.step, text)
+            self._say(now.state.step, text)
 
-    def tick(self, state: RunState, ledger: Ledger) -> None:
+    def tick(self, now: Situation) -> None:
         pass
 
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:
@@ -400,7 +384,7 @@ class JsonLines(Lines):
         super().__init__(out)
         self._data = data
 
-    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
+    def event(self, event: events.Payload, now: Situation) -> None:
         self._data.write(f"{in_json(json.dumps(plain(event)))}\n")
         self._data.flush()
 

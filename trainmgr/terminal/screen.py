@@ -24,49 +24,35 @@ from rich.text import Text
 from trainmgr.base.foreign import on_terminal
 from trainmgr.contract import events
 from trainmgr.contract.action_space import Parameter
-from trainmgr.contract.run_file import Manifest
 from trainmgr.log.telemetry import Item
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
-from trainmgr.terminal import display
+from trainmgr.state.situation import Situation
+from trainmgr.terminal import display, words
+from trainmgr.terminal.markup import marked, quoted
 
 FRAMES = 4  # per second
 GAUGE = 16  # characters
 SHOWN = 6  # interventions
-_HIDE = {ord("["): "\ue000", ord("\\"): "\ue001"}  # characters for private use: none is left in a clean text
-_SHOW = {ord(hidden): shown for shown, hidden in (("[", "\ue000"), ("\\", "\ue001"))}
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode braille, rows from above
 
 
-def quoted(text: str) -> str:
-    """Text from elsewhere within markup of ours, for ``marked`` alone: no part of it can begin, end or close a tag."""
-    return on_terminal(text).translate(_HIDE)
-
-
-def marked(markup: str) -> Text:
-    """Our markup, with what is ``quoted`` in it letter by letter."""
-    text = Text.from_markup(markup, emoji=False)
-    text.plain = text.plain.translate(_SHOW)
-    return text
-
-
-def render(state: RunState, ledger: Ledger, manifest: Manifest, height: int = 8, width: int = 100) -> Group:
+def render(now: Situation, height: int = 8, width: int = 100) -> Group:
     """Everything at once."""
-    parts: list[RenderableType] = [_head(state, ledger, manifest)]
+    parts, state = [_head(now)], now.state
     if state.evaluations and state.start is not None:  # else nobody knows which of the metrics is the objective
         parts.append(_curves(state, height, max(30, width - 26)))
     if state.start is not None and state.start.action_space:
         parts.append(_recipe(state))
-    parts.append(_interventions(state, ledger))
+    parts.append(_interventions(now))
     return Group(*parts)
 
 
-def _head(state: RunState, ledger: Ledger, manifest: Manifest) -> RenderableType:
-    total = state.total_steps
+def _head(now: Situation) -> RenderableType:
+    state, manifest, total = now.state, now.manifest, now.state.total_steps
     line = Table.grid(padding=(0, 2))
     parts = (f"manager {manifest.manager}", f"mode {manifest.mode}")
     title = Text(on_terminal(manifest.id), style="bold")
-    line.add_row(title, *(Text(on_terminal(part)) for part in parts), _status(state, ledger))
+    line.add_row(title, *(Text(on_terminal(part)) for part in parts), _status(now))
     grid = Table.grid(padding=(0, 2))
     speed, left = pace(state)
     if total and state.overrun:
@@ -76,13 +62,14 @@ def _head(state: RunState, ledger: Ledger, manifest: Manifest) -> RenderableType
         grid.add_row(bar, f"step {state.step:,} of {total:,}", speed, left)
     else:
         grid.add_row(f"step {state.step:,}", speed)
-    more = [Text(text, style="dim") for text in (display.spent_in_words(ledger),) if text]
-    if watched := display.watched_in_words(state, ledger):
-        more.append(Text(on_terminal(watched), style="yellow" if ledger.reversals else "dim"))
+    more = [Text(text, style="dim") for text in (display.spent_in_words(now.ledger),) if text]
+    if watched := display.watched_in_words(now):
+        more.append(Text(on_terminal(watched), style="yellow" if now.ledger.reversals else "dim"))
     return Group(line, grid, *more)
 
 
-def _status(state: RunState, ledger: Ledger) -> Text:
+def _status(now: Situation) -> Text:
+    ledger = now.ledger
     if ledger.ended is not None:
         status = ledger.ended.closing.status
         return Text(status, style="green" if status in ("completed", "stopped") else "red")
@@ -94,7 +81,7 @@ def _status(state: RunState, ledger: Ledger) -> Text:
         return Text("deciding", style="cyan")
     if ledger.outstanding is not None:
         return Text("change on its way", style="cyan")
-    return Text("training" if state.start else "starting", style="dim")
+    return Text("training" if now.state.start else "starting", style="dim")
 
 
 def pace(state: RunState) -> tuple[str, str]:
@@ -107,7 +94,7 @@ def pace(state: RunState) -> tuple[str, str]:
     if state.steps_left is None or not state.total_steps or state.end is not None:
         return f"{speed:.3g} steps/s", ""
     left = state.steps_left / speed
-    return f"{speed:.3g} steps/s", f"{display.clock(left)} left" if left < display.LONG else ""
+    return f"{speed:.3g} steps/s", f"{words.clock(left)} left" if left < words.LONG else ""
 
 
 def _curves(state: RunState, height: int, width: int) -> RenderableType:
@@ -118,8 +105,8 @@ def _curves(state: RunState, height: int, width: int) -> RenderableType:
     train = [
         (e.step, e.metrics[name]) for e in state.evaluations if name and math.isfinite(e.metrics.get(name, math.nan))
     ]
-    best = f"best {display.number(state.best[1])} at step {state.best[0]:,}" if state.best else ""
-    title = f"{quoted(objective.metric)} {display.number(state.latest)}   {best}"
+    best = f"best {words.number(state.best[1])} at step {state.best[0]:,}" if state.best else ""
+    title = f"{quoted(objective.metric)} {words.number(state.latest)}   {best}"
     marks = [i.step for i in state.interventions]
     chart = plot(values, train, marks, width, height)
     legend = f"[bold]●[/] {quoted(objective.metric)}" + (f"  [dim]● {quoted(name)}[/]" if name and train else "")
@@ -214,7 +201,8 @@ def gauge(parameter: Parameter) -> Text:
     return Text("─" * at + "●" + "─" * (GAUGE - 1 - at), style="cyan")
 
 
-def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
+def _interventions(now: Situation) -> RenderableType:
+    state, ledger = now.state, now.ledger
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for column in ("step", "why", "what", "objective before → since"):
         table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
@@ -223,7 +211,7 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
         todo = "; ".join(
             p for p in (display.command_in_words(item.command), display.changes_in_words(item.changes)) if p
         )
-        since = display.number(item.after[-1][1]) if item.after else "…"
+        since = words.number(item.after[-1][1]) if item.after else "…"
         table.add_row(
             f"{item.step:,}",
             Text(
@@ -235,7 +223,7 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
                 + ("  [red](taken back)[/]" if item.revision in ledger.taken_back else "")
                 + (f"  [red]({quoted(display.lost_in_words(item))})[/]" if item.lost else "")
             ),
-            f"{display.number(item.before)} → {since}",
+            f"{words.number(item.before)} → {since}",
         )
     hidden = state.intervention_count - min(SHOWN, len(state.interventions))
     parts: list[RenderableType] = [table] if state.interventions else [Text("no interventions", style="dim")]
@@ -252,8 +240,7 @@ def _interventions(state: RunState, ledger: Ledger) -> RenderableType:
 class LiveView:
     """The live view of a run in a terminal."""
 
-    def __init__(self, manifest: Manifest, console: Console) -> None:
-        self._manifest = manifest
+    def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Live(console=console, refresh_per_second=FRAMES, auto_refresh=False, transient=True)
         self._drawn = 0.0
@@ -276,22 +263,24 @@ class LiveView:
         for text in (*self._drifts.new(state), *self._told.new(state)):
             self._console.print(Text(on_terminal(text), style="yellow"))
 
-    def event(self, event: events.Payload, state: RunState, ledger: Ledger) -> None:
+    def event(self, event: events.Payload, now: Situation) -> None:
         if isinstance(event, events.Approval):
             self._question = None
         if isinstance(event, events.Failure | events.Restarted | events.Stalled | events.Operator | events.Signalled):
-            self._console.print(Text(on_terminal(display.event_in_words(event, state) or ""), style="yellow"))
-        if ailment := display.begun(event, ledger):
-            self._console.print(Text(on_terminal(display.ailment_in_words(ailment, ledger)), style="yellow"))
+            self._console.print(Text(on_terminal(display.event_in_words(event, now) or ""), style="yellow"))
+        if ailment := display.begun(event, now.ledger):
+            self._console.print(Text(on_terminal(display.ailment_in_words(ailment, now.ledger)), style="yellow"))
         self._drawn = 0.0
-        self.tick(state, ledger)
+        self.tick(now)
 
-    def tick(self, state: RunState, ledger: Ledger) -> None:
-        now = time.monotonic()
-        if now - self._drawn < 1 / FRAMES or getattr(self._console.file, "behind", False):  # an output.Printer
+    def tick(self, now: Situation) -> None:
+        t = time.monotonic()
+        if t - self._drawn < 1 / FRAMES or getattr(self._console.file, "behind", False):  # an output.Printer
             return
-        self._drawn = now
-        view: RenderableType = render(state, ledger, self._manifest, width=self._console.width)
+        if now.ledger.started is None:  # nobody knows what to call it
+            return
+        self._drawn = t
+        view: RenderableType = render(now, width=self._console.width)
         self._live.update(Group(view, self._question) if self._question else view, refresh=True)
 
     def ask(self, ruling: events.Verdict, answer: Callable[[bool | None], None]) -> None:

@@ -10,30 +10,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.process import last_lines, no_room
 from trainmgr.base.wire import plain, pretty
 from trainmgr.checking.checked import Checked
-from trainmgr.contract.run_file import Closing, Manifest, RunFile
-from trainmgr.log import audit
+from trainmgr.contract.run_file import Closing, RunFile
 from trainmgr.readers import proof, replay
 from trainmgr.readers.opinions import Opinion, Reworded
-from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState, figures
-from trainmgr.terminal import display
-from trainmgr.terminal.screen import marked, quoted
+from trainmgr.state.situation import Situation
+from trainmgr.terminal import display, listing, words
+from trainmgr.terminal.markup import Grid, quoted, say
 
 LISTED = 12  # interventions in the last lines of a run
-DIED = "supervisor died"
-
-
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """One line of words in our markup: not wrapped where nobody reads it on a screen, never coloured by guesswork."""
-    console.print(marked(text), style=style, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def counted(number: int, what: str) -> str:
@@ -41,45 +32,12 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _text(cell: RenderableType) -> Text:
-    return cell if isinstance(cell, Text) else Text(str(cell))
-
-
-class Grid(Table):
-    """Columns without lines; headers and cells are our markup, with the rest ``quoted``."""
-
-    def __init__(self, *columns: str) -> None:
-        super().__init__(box=None, padding=(0, 2), header_style="dim")
-        for column in columns:
-            self.add_column(marked(column), overflow="fold")
-
-    def row(self, *cells: str) -> None:
-        self.add_row(*map(marked, cells))
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Where nothing is to be folded, line by line: rich itself takes ten times as long for it."""
-        columns = [[_text(cell) for cell in (column.header, *column.cells)] for column in self.columns]
-        lengths = [[cell.cell_len for cell in column] for column in columns]
-        widths = [max(column) for column in lengths]
-        lines = any("\n" in cell.plain for column in columns for cell in column)
-        if lines or sum(widths) + 4 * len(widths) > options.max_width:
-            yield from super().__rich_console__(console, options)
-            return
-        for number in range(len(columns[0])):
-            line = Text(style=self.header_style if number == 0 else "")
-            for column, length, width in zip(columns, lengths, widths, strict=True):
-                line.append("  ").append_text(column[number]).append(" " * (width - length[number] + 2))
-            yield from line.render(console, end="\n")
-
-
-def print_closing(
-    console: Console, manifest: Manifest, state: RunState, ledger: Ledger, stderr: Path | None = None,
-    lacking: str = "",
-) -> None:  # fmt: skip
+def print_closing(console: Console, now: Situation, stderr: Path | None = None, lacking: str = "") -> None:
     """The last lines of a run: what was done and why, how the objective ended, what to type next.
 
     ``lacking`` says what is wrong with its files, where all of this comes from memory.
     """
+    state, ledger, manifest = now.state, now.ledger, now.manifest
     closing = ledger.ended.closing if ledger.ended else None
 
     def out(text: str) -> None:
@@ -128,9 +86,9 @@ def print_closing(
         out(f"[red]{quoted(ledger.unread)}.[/]")
     if state.trained_on > 1:
         out(f"[yellow]The script was told to stop at step {state.stopped_at:,} and trained on for "
-            f"{display.steps(state.trained_on)}: its loop must end when w.stopping is true.[/]")  # fmt: skip
+            f"{words.steps(state.trained_on)}: its loop must end when w.stopping is true.[/]")  # fmt: skip
     if state.end is not None and state.end.metrics:
-        out("At the end: " + ", ".join(f"{quoted(n)} {display.number(v)}" for n, v in state.end.metrics.items()) + ".")
+        out("At the end: " + ", ".join(f"{quoted(n)} {words.number(v)}" for n, v in state.end.metrics.items()) + ".")
     if state.start is not None and state.start.info.get("genuine") is False:
         out(f"[yellow]Data: {quoted(str(state.start.info.get('data')))}.[/]")
     if closing is not None and (closing.exit_code or closing.status not in ("completed", "stopped")):
@@ -140,8 +98,9 @@ def print_closing(
                 f"{quoted(closing.exit)}.[/]")  # fmt: skip
         else:
             out(f"[red]The workload {quoted(closing.exit)} ({closing.status}{quoted(by)}).[/]")
-        if ledger.failure is not None and ledger.failure.message != ledger.unread:
-            out(f"[red]{quoted(ledger.failure.where)}: {quoted(ledger.failure.message)}[/]")
+        for failure in (ledger.misfit if ledger.misfit is not ledger.failure else None, ledger.failure):
+            if failure is not None and failure.message != ledger.unread:
+                out(f"[red]{quoted(failure.where)}: {quoted(failure.message)}[/]")
         if stderr and no_room(stderr.parent):
             out(f"[red]No space left on device: the disk with {quoted(str(stderr.parent))} is full. That may be why it "
                 "ended, and what it said of that may be missing.[/]")  # fmt: skip
@@ -185,26 +144,26 @@ def _ended_at(state: RunState, final: float | None, unread: str) -> Iterator[str
     if state.best is None:
         if final is not None:
             measured = counted(state.evals, "evaluation")
-            yield f"{name} ended at [bold]{display.number(final)}[/]; it was not finite at any of {measured}."
+            yield f"{name} ended at [bold]{words.number(final)}[/]; it was not finite at any of {measured}."
         return
     step, best = state.best
-    its_best = f"its best was {display.number(best)} at step {step:,}"
+    its_best = f"its best was {words.number(best)} at step {step:,}"
     again = state.end is not None and state.start.objective.metric in state.end.metrics
     if state.kept_best and not state.trained_on and not again:
-        yield f"{name} ended at [bold]{display.number(best)}[/], on its best weights, as measured at step {step:,}."
+        yield f"{name} ended at [bold]{words.number(best)}[/], on its best weights, as measured at step {step:,}."
     elif final is not None:
-        yield f"{name} ended at [bold]{display.number(final)}[/]; {its_best}{_much_worse(state, final, best)}."
+        yield f"{name} ended at [bold]{words.number(final)}[/]; {its_best}{_much_worse(state, final, best)}."
     elif state.measured and unread:
         _, at, value = state.measured[-1]
-        yield f"{name} was [bold]{display.number(value)}[/] at step {at:,}, the last that was read; {its_best}."
+        yield f"{name} was [bold]{words.number(value)}[/] at step {at:,}, the last that was read; {its_best}."
     elif state.measured and (lost := state.notices.lost):
         _, at, value = state.measured[-1]
-        yield (f"{name} was [bold]{display.number(value)}[/] at step {at:,}; {counted(lost, 'later evaluation')} could "
+        yield (f"{name} was [bold]{words.number(value)}[/] at step {at:,}; {counted(lost, 'later evaluation')} could "
                f"not be read ({quoted(state.notices.lost_why)}); {its_best}.")  # fmt: skip
     elif state.measured and state.unseen and not state.rolled_back:
         _, at, value = state.measured[-1]
         last = "last evaluation" if state.unseen == 1 else f"last {state.unseen} evaluations"
-        yield f"{name} is not in the {last}; it was [bold]{display.number(value)}[/] last, at step {at:,}; {its_best}."
+        yield f"{name} is not in the {last}; it was [bold]{words.number(value)}[/] last, at step {at:,}; {its_best}."
     else:
         yield f"{name} was not measured after the last change of the weights; {its_best}."
 
@@ -232,13 +191,13 @@ def print_proof(console: Console, result: proof.Proof) -> None:
     for change in result.changes:
         pairs = {name: (pair[0], pair[1]) for name, pair in change.changes.items()}
         what = "; ".join(part for part in (change.command or "", display.changes_in_words(pairs)) if part)
-        since = " ".join(display.number(value) for _, value in change.after) or "–"
+        since = " ".join(words.number(value) for _, value in change.after) or "–"
         table.row(
             f"{change.step:,}",
             quoted(f"{change.diagnosis or ''}: {change.evidence}"),
             quoted(what),
             quoted(change.expected or "–"),
-            f"{display.number(change.before)} → {since}"
+            f"{words.number(change.before)} → {since}"
             + (f"; taken back by probation: {quoted(change.taken_back)}" if change.taken_back else "")
             + (f"; {quoted(change.overwritten)}" if change.overwritten else ""),
         )
@@ -289,7 +248,7 @@ def print_opinions(console: Console, found: list[Opinion], recorded: str, other:
         table.row(
             quoted(opinion.decision), f"{opinion.step:,}", quoted(opinion.recorded), quoted(opinion.other),
             "yes" if opinion.valid else "[red]no[/]", "yes" if opinion.same_action else "no",
-            f"{opinion.seconds:.2f}", f"{opinion.tokens:,}" if opinion.tokens else "–", display.number(opinion.money),
+            f"{opinion.seconds:.2f}", f"{opinion.tokens:,}" if opinion.tokens else "–", words.number(opinion.money),
         )  # fmt: skip
     console.print(table)
     n, tokens = len(found), sum(o.tokens for o in found)
@@ -334,48 +293,16 @@ def print_comparison(console: Console, a: RunPaths, b: RunPaths, result: replay.
         )
 
 
-def status_of(paths: RunPaths, file: RunFile | None) -> str:
-    """How a run ended; for one that has not, whether its supervisor lives."""
-    if file is None:
-        return "run.json cannot be read"
-    if file.closing is not None:
-        return file.closing.status
-    return {True: "running", False: DIED, None: f"running, or {DIED}"}[audit.is_held(paths.audit)]
-
-
 def runs_json(found: list[tuple[RunPaths, RunFile | None]]) -> str:
-    nothing = {"manifest": None, "closing": None}
-    return pretty([{"run": p.id, "status": status_of(p, f), **(plain(f) if f else nothing)} for p, f in found])
-
-
-def print_runs(console: Console, found: list[tuple[RunPaths, RunFile | None]]) -> None:
-    table = Grid("run", "manager", "seed", "status", "steps", "objective", "final", "best", "changes", "took")
-    died = []
+    """Each run with all of its run.json; None where that cannot be read."""
+    values = []
     for paths, file in found:
-        status = status_of(paths, file)
         if file is None:
-            table.row(quoted(paths.id), f"[red]{status}[/]")
-            continue
-        manifest, closing = file.manifest, file.closing
-        if closing is None:
-            table.row(quoted(paths.id), quoted(manifest.manager), _seed(manifest), status)
-            if status == DIED:
-                died.append(quoted(paths.id))
-            continue
-        table.row(
-            quoted(paths.id), quoted(manifest.manager), _seed(manifest), status, f"{closing.steps:,}",
-            quoted(closing.objective or "–"), display.number(closing.final), display.number(closing.best),
-            str(closing.interventions), f"{closing.ended - manifest.created:.0f} s",
-        )  # fmt: skip
-    console.print(table)
-    for run in died:
-        say(
-            console, f"The supervisor of {run} died; its training may go on. Take over: trainmgr attach {run}", "yellow"
-        )
-
-
-def _seed(manifest: Manifest) -> str:
-    return "–" if manifest.seed is None else str(manifest.seed)
+            values.append({"run": paths.id, "status": listing.UNREADABLE, "manifest": None, "closing": None})
+        else:
+            ended = file.closing.status if file.closing else None
+            values.append({"run": paths.id, "status": listing.status(paths, ended), **plain(file)})
+    return pretty(values)
 
 
 def print_checked(console: Console, checked: Checked) -> None:
@@ -398,7 +325,8 @@ def _date(seconds: float) -> str | None:
         return None
 
 
-def show_json(paths: RunPaths, manifest: Manifest, state: RunState, ledger: Ledger) -> str:
+def show_json(paths: RunPaths, now: Situation) -> str:
+    state, ledger, manifest = now.state, now.ledger, now.manifest
     values: dict[str, Any] = {
         "run": paths.id,
         "created": _date(manifest.created),

@@ -18,8 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trainmgr.testing.behaviours import CREATED, Behaviour, Exchange, Raw, Received, Status
-
-TIME_LIMIT = 60.0  # seconds that anything here waits at most
+from trainmgr.testing.waiting import TIME_LIMIT
 
 Script = Sequence[Behaviour] | Callable[[Received], Behaviour]
 

@@ -10,43 +10,16 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, SupportsFloat
 
-from trainmgr.workload.surroundings import no_room
+from trainmgr.workload.surroundings import CHECK_VARIABLE, no_room
 from trainmgr.workload.values import entries, label, now, real, taken
+from trainmgr.workload.workload import Workload
 
 BESTS = 32  # that are noted
 LEAST = 0.2  # of the tensors must come back: weights without the moments of an optimizer are a quarter
 BEYOND = "best-beyond"  # a best one of a later step than a run was resumed from
 BEFORE = "{}-before"  # what the training before this one in the same run had left
-CHECK_VARIABLE = "TRAINMGR_CHECK"  # set by `trainmgr check`: changes are looked for at every step, loads compared
-
-
-class Reporter(Protocol):
-    """What is needed of a `Workload`."""
-
-    directory: Path | None
-    objective: str
-    mode: str
-    resumed_from: Path | None
-    resumed_step: int
-    primary: bool
-
-    @property
-    def another(self) -> bool: ...
-    @property
-    def checkpoints(self) -> Path: ...
-    def command(self, name: str, do: Callable[[str], None]) -> None: ...
-    def log(self, level: str, message: str) -> None: ...
-    def checkpoint(
-        self, step: int, path: Path, metrics: Mapping[str, Any] | None = None, best: bool = False
-    ) -> None: ...
-    def eval(
-        self, step: int, metrics: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]] | None = None
-    ) -> None: ...
-    def _announce(self) -> None: ...
-    def _boundary(self, step: int, kind: str) -> None: ...
-    def _warn(self, message: str) -> None: ...
 
 
 class Checkpoints:
@@ -81,8 +54,8 @@ class Checkpoints:
 
     def __init__(
         self,
-        workload: Reporter,
-        save: Callable[[Path], None],
+        workload: Workload,
+        save: Callable[[Path], object],
         load: Callable[[Path], object],
         *,
         every: int = 1,
@@ -128,7 +101,12 @@ class Checkpoints:
             return math.isfinite(value)
         return value < best if self._w.mode == "min" else value > best
 
-    def eval(self, step: int, metrics: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def eval(
+        self,
+        step: int,
+        metrics: Mapping[str, SupportsFloat],
+        split: Mapping[str, Mapping[str, SupportsFloat]] | None = None,
+    ) -> None:
         """Report an evaluation. A new best is on disk before anybody hears of it and may ask for it.
 
         One without the objective is reported all the same, and is no best. After a best that could not be saved, what
@@ -246,8 +224,8 @@ class Checkpoints:
         if came < LEAST * total:
             raise ValueError(f"load() put back only {came} of {total} in {path.name} that had changed since")
         if total:
-            level = "info" if came == total else "warning"
-            self._w.log(level, f"load() put back {came} of {total} in {path.name} that had changed since")
+            what = f"load() put back {came} of {total} in {path.name} that had changed since"
+            self._w.log("info" if came == total else "warning", what)
 
     def _checkpoint(self, name: str) -> None:
         path = self.last.with_stem(name) if name else self.last
@@ -318,7 +296,7 @@ class Checkpoints:
             if not self._failed:
                 self._failed = True
                 left = "the one before it is kept" if os.access(path, os.F_OK) else "there is none"
-                self._w._warn(f"{self._troubles[path]}; {left}")
+                self._w.warn(f"{self._troubles[path]}; {left}")
             return False
         self._failed = False
         return True
@@ -330,7 +308,7 @@ class Checkpoints:
         if saved:
             self._w.checkpoint(step, path, metrics, best)
         else:
-            self._w._boundary(step, "checkpoint")
+            self._w.boundary(step, "checkpoint")
 
     def _settle(self) -> None:
         """Put aside, once, what a training that ended before this one has left: nobody may go back to that."""
@@ -339,7 +317,7 @@ class Checkpoints:
         self._settled = True
         if self._w.resumed_from is not None:
             return
-        self._w._announce()
+        self._w.announce()
         if self._w.another and self._w.primary:
             with contextlib.suppress(OSError):
                 self._note.unlink(missing_ok=True)
@@ -354,7 +332,7 @@ class Checkpoints:
         except OSError as error:
             _recover(path)
             self._unusable.add(path)
-            self._w._warn(f"{path.name} could not be put aside, and nobody goes back to it: {error}")
+            self._w.warn(f"{path.name} could not be put aside, and nobody goes back to it: {error}")
 
     def _take_down(self, step: int) -> None:
         """Write the bests down, for a resume; again at the next evaluation where that fails."""

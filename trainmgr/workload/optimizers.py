@@ -15,13 +15,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 SIMULATED = 20_000  # steps of a scheduler that are played through, where its end cannot be computed at once
 WRAPPED = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer")  # accelerate, Lightning, SAM, Lookahead
 OWNERS = "_trainmgr"  # the attribute of an optimizer that knows who manages it
 
 Kept = list[tuple[Any, Any]]  # for each group what stands there, and a copy of it
+
+
+class Optimizer(Protocol):
+    """Any that keeps its hyperparameters as those of torch do."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
 
 
 class Managed:

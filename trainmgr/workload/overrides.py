@@ -6,11 +6,12 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from trainmgr.workload.records import PROTOCOL_VERSION
 
-BOUNDARIES = ("step", "eval", "checkpoint")  # from fine to coarse
+Boundary: TypeAlias = Literal["step", "eval", "checkpoint"]
+BOUNDARIES: tuple[Boundary, ...] = ("step", "eval", "checkpoint")  # from fine to coarse
 COMMANDS = ("checkpoint", "rollback", "stop")
 MAX_CONTROL = 16 * 1024 * 1024  # bytes; the longest schedules of a replay have a fraction of that
 _ENTRY_KEYS = frozenset(

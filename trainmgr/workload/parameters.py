@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal
 
-from trainmgr.workload.optimizers import Managed
-from trainmgr.workload.overrides import BOUNDARIES, COMMANDS
+from trainmgr.workload.optimizers import Managed, Optimizer
+from trainmgr.workload.overrides import BOUNDARIES, COMMANDS, Boundary
 from trainmgr.workload.values import MAX_INT, MAX_NAME, SLACK, described, figure, label, plain, text, whole
 
 MAX_PARAMETERS = 64
 MAX_CHOICES = 64
-
-# Inside Declarations the names of these builtins are methods.
-Real: TypeAlias = float
-Whole: TypeAlias = int
-Switch: TypeAlias = bool
 
 
 class Parameter:
@@ -25,7 +21,7 @@ class Parameter:
     __slots__ = ("_get", "_known", "managed", "set", "spec")
 
     def __init__(
-        self, spec: dict[str, Any], get: Callable[[], Any], set: Callable[[Any], None], managed: Managed | None = None
+        self, spec: dict[str, Any], get: Callable[[], Any], set: Callable[[Any], object], managed: Managed | None = None
     ) -> None:
         self.spec, self._get, self.set, self.managed = spec, get, set, managed
         self._known = self.found()
@@ -86,30 +82,34 @@ class Parameter:
 
 
 class Declarations:
-    """Parameters and commands; they may be declared until the first report."""
+    """Parameters and commands; they may be declared until the first report.
+
+    In this class `float`, `int` and `bool` are methods: a type checker that reads those names in a signature takes them
+    for the methods, so signatures say `builtins.float`.
+    """
 
     def __init__(self) -> None:
         self._parameters: dict[str, Parameter] = {}
-        self._commands: dict[str, Callable[[str], None]] = {}
+        self._commands: dict[str, Callable[[str], object]] = {}
         self._announced = False  # whether the declarations are on record
 
     def float(
         self,
         name: str,
         *,
-        get: Callable[[], Real],
-        set: Callable[[Real], None],
-        low: Real,
-        high: Real,
-        scale: str = "linear",
-        max_ratio: Real | None = None,
-        min_ratio: Real | None = None,
-        max_delta: Real | None = None,
-        off: Real | None = None,
-        boundary: str = "step",
+        get: Callable[[], builtins.float],
+        set: Callable[[builtins.float], object],
+        low: builtins.float,
+        high: builtins.float,
+        scale: Literal["linear", "log"] = "linear",
+        max_ratio: builtins.float | None = None,
+        min_ratio: builtins.float | None = None,
+        max_delta: builtins.float | None = None,
+        off: builtins.float | None = None,
+        boundary: Boundary = "step",
         group: str = "other",
         description: str = "",
-        scheduled: Switch = False,
+        scheduled: builtins.bool = False,
     ) -> None:
         """Declare a real parameter within [low, high].
 
@@ -128,12 +128,12 @@ class Declarations:
         self,
         name: str,
         *,
-        get: Callable[[], Whole],
-        set: Callable[[Whole], None],
-        low: Whole,
-        high: Whole,
-        max_delta: Whole | None = None,
-        boundary: str = "step",
+        get: Callable[[], builtins.int],
+        set: Callable[[builtins.int], object],
+        low: builtins.int,
+        high: builtins.int,
+        max_delta: builtins.int | None = None,
+        boundary: Boundary = "step",
         group: str = "other",
         description: str = "",
     ) -> None:
@@ -145,9 +145,9 @@ class Declarations:
         self,
         name: str,
         *,
-        get: Callable[[], Switch],
-        set: Callable[[Switch], None],
-        boundary: str = "step",
+        get: Callable[[], builtins.bool],
+        set: Callable[[builtins.bool], object],
+        boundary: Boundary = "step",
         group: str = "other",
         description: str = "",
     ) -> None:
@@ -159,9 +159,9 @@ class Declarations:
         name: str,
         *,
         get: Callable[[], str],
-        set: Callable[[str], None],
+        set: Callable[[str], object],
         choices: Sequence[str],
-        boundary: str = "step",
+        boundary: Boundary = "step",
         group: str = "other",
         description: str = "",
     ) -> None:
@@ -173,21 +173,21 @@ class Declarations:
     def optimizer(
         self,
         name: str,
-        optimizer: Any,
+        optimizer: Optimizer,
         *,
         key: str,
-        low: Real,
-        high: Real,
-        scale: str = "log",
-        max_ratio: Real | None = None,
-        min_ratio: Real | None = None,
-        max_delta: Real | None = None,
-        groups: Sequence[Whole] | None = None,
-        boundary: str = "step",
+        low: builtins.float,
+        high: builtins.float,
+        scale: Literal["linear", "log"] = "log",
+        max_ratio: builtins.float | None = None,
+        min_ratio: builtins.float | None = None,
+        max_delta: builtins.float | None = None,
+        groups: Sequence[builtins.int] | None = None,
+        boundary: Boundary = "step",
         group: str = "optimizer",
         description: str = "",
-        scheduled: Switch = False,
-        scheduler: Any = None,
+        scheduled: builtins.bool = False,
+        scheduler: object = None,
     ) -> None:
         """Declare ``param_groups[i][key]`` of an optimizer as one parameter: the value in effect in its update.
 
@@ -213,7 +213,7 @@ class Declarations:
         }  # fmt: skip
         self._declare(spec, boundary, group, description, managed.get, managed.set, managed)
 
-    def command(self, name: str, do: Callable[[str], None]) -> None:
+    def command(self, name: Literal["rollback", "checkpoint", "stop"], do: Callable[[str], object]) -> None:
         """Offer "rollback", "checkpoint" or "stop".
 
         ``do(to)`` is called between two steps. For a rollback ``to`` is "best", "initial" or a checkpoint's path
@@ -227,16 +227,6 @@ class Declarations:
         self._undeclarable(name)
         self._commands[name] = do
 
-    def _unkept(self, name: str | None) -> str:
-        """Save a checkpoint, where that is wanted and offered. Returns what went wrong: a change is made all
-        the same, since there are older checkpoints."""
-        try:
-            if name and "checkpoint" in self._commands:
-                self._commands["checkpoint"](name)
-        except Exception as error:
-            return f"no checkpoint was kept as {name!r}: {type(error).__name__}: {error}"
-        return ""
-
     def _undeclarable(self, name: str) -> None:
         if self._announced:
             raise RuntimeError(f"{name!r} is declared after the first report; declare everything before it")
@@ -248,7 +238,7 @@ class Declarations:
         group: str,
         description: str,
         get: Callable[[], Any],
-        set: Callable[[Any], None],
+        set: Callable[[Any], object],
         managed: Managed | None = None,
     ) -> None:
         name = spec["name"] = label(spec["name"]) if isinstance(spec["name"], str) else spec["name"]

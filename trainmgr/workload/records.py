@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from trainmgr.workload import ranks
 from trainmgr.workload.backlog import Backlog
@@ -39,7 +39,8 @@ BACK = (
     "counter alone; a script that is resumed passes resumed_step"
 )
 SEVERAL = "this run has several trainings"  # begins what the log says of it, once in a run
-ROLES = ("success", "unsafe", "policy step", "action noise", "loss gradient")
+Role: TypeAlias = Literal["success", "unsafe", "policy step", "action noise", "loss gradient"]
+ROLES: tuple[Role, ...] = ("success", "unsafe", "policy step", "action noise", "loss gradient")
 _PLAIN = frozenset((float, int))
 _HOW = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # the last for a pipe that nobody reads
 _ENDED: set[str] = set()  # telemetry of trainings that ended in this process
@@ -72,7 +73,7 @@ class Metric(NamedTuple):
     """
 
     description: str
-    role: str | None = None
+    role: Role | None = None
     depends: tuple[str, ...] = ()
 
     @classmethod
@@ -312,6 +313,10 @@ class Writer:
         if about not in self._said:
             self._said.add(about)
             self._to_say.append((level, message))
+
+    def log(self, level: str, message: str) -> None:
+        """Say something at once, in a ``log`` record."""
+        self.report("log", level=level, message=message[:MAX_TEXT])
 
     def _speak(self) -> None:
         while self._to_say:

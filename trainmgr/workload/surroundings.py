@@ -12,8 +12,33 @@ from typing import TypeVar
 
 PAUSES = (0.1, 0.5)  # seconds between tries of what a run begins with
 SHOWN = 64  # characters of a variable
+
+RUN_DIR_VARIABLE = "TRAINMGR_RUN_DIR"  # the run directory, where a supervisor looks on
+SEED_VARIABLE = "TRAINMGR_SEED"
+RESUME_VARIABLE = "TRAINMGR_RESUME"
+CHECK_VARIABLE = "TRAINMGR_CHECK"  # set by `trainmgr check`: changes are looked for at every step, loads compared
+
 ODD: dict[str, str] = {}  # what was said of variables of the environment, by their name
 Found = TypeVar("Found")
+
+
+def default_seed(fallback: int = 0) -> int:
+    """The seed that the supervisor asked for (``TRAINMGR_SEED``, a whole number of 64 bits), or ``fallback``."""
+    return setting(SEED_VARIABLE, fallback, -(1 << 63), (1 << 64) - 1)
+
+
+def resume_path() -> str | None:
+    """The checkpoint to resume from (``TRAINMGR_RESUME``), set when the supervisor restarts a crashed workload. None
+    where it is not there any more, which is said: training begins anew then."""
+    path = os.environ.get(RESUME_VARIABLE) or None
+    try:
+        if path is not None:
+            os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return odd(RESUME_VARIABLE, f"names {path}, which is not there: training begins anew", None)
+    except OSError:  # whoever reads it will see
+        pass
+    return path
 
 
 def setting(name: str, fallback: int, least: int, most: int) -> int:

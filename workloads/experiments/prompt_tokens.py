@@ -22,13 +22,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tinystories import METRICS, declare
 
 from trainmgr.base.wire import to_json
-from trainmgr.contract import protocol
+from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Llm, Policy
 from trainmgr.contract.proposal import Expectation
+from trainmgr.contract.run_file import Manifest
 from trainmgr.deciding import snapshot
 from trainmgr.managers import prompt
 from trainmgr.state.ledger import Decision, Ledger
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 from trainmgr.workload import Workload
 
 MARKS, EVERY = (10, 1_000, 100_000), 25
@@ -90,7 +92,9 @@ def counter() -> tuple[Callable[[str], int] | None, str]:
 
 def main() -> None:
     count, why = counter()
-    state, ledger, done = RunState(), Ledger(), 0
+    state, done = RunState(), 0
+    manifest = Manifest.model_construct(manager="rules", policy=Policy())
+    ledger = Ledger(started=events.RunStarted.model_construct(manifest=manifest))
     state.fold(beginning())
     state.fold(protocol.Checkpoint(v=1, seq=1, t=0.0, event="checkpoint", step=0, path="best.pt", best=True))
     columns = ("evaluations", "snapshot bytes", "estimated", "of these system", "o200k_base", "parameters")
@@ -99,7 +103,7 @@ def main() -> None:
         for at in range(done + 1, mark + 1):
             grow(state, ledger, at)
         done = mark
-        view = snapshot.take(state, ledger, Policy(), "evaluation")
+        view = snapshot.take(Situation(state, ledger), "evaluation")
         made = prompt.render(view, LIMIT)
         counted = f"{count(made.system + made.user):,}" if count else "-"
         row = (f"{mark:,}", f"{len(to_json(view)):,}", f"{made.tokens:,}", f"{prompt.estimate(made.system):,}", counted,

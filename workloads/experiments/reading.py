@@ -52,10 +52,9 @@ file.close()
 DECIDED = """
 import json, os, sys, time
 from pathlib import Path
-import trainmgr.workload
 from trainmgr.workload import Workload
 
-trainmgr.workload.PERIOD = 0.0
+Workload.PERIOD = 0.0
 count, recipe, done = int(sys.argv[1]), {"lr": 0.01, "decay": 0.01}, 0
 run = Path(os.environ["TRAINMGR_RUN_DIR"])
 log = (run / "audit.jsonl").open("rb")

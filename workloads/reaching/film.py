@@ -353,7 +353,8 @@ def make(checkpoint: Path, path: Path) -> None:
 def load(checkpoint: Path) -> tuple[Policy, int]:
     """The policy of a checkpoint and the seed of its run. ValueError if it is none."""
     import torch
-    from reacher import Agent
+
+    from reaching.agent import Agent
 
     torch.set_num_threads(1)
     agent = Agent(orthogonal=False)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from trainmgr.contract.run_file import Summary
+from trainmgr.contract.run_file import Measured
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 
 
-def summary(state: RunState, ledger: Ledger) -> Summary:
+def measured(state: RunState, ledger: Ledger) -> Measured:
     """All of it follows from telemetry and the log before the end."""
     course, spent = state.course, ledger.spent
-    return Summary(
+    return Measured(
         goal=state.start.objective.mode if state.start else None,
         on_best=state.kept_best and state.stopped_at is not None,
         curve=course.curve,
