@@ -75,7 +75,7 @@ ALLOWED: dict[str, str] = {
     "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
     "contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
-    "deciding.control": "base.files base.paths base.wire contract.protocol state.ledger",
+    "deciding.control": "base.wire contract.protocol state.ledger",
     "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol state.situation",
     "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
@@ -85,10 +85,12 @@ ALLOWED: dict[str, str] = {
     "contract.policy contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
     "log.journal": ".audit contract.events state.ledger",
+    "log.orders": ".journal base.files base.paths base.wire contract.events contract.protocol",
     "log.telemetry": "base.files contract.protocol",
     "log.history": ".audit .telemetry base.errors base.files base.paths contract.events "
     "contract.protocol contract.run_file state.ledger state.run_state "
     "state.situation",
+    "log.reading": ".telemetry",
     "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
@@ -118,13 +120,11 @@ ALLOWED: dict[str, str] = {
     "running.manifest": "base.errors base.process contract.run_file",
     "running.messages": "base.process managers.base",
     "running.objective": "base.wire state.run_state",
-    "running.orders": "base.paths contract.events contract.protocol deciding.control log.journal",
-    "running.reading": "log.telemetry",
-    "running.supervisor": ".listener .messages .objective .orders .reading base.errors base.files "
-    "base.paths base.process base.wire contract.events contract.protocol "
-    "contract.run_file contract.summary deciding.decision deciding.probation "
-    "deciding.snapshot log.audit log.history log.journal log.telemetry "
-    "managers.base state.ledger state.measured state.run_state state.situation",
+    "running.supervisor": ".listener .messages .objective base.errors base.files base.paths base.process "
+    "base.wire contract.events contract.protocol contract.run_file contract.summary "
+    "deciding.decision deciding.probation deciding.snapshot log.audit log.history "
+    "log.journal log.orders log.reading log.telemetry managers.base state.ledger "
+    "state.measured state.run_state state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
     "contract.run_file log.audit log.history managers.base managers.catalog",

@@ -15,8 +15,7 @@ from trainmgr.base.paths import RunPaths, list_runs
 from trainmgr.base.process import Child
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation, Process
-from trainmgr.deciding import control
-from trainmgr.log import audit, history
+from trainmgr.log import audit, history, orders
 from trainmgr.managers import catalog
 from trainmgr.readers import proof, replay
 from trainmgr.running import launch
@@ -189,7 +188,7 @@ def killed(tmp_path: Path, script: Path, first: Any, policy: Policy, *, before_o
     class Died(BaseException):
         pass
 
-    append, write = audit.Log.append, control.write
+    append, write = audit.Log.append, orders.write
 
     def appending(log: audit.Log, payload: events.Payload, now: float) -> Any:
         if before_override and isinstance(payload, events.OverrideIssued) and payload.origin == "probation":
@@ -203,7 +202,7 @@ def killed(tmp_path: Path, script: Path, first: Any, policy: Policy, *, before_o
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit.Log, "append", appending)
-        patch.setattr(control, "write", writing)
+        patch.setattr(orders, "write", writing)
         patch.setattr(Child, "signal", lambda *_: None)  # the child of a supervisor that was killed lives on
         patch.setattr(Child, "join", lambda *_: True)
         with pytest.raises(Died):

@@ -15,7 +15,7 @@ from trainmgr.base.wire import to_json
 from trainmgr.contract import protocol
 from trainmgr.contract.policy import Actions, Cadence, Limits, Policy, Probation, Staleness
 from trainmgr.deciding import decision
-from trainmgr.deciding.control import write
+from trainmgr.log.orders import write
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Mark, Situation

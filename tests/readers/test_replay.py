@@ -19,8 +19,8 @@ from trainmgr.base.wire import plain
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
 from trainmgr.contract.run_file import Closing, Manifest, render_run_file
-from trainmgr.deciding import control, decision, probation
-from trainmgr.log import audit
+from trainmgr.deciding import decision, probation
+from trainmgr.log import audit, orders
 from trainmgr.log.telemetry import Feed
 from trainmgr.managers.none import NoManager
 from trainmgr.managers.rules import RulesManager
@@ -220,7 +220,7 @@ class Simulation:
         event = decision.own(self.now, issued)
         if event is not None:
             self.append(event)
-            control.write(self.paths, event.control)
+            orders.write(self.paths, event.control)
 
     def decide(self, raw: Any) -> None:
         why = decision.trigger(self.now)
@@ -236,7 +236,7 @@ class Simulation:
         issued = decision.override(ruling, self.now, protocol.Issued(t=0.0, step=step))
         if issued is not None:
             self.append(issued)
-            control.write(self.paths, issued.control)
+            orders.write(self.paths, issued.control)
 
     def close(self) -> None:
         self.consume()

@@ -17,7 +17,7 @@ from trainmgr.base.errors import UserError, WorkloadError
 from trainmgr.base.paths import list_runs
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import ParameterLimits, Process
-from trainmgr.deciding import control
+from trainmgr.log import orders
 from trainmgr.readers import replay
 from trainmgr.running import launch
 from trainmgr.testing import (
@@ -257,18 +257,18 @@ with w:
 """
     )
     script = write_child(tmp_path, body)
-    real_write, real_signal = control.write, process.Child.signal
+    real_write, real_signal = orders.write, process.Child.signal
 
     def die(*_: Any) -> None:
         raise Died
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "write", die)
+        patch.setattr(orders, "write", die)
         patch.setattr(process.Child, "signal", lambda *_: None)
         patch.setattr(process.Child, "join", lambda *_: True)
         with pytest.raises(Died):
             supervise(tmp_path, script, ScriptedManager([answer("adjust", {"lr": 0.2})]))
-    assert control.write is real_write
+    assert orders.write is real_write
     assert process.Child.signal is real_signal
     (paths,) = list_runs(tmp_path / "runs")
     assert not paths.control.exists()

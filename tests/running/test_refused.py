@@ -24,8 +24,7 @@ from trainmgr.base.paths import RunPaths, list_runs
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy, Process, Staleness
 from trainmgr.contract.run_file import render_run_file
-from trainmgr.deciding import control
-from trainmgr.log import audit, history
+from trainmgr.log import audit, history, orders
 from trainmgr.readers import proof
 from trainmgr.running import launch
 from trainmgr.state.run_state import RunState
@@ -190,7 +189,7 @@ def test_nothing_is_applied_that_is_not_on_record_and_a_question_is_asked_again(
 def test_a_control_file_is_written_as_soon_as_the_disk_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, refused = control.write, 0
+    write, refused = orders.write, 0
 
     def scarce(paths: RunPaths, content: protocol.Control) -> None:
         nonlocal refused
@@ -198,7 +197,7 @@ def test_a_control_file_is_written_as_soon_as_the_disk_takes_it(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(paths, content)
 
-    monkeypatch.setattr(control, "write", scarce)
+    monkeypatch.setattr(orders, "write", scarce)
     manager = ScriptedManager([answer("adjust", {"lr": 0.3}), answer("adjust", {"lr": 0.2})])
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path), manager)
     assert (closing.status, closing.interventions) == ("completed", 2)

@@ -13,8 +13,7 @@ from trainmgr.base.errors import UserError
 from trainmgr.base.paths import RunPaths
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Process
-from trainmgr.deciding import control
-from trainmgr.log import audit
+from trainmgr.log import audit, orders
 from trainmgr.readers import proof
 from trainmgr.testing import (
     LINE,
@@ -29,7 +28,7 @@ from trainmgr.testing import (
 def test_every_override_is_in_the_log_before_it_is_in_the_control_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = control.write, []
+    write, written = orders.write, []
 
     def watched(paths: RunPaths, content: protocol.Control) -> None:
         last = payloads(paths)[-1]
@@ -38,7 +37,7 @@ def test_every_override_is_in_the_log_before_it_is_in_the_control_file(
         written.append(content.revision)
         write(paths, content)
 
-    monkeypatch.setattr(control, "write", watched)
+    monkeypatch.setattr(orders, "write", watched)
     answers = [answer("adjust", {"lr": 0.2}), answer("rollback", to="best"), answer("adjust", {"lr": 0.1})]
     _, closing, _ = supervise(tmp_path, write_child(tmp_path), ScriptedManager(answers))
     assert closing.status == "completed"
@@ -48,7 +47,7 @@ def test_every_override_is_in_the_log_before_it_is_in_the_control_file(
 def test_without_a_log_line_no_override_reaches_the_control_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, write, decisions = audit.Log.append, control.write, []
+    append, write, decisions = audit.Log.append, orders.write, []
 
     def scarce(log: audit.Log, payload: events.Payload, t: float) -> audit.Event:
         if isinstance(payload, events.OverrideIssued) and payload.decision == "d2":
@@ -60,7 +59,7 @@ def test_without_a_log_line_no_override_reaches_the_control_file(
         write(paths, content)
 
     monkeypatch.setattr(audit.Log, "append", scarce)
-    monkeypatch.setattr(control, "write", watched)
+    monkeypatch.setattr(orders, "write", watched)
     listener = Recorder()
 
     def go(event: events.Payload) -> None:
@@ -110,7 +109,7 @@ def test_a_control_file_that_cannot_be_written_is_told(tmp_path: Path, monkeypat
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(control, "write", full)
+    monkeypatch.setattr(orders, "write", full)
     body = LINE.replace("settled(evals)", "any(e['kind'] == 'error' for e in log())")
     paths, closing, _ = supervise(
         tmp_path, write_child(tmp_path, body), ScriptedManager([answer("adjust", {"lr": 0.3})])

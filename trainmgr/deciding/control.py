@@ -1,10 +1,8 @@
-"""The next content of control.json, and its writing."""
+"""The next content of control.json. Pure."""
 
 from __future__ import annotations
 
-from trainmgr.base import files
-from trainmgr.base.paths import RunPaths
-from trainmgr.base.wire import MAX_INT, Value, to_json
+from trainmgr.base.wire import MAX_INT, Value
 from trainmgr.contract.protocol import Command, Control, Issued
 from trainmgr.state.ledger import Ledger
 
@@ -22,7 +20,7 @@ def next_control(
     at_step: int | None,
     keep: str | None = None,
 ) -> Control:
-    """The desired state after ``changes``: everything in force, and the next revision. Pure.
+    """The desired state after ``changes``: everything in force, and the next revision.
 
     A script may count its steps up to the last whole number there is; what would lie beyond is that.
     """
@@ -38,8 +36,3 @@ def next_control(
         keep=keep,
         decision=decision,
     )
-
-
-def write(paths: RunPaths, control: Control) -> None:
-    """Replace control.json in one step, readable by its owner only."""
-    files.replace(paths.control, to_json(control) + b"\n", mode=0o600)

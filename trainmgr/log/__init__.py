@@ -1,1 +1,1 @@
-"""Telemetry in, the audit log out: reading and writing both files of a run. Above `state`."""
+"""The files of a run while it goes on: telemetry in, the audit log and the control file out. Above `state`."""

@@ -45,12 +45,12 @@ from trainmgr.deciding import decision, probation
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit, history, telemetry
 from trainmgr.log.journal import Journal
+from trainmgr.log.orders import Orders
+from trainmgr.log.reading import Reading
 from trainmgr.managers.base import Answer, Consultant, Manager
 from trainmgr.running import objective
 from trainmgr.running.listener import Listener
 from trainmgr.running.messages import Answered, Approved, Ended, Interrupt, Look, Message, Signalled, Told
-from trainmgr.running.orders import Orders
-from trainmgr.running.reading import Reading
 from trainmgr.state.ledger import OVER, Ledger
 from trainmgr.state.measured import measured
 from trainmgr.state.run_state import RunState, figures

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from trainmgr.base import files
 from trainmgr.base.paths import RunPaths
+from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
-from trainmgr.deciding import control
 from trainmgr.log.journal import Journal
 
 
@@ -30,7 +31,7 @@ class Orders:
         """What is on record: where the disk refuses it, it is tried again until another one is wanted."""
         self._wanted = content
         try:
-            control.write(self._paths, content)
+            write(self._paths, content)
             self._wanted = None
         except OSError as error:
             if self._told < content.revision:
@@ -46,3 +47,8 @@ class Orders:
         """Say what was not written any more."""
         if self._wanted is not None and self._told < self._wanted.revision:
             self._fail("control.json was not written any more: nobody is left to read it", self._wanted.decision)
+
+
+def write(paths: RunPaths, control: protocol.Control) -> None:
+    """Replace control.json in one step, readable by its owner only."""
+    files.replace(paths.control, to_json(control) + b"\n", mode=0o600)
