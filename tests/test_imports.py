@@ -70,10 +70,10 @@ ALLOWED: dict[str, str] = {
     "state.notices": "base.paths base.wire contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
-    "state.measured": ".ledger .run_state contract.run_file",
     "state.signals": ".run_state base.wire contract.forecast",
     "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
     "contract.run_file",
+    "state.measured": ".situation contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
     "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol state.situation",
@@ -170,7 +170,7 @@ ALLOWED: dict[str, str] = {
     "running.supervisor",
     "comparison.experiment": "base.errors base.toml base.wire contract.protocol",
     "comparison.measured": "base.errors base.paths contract.run_file log.history state.ledger "
-    "state.measured state.run_state",
+    "state.measured state.run_state state.situation",
     "comparison.plots": "base.foreign base.wire",
     "comparison.results": ".experiment base.errors base.files base.foreign base.wire contract.protocol",
     "comparison.pooling": ".results base.errors base.wire contract.protocol",

@@ -16,7 +16,7 @@ from trainmgr.contract.run_file import Closing, Git, Manifest, Measured, RunFile
 from trainmgr.log import history
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.measured import measured as figures_of
-from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
 (EXAMPLE,) = (Path(__file__).parents[1] / "example").iterdir()
 
@@ -39,23 +39,23 @@ def test_what_the_closing_says_is_not_read_again(tmp_path: Path) -> None:
     file = history.run_file(paths)
     assert file is not None
     assert file.closing is not None
-    kept = figures_of(factories.curve([1.0, 0.5]), Ledger())
+    kept = figures_of(Situation(factories.curve([1.0, 0.5]), Ledger()))
     with_it = file.model_copy(update={"closing": file.closing.model_copy(update={"measured": kept})})
     paths.telemetry.unlink()
     paths.audit.unlink()
     assert measured.read(paths, with_it) == kept
-    assert measured.read(paths, file) == figures_of(RunState(), Ledger())
+    assert measured.read(paths, file) == figures_of(measured.NOTHING)
 
 
 def test_a_run_that_is_not_there_measured_nothing(tmp_path: Path) -> None:
-    nothing = figures_of(RunState(), Ledger())
+    nothing = figures_of(measured.NOTHING)
     assert measured.read(None, None) == measured.read(RunPaths(tmp_path / "nowhere"), None) == nothing
     assert (nothing.curve, nothing.course, nothing.figures, nothing.money) == ([], None, None, 0.0)
 
 
 def test_the_same_training_measured_the_same_and_more_than_one_value() -> None:
     def of(*values: float) -> Measured:
-        return figures_of(factories.curve(values), Ledger())
+        return figures_of(Situation(factories.curve(values), Ledger()))
 
     assert measured.same_training(of(1.0, 0.5), of(1.0, 0.5))
     assert not measured.same_training(of(1.0, 0.5), of(1.0, math.nextafter(0.5, 1)))

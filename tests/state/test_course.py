@@ -17,10 +17,11 @@ from trainmgr.state.course import POINTS, SEEN
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.measured import measured
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
 
 def summed(*records: protocol.Telemetry) -> Measured:
-    return measured(fold(records), Ledger())
+    return measured(Situation(fold(records), Ledger()))
 
 
 def ended(at: int, **metrics: float) -> protocol.End:
@@ -61,7 +62,7 @@ def test_a_curve_stays_bounded_and_in_order_over_restarts(lengths: list[int]) ->
         at = (at + length) // 2
         fold([start(resumed=protocol.Resumed(path="x", step=at))], state)
         assert all(step <= at for step, _ in state.course.curve)
-    found = measured(fold([evaluation(at + 1, 2.0)], state), Ledger())
+    found = measured(Situation(fold([evaluation(at + 1, 2.0)], state), Ledger()))
     assert [step for step, _ in found.curve] == sorted({step for step, _ in found.curve})
     assert found.curve[-1] == (at + 1, 2.0)
     assert len(found.curve) <= POINTS + 1
@@ -100,7 +101,7 @@ def test_calls_are_counted_and_what_is_not_known_is_not_nothing(
     for price in prices:
         ledger.fold(request)
         ledger.fold(reply.model_copy(update={"money": price}))
-    found = measured(RunState(), ledger)
+    found = measured(Situation(RunState(), ledger))
     assert (found.goal, found.calls, found.tokens, found.money) == (None, 2, 2000, money)
 
 

@@ -13,7 +13,9 @@ from trainmgr.log import history
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.measured import measured
 from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
+NOTHING = Situation(RunState(), Ledger())
 MACHINE = ("system", "architecture", "processor", "cores", "threads")
 
 
@@ -22,11 +24,11 @@ def read(paths: RunPaths | None, file: RunFile | None) -> Measured:
     closing = file.closing if file else None
     if closing is not None and closing.measured is not None:
         return closing.measured
-    state, ledger = RunState(), Ledger()
+    now = NOTHING
     if paths is not None:
         with contextlib.suppress(RecordError, OSError):
-            _, state, ledger = history.latest(paths)
-    return measured(state, ledger)
+            now = history.latest(paths)
+    return measured(now)
 
 
 def same_training(one: Measured, two: Measured) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from trainmgr.base.wire import Number, Wire
+from trainmgr.base.wire import Number, Whole, Wire
 from trainmgr.contract.policy import Policy, known
 from trainmgr.contract.protocol import Mode
 from trainmgr.contract.summary import Status, known_status
@@ -65,19 +65,19 @@ class Measured(Wire):
     """Which way the objective is better; null where the workload never began."""
     on_best: bool
     """Whether it was ended on its best checkpoint."""
-    curve: list[tuple[int, Number]]
+    curve: list[tuple[Whole, Number]]
     """(step, objective) of every evaluation that had it, without those that a restart went back behind; of a long run,
     of each `every`-th, from the first on, and of the last."""
-    every: int
+    every: Annotated[int, Field(ge=1)]
     course: str | None
     """Digest of the objective at all evaluations; null without any. Runs of the same course are copies."""
     figures: str | None
     """Digest of every figure of the evaluations and of the last step before each."""
     held_out: list[str]
-    """What was reported at the end and by no step or evaluation: no decision can have seen it."""
-    calls: int
+    """Metrics of the end that no step or evaluation had, as far as that is known: no decision can have seen them."""
+    calls: Whole
     """Of a language model, retries among them."""
-    tokens: int
+    tokens: Whole
     """Read and written."""
     money: float | None
     """By the policy's prices; null where the price of a call was not known."""

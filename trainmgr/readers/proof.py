@@ -230,7 +230,7 @@ class Prover:
         if ledger.unread and closing.final is None:  # telemetry was cut short, and what came then is not known
             known["final"] = None
         if closing.measured is not None:
-            known["measured"] = measured(self._history.state, ledger)
+            known["measured"] = measured(self._history.now)
         found, wanted = _by_name(closing), _by_name(closing.model_copy(update=known))
         for name in {**found, **wanted}:
             if found.get(name) != wanted.get(name):

@@ -716,7 +716,7 @@ class Supervisor:
             exit=end.words,
             **figures(state) | ({"final": None} if self._reading.cut_short else {}),
             **self.ledger.losses(),
-            measured=None if self._reading.cut_short else measured(state, self.ledger),
+            measured=None if self._reading.cut_short else measured(self.now),
         )
         content = render_run_file(plain(self.manifest), plain(closing))
         self._append(

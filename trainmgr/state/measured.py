@@ -1,15 +1,14 @@
-"""What a run's closing keeps for comparisons with others, from the two folds."""
+"""What a run's closing keeps for comparisons with others."""
 
 from __future__ import annotations
 
 from trainmgr.contract.run_file import Measured
-from trainmgr.state.ledger import Ledger
-from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
 
-def measured(state: RunState, ledger: Ledger) -> Measured:
-    """All of it follows from telemetry and the log before the end."""
-    course, spent = state.course, ledger.spent
+def measured(now: Situation) -> Measured:
+    """What follows from telemetry and the log until now."""
+    state, course, spent = now.state, now.state.course, now.ledger.spent
     return Measured(
         goal=state.start.objective.mode if state.start else None,
         on_best=state.kept_best and state.stopped_at is not None,
