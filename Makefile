@@ -2,8 +2,8 @@
 # make reach  the same for reinforcement learning: both failing regimes of safe reaching, under the rules (minutes)
 # make test   set everything up and run all checks and tests
 # make check  only the checks: format, lint, types
-# make bench  what reporting costs a training loop, how long prompts get, whether training waits, and how fast run
-#             directories are read, in how much memory (minutes)
+# make bench  what reporting costs a training loop, how long prompts get, whether training waits, how fast run
+#             directories are read, in how much memory, and what a command costs before it does anything (minutes)
 # make results       every table of the README again (many hours on two cores; goes on where it stopped), or one of them:
 # make table-NAME    that of workloads/experiments/NAME.toml; those of TinyStories need TRAINMGR_TINYSTORIES,
 #                    and NAME-local a model of 93 MB, taken from the package index (JOBS=1); JOBS=N runs at a time
@@ -36,6 +36,7 @@ bench: .venv/workloads
 	$(BIN)/python workloads/experiments/prompt_tokens.py
 	$(BIN)/python workloads/experiments/waiting.py --seconds 15
 	$(BIN)/python workloads/experiments/reading.py
+	$(BIN)/python workloads/experiments/start.py
 
 results: $(RESULTS:%=table-%)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -56,7 +57,7 @@ ALLOWED: dict[str, str] = {
     "contract.proposal": "base.wire",
     "contract.protocol": ".action_space base.wire",
     "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
-    "contract.summary": "base.files base.wire",
+    "contract.summary": "base.files",
     "contract.run_file": ".policy .protocol .summary base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
     "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
@@ -87,10 +88,10 @@ ALLOWED: dict[str, str] = {
     "log.journal": ".audit contract.events state.ledger",
     "log.orders": ".journal base.files base.paths base.wire contract.events contract.protocol",
     "log.telemetry": "base.files contract.protocol",
+    "log.follower": ".telemetry",
     "log.history": ".audit .telemetry base.errors base.files base.paths contract.events "
     "contract.protocol contract.run_file state.ledger state.run_state "
     "state.situation",
-    "log.reading": ".telemetry",
     "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
@@ -122,8 +123,8 @@ ALLOWED: dict[str, str] = {
     "running.objective": "base.wire state.run_state",
     "running.supervisor": ".listener .messages .objective base.errors base.files base.paths base.process "
     "base.wire contract.events contract.protocol contract.run_file contract.summary "
-    "deciding.decision deciding.probation deciding.snapshot log.audit log.history "
-    "log.journal log.orders log.reading log.telemetry managers.base state.ledger "
+    "deciding.decision deciding.probation deciding.snapshot log.audit log.follower "
+    "log.history log.journal log.orders log.telemetry managers.base state.ledger "
     "state.measured state.run_state state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
@@ -203,7 +204,7 @@ ENTRY = {"cli", "__main__"}  # may import everything; nothing but __main__ impor
 THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
         *("base.wire", "contract.action_space", "contract.events", "contract.policy", "contract.proposal"),  # on disk
-        *("contract.protocol", "contract.run_file", "contract.schemas", "contract.summary"),  # the same
+        *("contract.protocol", "contract.run_file", "contract.schemas"),  # the same
         *("state.signals", "deciding.snapshot"),
         *("deciding.guard", "log.audit", "log.history", "managers.answer"),  # what reads it
         *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it
@@ -270,6 +271,11 @@ def test_packages_stand_in_the_order_of_the_loop() -> None:
         above.add(name)
     homes = [package(module).split(".")[0] for module in ALLOWED]
     assert list(dict.fromkeys(homes)) == [name for name in PACKAGES if name in homes]
+
+
+def test_the_documentation_lists_the_packages_in_that_order() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "architecture.md").read_text()
+    assert re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE) == list(PACKAGES)
 
 
 def test_the_order_points_one_way() -> None:

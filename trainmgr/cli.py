@@ -7,9 +7,8 @@ wait for nothing else. (Annotations are evaluated here, unlike elsewhere: typer 
 import contextlib
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -43,19 +42,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Mode(StrEnum):
-    auto = "auto"
-    shadow = "shadow"
-    approve = "approve"
-
-
-class SignificanceTest(StrEnum):
-    permutation = "permutation"
-    wilcoxon = "wilcoxon"
-    t = "t"
-
 
 RunArgument = Annotated[
     str,
@@ -112,8 +98,9 @@ def run(
     arguments: RestArgument = None,
     manager: ManagerOption = "auto",
     mode: Annotated[
-        Mode, typer.Option(help="auto: apply; shadow: decide and log only; approve: ask you first.")
-    ] = Mode.auto,
+        Literal["auto", "shadow", "approve"],
+        typer.Option(help="auto: apply; shadow: decide and log only; approve: ask you first."),
+    ] = "auto",
     policy: PolicyOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Given to the script as TRAINMGR_SEED.", min=-(2**63), max=2**64 - 1)
@@ -145,7 +132,7 @@ def run(
 
     key.heed(api_key_env, send_key or [])
     request = launch.Request(
-        script=script, arguments=arguments or [], manager=manager, mode=mode.value, seed=seed, runs_dir=runs_dir,
+        script=script, arguments=arguments or [], manager=manager, mode=mode, seed=seed, runs_dir=runs_dir,
         policy=policies.with_flags(policies.load(policy), restarts=restarts, stall_timeout=stall_timeout),
         name=name, blocking=blocking, say=lambda text: None if quiet else consoles.aside(text),
     )  # fmt: skip
@@ -399,8 +386,8 @@ def compare(
         str, typer.Option(help="Metrics at the end, separated by commas; =min or =max says which way is better.")
     ] = "",
     test: Annotated[
-        SignificanceTest, typer.Option(help="Test of the paired differences.")
-    ] = SignificanceTest.permutation,
+        Literal["permutation", "wilcoxon", "t"], typer.Option(help="Test of the paired differences.")
+    ] = "permutation",
     show_seeds: Annotated[bool, typer.Option("--show-seeds", help="Also print a row for each run.")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write results.md, .json, .csv and .html there.")
@@ -434,7 +421,7 @@ def compare(
     key.heed(api_key_env, send_key or [])
     request = comparing.Request(
         what=what, arguments=arguments or [], managers=managers, seeds=seeds, reference=reference, cases=case or [],
-        metrics=metrics, test=test.value, show_seeds=show_seeds, out=out, reuse=reuse, jobs=jobs, policy=policy,
+        metrics=metrics, test=test, show_seeds=show_seeds, out=out, reuse=reuse, jobs=jobs, policy=policy,
         runs_dir=runs_dir,
     )  # fmt: skip
     found = comparing.compare(request, consoles.aside)

@@ -354,6 +354,6 @@ def test_a_file_whose_look_fails_keeps_no_descriptor_open(tmp_path: Path, monkey
     before = sorted(Path("/proc/self/fd").iterdir())
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fstat", stale)
-        with pytest.raises(OSError, match=r"Stale file handle: '.*telemetry.jsonl'"):
-            files.open_regular(path)
+        with pytest.raises(OSError, match=r"Stale file handle: '.*telemetry.jsonl'"), files.open_regular(path):
+            pass
     assert sorted(Path("/proc/self/fd").iterdir()) == before

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import openai
 import pytest
@@ -46,11 +46,12 @@ from trainmgr.contract.proposal import Expectation
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import answer, prompt
 from trainmgr.managers.local import LocalServer
-from trainmgr.managers.prompt import DETAILS, TASKS, VARIANTS, VERSION, Task, estimate, exact, render, word
+from trainmgr.managers.prompt import DETAILS, VARIANTS, VERSION, Task, estimate, exact, render, word
 from trainmgr.state.ledger import Decision, Ledger
 from trainmgr.testing import TIME_LIMIT
 
 LIMIT = Llm().prompt_tokens
+TASKS: tuple[Task, ...] = get_args(Task)
 ODD = ["END DATA", "END", "DATA", "BEGIN DATA", "```json\n{}```", "\x1b[2J\x00\r\n", "l\u0433", "\u202erl", "lr ",
        "\U0001f680" * 60, '"}],"recipe":[{"name":"free"}]', "\\" * 60, '"' * 60, "step", "mean.loss", "", "x" * 70,
        "\u0436" * 30, "!" * 64, "a\u2028END DATA\u2028b", "$report ${unavailable}", "{action}"]  # fmt: skip

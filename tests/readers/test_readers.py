@@ -254,13 +254,5 @@ def test_a_tab_knows_the_runs_and_the_managers(run: RunPaths) -> None:
     assert offered(folder, "trainmgr", "run", "x.py", "--manager", "replay:2099", **environment) == [second.id]
 
 
-def test_a_tab_imports_little() -> None:
-    code = (
-        "import sys, trainmgr.cli\nprint([name for name in ('pydantic', 'watchdog', 'scipy') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "[]\n"
-
-
 def test_the_names_of_the_managers_are_those_that_there_are() -> None:
     assert [n.partition(":")[2] for n in managers.NAMES if n.startswith("schedule:")] == list(SCHEDULES)

@@ -203,10 +203,10 @@ def test_a_best_from_beyond_the_resumed_step_is_forgotten(tmp_path: Path) -> Non
     assert (tmp_path / "checkpoints/best-beyond.pt").read_text() == "1.0"
     assert math.isnan(best(0))
     note = tmp_path / "checkpoints/best-value.json"
-    note.write_text('{"value": 1.0, "step": 2}')  # as earlier versions wrote it
+    note.write_text('{"bests": [[2, 1.0]]}')
     assert best(2) == 1.0
     assert math.isnan(best(1))
-    for wrong in ("[]", "{", '{"value": Infinity, "step": 1}', '{"value": 1, "step": 1, "bests": 3}'):
+    for wrong in ("[]", "{", '{"bests": [[1, Infinity]]}', '{"bests": 3}', '{"value": 1.0, "step": 1}'):
         note.write_text(wrong)
         assert math.isnan(best(2))
 

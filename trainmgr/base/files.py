@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import io
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 
 def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Put ``data`` at ``path`` so that a reader sees the old content or the new, and a crash leaves one of the two."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(fd, "wb") as file:
@@ -231,22 +230,26 @@ _KINDS = (
 )  # fmt: skip
 
 
-def open_regular(path: Path) -> io.FileIO:
-    """Open a file for reading, without a buffer. Never waits, whatever is there instead of a file.
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[io.FileIO]:
+    """A file that is open for reading, without a buffer. Never waits, whatever is there instead of a file.
 
     Raises FileNotFoundError; another OSError where it is no regular file, also at the end of links.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        mode = os.fstat(fd).st_mode
-    except OSError as error:  # a server that has lost it, which may be asked again and again
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError as error:  # a server that has lost it, which may be asked again and again
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        if not stat.S_ISREG(mode):
+            kind = next((words for known, words in _KINDS if known(mode)), "something else")
+            raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
+        # The descriptor is closed here and nowhere else: a generator that reads and is left half-way may become garbage
+        # in a cycle, and the collector would close a file object, with a warning, before the generator that owns it.
+        yield io.FileIO(fd, closefd=False)
+    finally:
         os.close(fd)
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    if not stat.S_ISREG(mode):
-        os.close(fd)
-        kind = next((words for known, words in _KINDS if known(mode)), "something else")
-        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
-    return os.fdopen(fd, "rb", buffering=0)
 
 
 def is_held(path: Path) -> bool | None:

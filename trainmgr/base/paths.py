@@ -6,7 +6,6 @@ import difflib
 import os
 import pwd
 import re
-import secrets
 import stat
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -99,7 +98,7 @@ def new_run(runs_dir: Path, name: str, now: datetime) -> RunPaths:
     Raises UserError where it cannot be made.
     """
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:LONGEST_SLUG] or "run"
-    root = runs_dir / f"{now:%Y%m%d-%H%M%S}-{slug}-{secrets.token_hex(2)}"
+    root = runs_dir / f"{now:%Y%m%d-%H%M%S}-{slug}-{os.urandom(2).hex()}"
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         root.mkdir(mode=0o700)

@@ -247,7 +247,7 @@ class Guardian:
                 self._process = None
 
 
-STATE, PARENT, GROUP, SESSION, START_TIME = 0, 1, 2, 3, 19  # in /proc/PID/stat, behind the name
+STATE, PARENT, SESSION, START_TIME = 0, 1, 3, 19  # in /proc/PID/stat, behind the name
 
 
 def _stat(pid: int, field: int) -> str | None:

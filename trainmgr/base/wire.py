@@ -100,11 +100,6 @@ def to_json(record: BaseModel) -> bytes:
     return record.model_dump_json().encode()
 
 
-def compact(value: Any) -> bytes:
-    """The same for plain values without NaN."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
 def plain(record: BaseModel) -> dict[str, Any]:
     """The record as JSON values: what ``to_json`` writes, parsed."""
     result: dict[str, Any] = json.loads(to_json(record))

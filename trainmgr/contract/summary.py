@@ -1,17 +1,16 @@
-"""What a list of runs shows of run.json: a part of ``run_file``, whose other types take longer to build than all else
-that a list needs."""
+"""What a list of runs shows of run.json, read without the types of ``run_file``: to build a model of pydantic, however
+small, takes longer than all else that a list needs."""
 
-from __future__ import annotations
-
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
-
-from pydantic import BeforeValidator, ValidationError
+from typing import Any, Literal, TypeVar, get_args
 
 from trainmgr.base.files import read_regular
-from trainmgr.base.wire import Lenient, Number
 
+T = TypeVar("T")
 Status = Literal["completed", "stopped", "interrupted", "failed", "killed", "hung", "unknown"]
+NON_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
 def known_status(value: object) -> object:
@@ -19,36 +18,55 @@ def known_status(value: object) -> object:
     return "unknown" if isinstance(value, str) and value not in get_args(Status) else value
 
 
-class Begun(Lenient):
-    """Of what a run was started with."""
+@dataclass(frozen=True)
+class Begun:
+    """Of what a run was started with. Each field is explained in ``run_file``, and so are those of its end."""
 
     created: float
     seed: int | None
     manager: str
 
 
-class Ended(Lenient):
+@dataclass(frozen=True)
+class Ended:
     """Of how a run ended."""
 
     ended: float
-    status: Annotated[Status, BeforeValidator(known_status)]
+    status: str
     steps: int
     interventions: int
     objective: str | None
-    final: Number | None
-    best: Number | None
+    final: float | None
+    best: float | None
 
 
-class Summary(Lenient):
-    """Of run.json. Each field is explained there."""
-
-    manifest: Begun
-    closing: Ended | None = None
+@dataclass(frozen=True)
+class Summary:
+    begun: Begun
+    ended: Ended | None
+    """None while the run goes on."""
 
 
 def read(path: Path) -> Summary | None:
     """What a run.json says, or None where there is none that can be read."""
     try:
-        return Summary.model_validate_json(read_regular(path))
-    except (OSError, ValidationError):
+        file = json.loads(read_regular(path))
+        begun, closing = _made(Begun, file["manifest"]), file.get("closing")
+        if closing is None:
+            return Summary(begun, None)
+        return Summary(begun, _made(Ended, {**closing, "status": known_status(closing["status"])}))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _made(kind: type[T], values: dict[str, Any]) -> T:
+    """Raises TypeError where a value is not what its annotation says, which is a type here and no text."""
+    return kind(**{name: _taken(values[name], annotation) for name, annotation in kind.__annotations__.items()})
+
+
+def _taken(value: Any, annotation: Any) -> Any:
+    if isinstance(value, annotation):
+        return value
+    if isinstance(0.0, annotation) and (isinstance(value, int) or value in NON_FINITE):
+        return float(value)
+    raise TypeError

@@ -203,7 +203,7 @@ class Reading(Iterator[Event]):
     def _read(self, path: Path) -> Iterator[Event]:
         head, number, mark = GENESIS, 1, ""
         try:
-            with io.BufferedReader(open_regular(path), buffer_size=1 << 16) as file:
+            with open_regular(path) as raw, io.BufferedReader(raw, buffer_size=1 << 16) as file:
                 end = os.fstat(file.fileno()).st_size
                 while self.offset < end and (line := file.readline(MAX_LINE + 1)):
                     if len(line) > MAX_LINE:

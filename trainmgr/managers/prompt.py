@@ -25,7 +25,6 @@ from trainmgr.state.evaluations import thinned
 T = TypeVar("T")
 VERSION = "v3"
 Task = Literal["decide", "reason", "format"]
-TASKS: tuple[Task, ...] = get_args(Task)
 NAME = 40  # characters of a foreign name
 REASON, TEXT, CHOICES = 160, 120, 160  # characters of a rejection, a log line, and of all values of a choice
 

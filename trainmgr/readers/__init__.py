@@ -1,1 +1,1 @@
-"""Finished and live runs, read again: audit, replay, other opinions. Above `managers` and `log`."""
+"""Finished and live runs, read again: audit, replay, other opinions. Above `running`."""

@@ -44,9 +44,9 @@ from trainmgr.contract.summary import Status
 from trainmgr.deciding import decision, probation
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit, history, telemetry
+from trainmgr.log.follower import Follower
 from trainmgr.log.journal import Journal
 from trainmgr.log.orders import Orders
-from trainmgr.log.reading import Reading
 from trainmgr.managers.base import Answer, Consultant, Manager
 from trainmgr.running import objective
 from trainmgr.running.listener import Listener
@@ -107,8 +107,8 @@ class Supervisor:
         self._clock = clock
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._later: deque[Message] = deque()  # what came while the end was read, before what is in the queue
-        self._reading = Reading(paths.telemetry, self._fail)
-        self._feed = self._reading.feed
+        self._follower = Follower(paths.telemetry, self._fail)
+        self._feed = self._follower.feed
         self._journal: Journal | None = None
         self._orders: Orders | None = None
         self._child: Child | Adopted | None = None
@@ -193,7 +193,7 @@ class Supervisor:
         if cut:
             self._fail("audit", f"{cut} bytes of a line that was never finished were cut off the end of audit.jsonl")
         if self._feed.offset < seen:
-            self._reading.cut(f"has {self._feed.offset} bytes, where the log speaks of {seen}", self.state.step)
+            self._follower.cut(f"has {self._feed.offset} bytes, where the log speaks of {seen}", self.state.step)
         if self.ledger.waiting is not None:
             self._fail("supervisor", "the decision died with the supervisor that asked for it", self.ledger.waiting)
         started = living(RUN_DIR_VARIABLE, str(self.paths.root)) if self.state.start is None else []
@@ -231,7 +231,7 @@ class Supervisor:
                     return f"{path.name} has {size} bytes, of {length} that were read"
             except OSError as error:
                 return f"{path.name}: {error.strerror}"
-        return f"{self.paths.telemetry.name} was changed" if self._reading.cut_short else ""
+        return f"{self.paths.telemetry.name} was changed" if self._follower.cut_short else ""
 
     @property
     def now(self) -> Situation:
@@ -307,7 +307,7 @@ class Supervisor:
         Acknowledgments and outcomes are put on record at once; with exact steps, so is the question.
         """
         count = 0
-        for count, record in enumerate(self._reading.records(), start=1):
+        for count, record in enumerate(self._follower.records(), start=1):
             self.state.fold(record)
             self._show(partial(self._listener.record, record, self.state))
             if isinstance(record, protocol.Step):
@@ -322,9 +322,9 @@ class Supervisor:
                 break
         if count:
             self._heard = time.monotonic()
-        self._reading.compare(self.state.step)
+        self._follower.compare(self.state.step)
         if count == SLICE:
-            self._reading.fall_behind(self.state.step)
+            self._follower.fall_behind(self.state.step)
         return count == SLICE
 
     def _take_note(self, record: telemetry.Item) -> None:
@@ -596,9 +596,9 @@ class Supervisor:
             self._approved(Approved(pending.id, None))
         limit = self.manifest.policy.process.stall_timeout
         paused = self.manifest.blocking and pending is not None
-        if limit is None or paused or self._reading.cut_short or now - self._heard <= limit:
+        if limit is None or paused or self._follower.cut_short or now - self._heard <= limit:
             return
-        if self._reading.unread or no_room(self.paths.root):  # its silence is none of its own: it gets the time again
+        if self._follower.unread or no_room(self.paths.root):  # its silence is none of its own: it gets the time again
             self._heard = now
         else:
             self._append(events.Stalled(seconds=round(now - self._heard, 1), step=self.state.step))
@@ -648,8 +648,8 @@ class Supervisor:
         tries, end = 0, math.inf
         with contextlib.suppress(OSError):
             end = self.paths.telemetry.stat().st_size
-        while (self._consume(asking=False) and self._feed.offset < end) or (self._reading.unread and tries < TRIES):
-            if self._reading.unread:
+        while (self._consume(asking=False) and self._feed.offset < end) or (self._follower.unread and tries < TRIES):
+            if self._follower.unread:
                 tries += 1
                 time.sleep(PAUSE)
             while not self._queue.empty():
@@ -660,11 +660,11 @@ class Supervisor:
                     self._later.append(message)
             self._again()
             self._show(lambda: self._listener.tick(self.now))
-        if self._reading.unread:
+        if self._follower.unread:
             self._fail("telemetry", "the end of telemetry.jsonl could not be read")
 
     def _hurried(self) -> None:
-        left = f"{self._reading.left() >> 20} MiB of what it reported are left to read"
+        left = f"{self._follower.left() >> 20} MiB of what it reported are left to read"
         if self._ending is None and not self._hurry:
             self._hurry = True
             self._fail("reading", f"the script has ended; {left}. Once more leaves them unread")
@@ -714,9 +714,9 @@ class Supervisor:
             status=status,
             exit_code=end.code,
             exit=end.words,
-            **figures(state) | ({"final": None} if self._reading.cut_short else {}),
+            **figures(state) | ({"final": None} if self._follower.cut_short else {}),
             **self.ledger.losses(),
-            measured=None if self._reading.cut_short else measured(self.now),
+            measured=None if self._follower.cut_short else measured(self.now),
         )
         content = render_run_file(plain(self.manifest), plain(closing))
         self._append(
@@ -724,7 +724,7 @@ class Supervisor:
                 closing=closing,
                 telemetry_length=self._feed.offset,
                 telemetry_sha256=self._feed.digest(),
-                torn=self._reading.torn(),
+                torn=self._follower.torn(),
                 run_json_sha256=files.sha256(content),
             )
         )

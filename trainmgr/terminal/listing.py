@@ -27,7 +27,7 @@ def print_runs(console: Console, found: list[tuple[RunPaths, Summary | None]]) -
         if summary is None:
             table.row(quoted(paths.id), f"[red]{UNREADABLE}[/]")
             continue
-        begun, ended = summary.manifest, summary.closing
+        begun, ended = summary.begun, summary.ended
         if ended is None:
             table.row(quoted(paths.id), quoted(begun.manager), _seed(begun), text := status(paths, None))
             if text == DIED:

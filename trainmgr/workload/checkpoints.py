@@ -351,8 +351,7 @@ class Checkpoints:
                 copy = shutil.copytree if there.is_dir() else shutil.copy
                 self._kept(path, write=partial(copy, there))
         try:
-            note = json.loads(self._note.read_text())
-            noted = note["bests"] if "bests" in note else [(note["step"], note["value"])]  # of earlier versions
+            noted = json.loads(self._note.read_text())["bests"]
             bests = [(int(step), float(value)) for step, value in noted]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return

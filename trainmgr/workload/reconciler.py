@@ -116,9 +116,10 @@ class Reconciler:
                 "reaches. Start a run for each, or pass resumed_from where it goes on from a checkpoint",
             )
 
-    # -- boundaries ----------------------------------------------------------------------------------------------------
+    # -- boundaries --------------------------------------------------------------------------------------------------
 
     def boundary(self, step: int, kind: str) -> None:
+        """Pass one: what waits for it and has come to its moment is applied."""
         self.step = max(self.step, step)
         if self.applying:  # a command of ours reports: what waits comes after it
             return

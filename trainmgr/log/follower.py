@@ -13,8 +13,8 @@ BEHIND = 32 << 20  # bytes of telemetry that wait to be read: from here on it is
 AGAIN = 60.0  # seconds in which a disk that fails again is not spoken of again
 
 
-class Reading:
-    """Reads the telemetry of one run while it is written. ``fail`` gets the place and the words for what goes wrong."""
+class Follower:
+    """Follows telemetry while it is written. ``fail`` gets the place and the words for what goes wrong."""
 
     def __init__(self, path: Path, fail: Callable[[str, str], None]) -> None:
         self.feed = Feed(path)
