@@ -58,21 +58,23 @@ ALLOWED: dict[str, str] = {
     "contract.protocol": ".action_space base.wire",
     "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
     "contract.summary": "base.files",
-    "contract.run_file": ".policy .summary base.wire",
+    "contract.run_file": ".policy .protocol .summary base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
     "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
     "state.budget": "contract.policy",
+    "state.course": "base.wire contract.protocol",
     "state.evaluations": "",
     "state.finiteness": "base.wire",
     "state.interventions": "base.wire contract.protocol",
     "state.ledger": ".budget base.wire contract.events contract.forecast contract.proposal contract.protocol",
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
-    "state.run_state": ".evaluations .finiteness .interventions .lineage .notices base.wire "
+    "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
     "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
     "contract.run_file",
+    "state.measured": ".situation contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
     "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol state.situation",
@@ -123,7 +125,7 @@ ALLOWED: dict[str, str] = {
     "base.wire contract.events contract.protocol contract.run_file contract.summary "
     "deciding.decision deciding.probation deciding.snapshot log.audit log.follower "
     "log.history log.journal log.orders log.telemetry managers.base state.ledger "
-    "state.run_state state.situation",
+    "state.measured state.run_state state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
     "contract.run_file log.audit log.history managers.base managers.catalog",
@@ -148,7 +150,7 @@ ALLOWED: dict[str, str] = {
     "deciding.decision deciding.probation log.history log.telemetry state.situation",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
     "contract.protocol contract.run_file log.history log.telemetry "
-    "state.interventions state.notices state.run_state",
+    "state.interventions state.measured state.notices state.run_state",
     "terminal.markup": "base.foreign",
     "terminal.output": "base.errors",
     "terminal.consoles": ".output base.foreign",
@@ -168,7 +170,8 @@ ALLOWED: dict[str, str] = {
     "log.history running.exit_code running.launch running.listener "
     "running.supervisor",
     "comparison.experiment": "base.errors base.toml base.wire contract.protocol",
-    "comparison.measured": "base.files base.paths contract.protocol contract.run_file",
+    "comparison.measured": "base.errors base.paths contract.run_file log.history state.ledger "
+    "state.measured state.run_state state.situation",
     "comparison.plots": "base.foreign base.wire",
     "comparison.results": ".experiment base.errors base.files base.foreign base.wire contract.protocol",
     "comparison.pooling": ".results base.errors base.wire contract.protocol",

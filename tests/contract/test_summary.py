@@ -55,7 +55,8 @@ def test_a_run_that_goes_on_has_no_end(file: Path) -> None:
 
 @pytest.mark.parametrize(("part", "name", "value"), [
     ("manifest", "manager", ["rules"]), ("manifest", "seed", "1"), ("manifest", "created", None),
-    ("closing", "final", "nan"), ("closing", "final", [1.0]), ("closing", "steps", 1.5), ("closing", "status", 1), ("closing", "status", "\x1b[2Jdone"),
+    ("closing", "final", "nan"), ("closing", "final", [1.0]), ("closing", "steps", 1.5), ("closing", "status", 1),
+    ("closing", "status", "\x1b[2Jdone"),
     ("closing", "ended", 10**400), ("closing", "objective", {}),
 ])  # fmt: skip
 def test_a_value_of_another_kind_cannot_be_read(file: Path, part: str, name: str, value: Any) -> None:

@@ -65,3 +65,12 @@ def closing(**values: Any) -> Callable[[Payloads], None]:
         payloads[-1] = payloads[-1].model_copy(update={"closing": payloads[-1].closing.model_copy(update=values)})
 
     return forge
+
+
+def measured(**values: Any) -> Callable[[Payloads], None]:
+    """Other figures for comparisons in the closing."""
+
+    def forge(payloads: Payloads) -> None:
+        closing(measured=payloads[-1].closing.measured.model_copy(update=values))(payloads)
+
+    return forge

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories.forging import ALONE, Payloads, closing, edited, of, rewritten
+from factories.forging import ALONE, Payloads, closing, edited, measured, of, rewritten
 
 from trainmgr.base import files
 from trainmgr.base.errors import TrainmgrError
@@ -242,6 +242,8 @@ FORGED: dict[str, tuple[str, Callable[[Payloads], None], str]] = {
         "managed", added(events.Operator(action="stop", by="Ctrl-C"), events.SnapshotTaken, 3),
         "before it the operator asked for a stop, which was not issued"),
     "an interruption that was none": ("managed", closing(status="interrupted"), "nobody asked for the end"),
+    "a better curve": ("managed", measured(curve=[(1, 0.0)]), "closing: `measured.curve` is [[1, 0.0]]; the run says"),
+    "calls that were not made": ("managed", measured(calls=3), "closing: `measured.calls` is 3; the run says 0"),
     "a stall that was none": ("managed", closing(status="hung"), "it never stalled"),
     "a crash that is called an end": (
         "restarted", closing(exit_code=9), '`status` is "completed"; the workload said "completed", and its exit code'),

@@ -407,6 +407,11 @@ def test_attach_closes_a_run_whose_script_ended_unsupervised(tmp_path: Path) -> 
     assert launch.attach(paths, tmp_path / "runs", lambda *_: Recorder(), say=said.append) == closing
     assert said[-1].endswith("run.json did not say so, and was written again")
     holds(paths)
+
+    paths.manifest.unlink()
+    os.mkfifo(paths.manifest)  # which nobody writes into
+    assert launch.attach(paths, tmp_path / "runs", lambda *_: Recorder()) == closing
+    holds(paths)
     with pytest.raises(UserError, match="has ended"):
         launch.attach(paths, tmp_path / "runs", lambda *_: Recorder())
 

@@ -114,5 +114,5 @@ def test_an_objection_says_what_is_spent(spent: Spent, budget: Budget, said: str
 
 def test_money_of_an_unknown_price_is_not_counted() -> None:
     assert objection(Spent(money=5.0), Budget(money=0.0), None, 1000, 500) is None
-    assert Spent(money=1.0).answered(10, 5, None, 0.5) == Spent(0, 15, 1.0, 0.5)
+    assert Spent(money=1.0).answered(10, 5, None, 0.5) == Spent(0, 15, 1.0, 0.5, priced=False)
     assert not math.isnan(Spent().asked().answered(0, 0, 0.0, 0.0).money)

@@ -105,15 +105,13 @@ def gather(experiment: Experiment, outcomes: list[Outcome], before: results.Resu
 
 
 def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
-    read = [(outcome, measured.read(outcome.paths)) for outcome in outcomes]
-    every = sorted(read, key=lambda one: one[0].cell.manager != plan.reference)
-    told = next((found for _, found in every if found.objective), measured.Measured())
-    shown = {name for _, found in read for name in found.shown}
-    for _, found in read:
-        if (found.objective, found.goal) != (told.objective, told.goal):  # a variant may have one of its own
-            found.curve.clear()
-    kept = _thinned([found.curve for _, found in read])
-    runs = [_row(outcome, found, kept) for outcome, found in read]
+    every = sorted(outcomes, key=lambda outcome: outcome.cell.manager != plan.reference)
+    told = next(((o.objective, o.measured.goal) for o in every if o.objective), (None, None))
+    # A variant may have an objective of its own.
+    drawn = [o.measured.curve if (o.objective, o.measured.goal) == told else [] for o in outcomes]
+    curves = _even(drawn, [outcome.measured.every for outcome in outcomes])
+    kept = _thinned(curves)
+    runs = [_row(outcome, curve, kept) for outcome, curve in zip(outcomes, curves, strict=True)]
     order = {manager: rank for rank, manager in enumerate(plan.managers)}
     case = results.Case(
         name=plan.name,
@@ -124,12 +122,13 @@ def _case(plan: Plan, outcomes: list[Outcome]) -> results.Case:
         variants=plan.variants,
         reference=plan.reference,
         seeds=plan.seeds,
-        objective=told.objective,
-        goal=told.goal,
+        objective=told[0],
+        goal=told[1],
         held_out=[],
         runs=sorted(runs, key=lambda run: order[run.manager]),
     )
-    held_out = [name for name in results.metric_names(case) if "test" in name and name not in shown]
+    held = {name for outcome in outcomes for name in outcome.measured.held_out} - _shown(outcomes)
+    held_out = [name for name in results.metric_names(case) if "test" in name and name in held]
     return case.model_copy(update={"held_out": held_out})
 
 
@@ -145,8 +144,14 @@ def _policy_digest(cell: Cell) -> str:
     return sha256(json.dumps(read, sort_keys=True).encode())[:16]
 
 
-def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results.Run:
-    closing = outcome.file.closing if outcome.file else None
+def _shown(outcomes: list[Outcome]) -> set[str]:
+    """What a manager could see of the metrics that were reported at the end."""
+    closings = [(o.file.closing.metrics, o.measured.held_out) for o in outcomes if o.file and o.file.closing]
+    return {name for metrics, held_out in closings for name in metrics if name not in held_out}
+
+
+def _row(outcome: Outcome, curve: list[tuple[int, float]], steps: set[int]) -> results.Run:
+    closing, found = (outcome.file.closing if outcome.file else None), outcome.measured
     return results.Run(
         manager=outcome.cell.manager,
         asked=_asked(outcome.file.manifest.manager) if outcome.file else None,
@@ -166,7 +171,7 @@ def _row(outcome: Outcome, found: measured.Measured, steps: set[int]) -> results
         tokens=found.tokens,
         money=found.money,
         metrics=measured.final_metrics(closing) if closing and not outcome.failure else {},
-        curve=[(step, rounded(value)) for step, value in found.curve if step in steps],
+        curve=[(step, rounded(value)) for step, value in curve if step in steps],
         course=found.course,
         figures=found.figures,
     )
@@ -176,6 +181,14 @@ def _asked(manager: str) -> str:
     """A manager's own name, a model's file without its folder: that is of one machine, and results go to others."""
     kind, _, file = manager.partition(":")
     return f"local:{Path(file).name}" if kind == "local" else manager
+
+
+def _even(curves: list[list[tuple[int, float]]], every: list[int]) -> list[list[tuple[int, float]]]:
+    """All at as large a distance as the widest: of long runs, not every evaluation is kept."""
+    most = max(every, default=1)
+    ends = [curve[-1:] if (len(curve) - 1) % (most // own) else [] for curve, own in zip(curves, every, strict=True)]
+    spaced = [curve[:: most // own] for curve, own in zip(curves, every, strict=True)]
+    return [[*points, *end] for points, end in zip(spaced, ends, strict=True)]
 
 
 def _thinned(curves: list[list[tuple[int, float]]]) -> set[int]:

@@ -1,95 +1,34 @@
-"""What one run measured and took, read from its files."""
+"""What one run measured and took, and what several were made with."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
-from trainmgr.base.files import Tail, sha256
+from trainmgr.base.errors import RecordError
 from trainmgr.base.paths import RunPaths
-from trainmgr.contract import protocol
-from trainmgr.contract.protocol import MAX_LINE, Mode, parse_telemetry
-from trainmgr.contract.run_file import Closing, RunFile
+from trainmgr.contract.run_file import Closing, Measured, RunFile
+from trainmgr.log import history
+from trainmgr.state.ledger import Ledger
+from trainmgr.state.measured import measured
+from trainmgr.state.run_state import RunState
+from trainmgr.state.situation import Situation
 
+NOTHING = Situation(RunState(), Ledger())
 MACHINE = ("system", "architecture", "processor", "cores", "threads")
-_WORTH = (b'"start"', b'"eval"', b'"applied"', b"test")  # a line without any of them is not parsed: most are of steps
 
 
-@dataclass
-class Measured:
-    """What run.json does not say."""
-
-    objective: str | None = None
-    goal: Mode | None = None
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    """(step, objective) of every evaluation, without those that a restart went back behind."""
-    on_best: bool = False
-    """Whether it ended on its best checkpoint: the last command that it carried out was a stop there."""
-    figures: str | None = None
-    """Digest of every figure of the evaluations and of the last step before each; None without evaluations."""
-    shown: set[str] = field(default_factory=set)
-    """Test metrics that a manager could see: those of steps and evaluations with "test" in their name."""
-    calls: int = 0
-    """Of a language model, retries among them."""
-    tokens: int = 0
-    money: float | None = 0.0
-    """None where the price of a call was not known."""
-
-    @property
-    def course(self) -> str | None:
-        """Digest of the curve; None without one."""
-        return sha256(repr(self.curve).encode())[:16] if self.curve else None
-
-
-def read(paths: RunPaths | None) -> Measured:
-    """From telemetry and the audit log; nothing where there is no run."""
-    found = Measured()
-    if paths is None:
-        return found
-    digest, before = hashlib.sha256(), b""
-    for line in Tail(paths.telemetry, MAX_LINE).lines():
-        record = parse_telemetry(line) if any(word in line for word in _WORTH) else None
-        if record is not None:
-            _take(found, record)
-        if not isinstance(record, protocol.Eval):
-            before = line
-            continue
-        for each in (parse_telemetry(before), record):
-            if isinstance(each, protocol.Step | protocol.Eval):
-                digest.update(f"{each.step} {sorted(each.metrics.items())}\n".encode())
-        found.figures = digest.hexdigest()[:16]
-    _add_calls(found, paths)
-    return found
-
-
-def _take(found: Measured, record: protocol.Telemetry | protocol.Unreadable) -> None:
-    match record:
-        case protocol.Start():
-            found.objective, found.goal = record.objective.metric, record.objective.mode
-            resumed = record.resumed.step if record.resumed else -1
-            found.curve = [point for point in found.curve if point[0] <= resumed]
-            found.on_best = False
-        case protocol.Eval() | protocol.Step():
-            found.shown.update(name for name in record.metrics if "test" in name)
-            if isinstance(record, protocol.Eval) and found.objective in record.metrics:
-                found.curve.append((record.step, record.metrics[found.objective]))
-        case protocol.Applied():
-            found.on_best = record.command is not None and (record.command.name, record.command.to) == ("stop", "best")
-        case _:
-            pass
-
-
-def _add_calls(found: Measured, paths: RunPaths) -> None:
-    for line in Tail(paths.audit).lines():
-        if b'"kind":"request"' in line:
-            found.calls += json.loads(line)["data"]["kind"] == "request"
-        elif b'"kind":"reply"' in line and (reply := json.loads(line)["data"])["kind"] == "reply":
-            found.tokens += reply["prompt_tokens"] + reply["completion_tokens"]
-            known = found.money is not None and reply["money"] is not None
-            found.money = found.money + reply["money"] if known else None
+def read(paths: RunPaths | None, file: RunFile | None) -> Measured:
+    """As its supervisor wrote it down; where that did not, from the whole of its files. Empty where there is no run."""
+    closing = file.closing if file else None
+    if closing is not None and closing.measured is not None:
+        return closing.measured
+    now = NOTHING
+    if paths is not None:
+        with contextlib.suppress(RecordError, OSError):
+            now = history.latest(paths)
+    return measured(now)
 
 
 def same_training(one: Measured, two: Measured) -> bool:

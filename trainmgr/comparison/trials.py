@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from trainmgr.comparison import measured
 from trainmgr.comparison.experiment import Experiment, Plan, Variant, plans
 from trainmgr.contract import policy, protocol
 from trainmgr.contract.policy import Actions, Budget, Exploration, Imbalance, Llm, Policy, Probation, Rules, Section
-from trainmgr.contract.run_file import Manifest, RunFile
+from trainmgr.contract.run_file import Manifest, Measured, RunFile
 from trainmgr.deciding.allowed import SETTLED
 from trainmgr.log import history
 from trainmgr.log.telemetry import Item
@@ -77,6 +78,16 @@ class Outcome:
     def seconds(self) -> float:
         closing = self.file.closing if self.file else None
         return closing.ended - self.file.manifest.created if self.file and closing else 0.0
+
+    @cached_property
+    def measured(self) -> Measured:
+        """What it measured and took."""
+        return measured.read(self.paths, self.file)
+
+    @property
+    def objective(self) -> str | None:
+        """What it was managed for; None where it did not get that far."""
+        return self.file.closing.objective if self.file and self.file.closing else None
 
     @property
     def status(self) -> str:
@@ -313,7 +324,7 @@ def _look_for(metrics: Collection[str], outcomes: list[Outcome], watcher: Watche
 
 
 def _compare_seeds(one: Outcome, two: Outcome, watcher: Watcher) -> None:
-    if measured.same_training(measured.read(one.paths), measured.read(two.paths)):
+    if measured.same_training(one.measured, two.measured):
         watcher.note(
             f"{one.cell.words} and seed {two.cell.seed} gave the same figures to the last digit: the script does not "
             "use TRAINMGR_SEED, or nothing in it is random; take the seed from trainmgr.workload.default_seed()"

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from trainmgr.base.wire import Number, Wire
+from trainmgr.base.wire import Number, Whole, Wire
 from trainmgr.contract.policy import Policy, known
+from trainmgr.contract.protocol import Mode
 from trainmgr.contract.summary import Status
 
 RunMode = Literal["auto", "shadow", "approve"]
@@ -53,6 +54,35 @@ class Manifest(Wire):
     """What another version wrote into it, and this one does not know, is left out."""
 
 
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class Measured(Wire):
+    """What runs are compared by, in bounded size: nobody has to read a run again for it."""
+
+    goal: Mode | None
+    """Which way the objective is better; null where the workload never began."""
+    on_best: bool
+    """Whether it was ended on its best checkpoint."""
+    curve: list[tuple[Whole, Number]]
+    """(step, objective) of every evaluation that had it, without those that a restart went back behind; of a long run,
+    of each `every`-th, from the first on, and of the last."""
+    every: Annotated[int, Field(ge=1)]
+    course: str | None
+    """Digest of the objective at all evaluations; null without any. Runs of the same course are copies."""
+    figures: str | None
+    """Digest of every figure of the evaluations and of the last step before each."""
+    held_out: list[str]
+    """Metrics of the end that no step or evaluation had, as far as that is known: no decision can have seen them."""
+    calls: Whole
+    """Of a language model, retries among them."""
+    tokens: Whole
+    """Read and written."""
+    money: float | None
+    """By the policy's prices; null where the price of a call was not known."""
+
+
 class Closing(Wire):
     """How a run ended."""
 
@@ -86,6 +116,8 @@ class Closing(Wire):
     """Whether the manager had lost so much that nothing of it was applied any more."""
     challenges: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """How often the recipe of the start was put on trial against the manager's."""
+    measured: Annotated[Measured | None, Field(exclude_if=_absent)] = None
+    """Null where telemetry was not whole any more, and of versions that did not record it."""
 
 
 class RunFile(Wire):

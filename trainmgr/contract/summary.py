@@ -4,7 +4,7 @@ small, takes longer than all else that a list needs."""
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from trainmgr.base.files import read_regular
 

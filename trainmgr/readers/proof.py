@@ -23,6 +23,7 @@ from trainmgr.log.telemetry import Item
 from trainmgr.readers import replay
 from trainmgr.readers.sequence import Sequence
 from trainmgr.state.interventions import Drift
+from trainmgr.state.measured import measured
 from trainmgr.state.notices import LACKING
 from trainmgr.state.run_state import figures
 
@@ -227,7 +228,9 @@ class Prover:
         known = {**figures(self._history.state), **ledger.losses()}
         if ledger.unread and closing.final is None:  # telemetry was cut short, and what came then is not known
             known["final"] = None
-        found, wanted = plain(closing), plain(closing.model_copy(update=known))
+        if closing.measured is not None:
+            known["measured"] = measured(self._history.now)
+        found, wanted = _by_name(closing), _by_name(closing.model_copy(update=known))
         for name in {**found, **wanted}:
             if found.get(name) != wanted.get(name):
                 self._find(place, f"closing: `{name}` is {found.get(name)!r}; the run says {wanted.get(name)!r}")
@@ -479,6 +482,12 @@ def _pairs(a: bytes, b: bytes) -> Iterator[tuple[bytes | None, bytes | None]]:
     right: list[bytes | None] = [*b.splitlines(keepends=True)]
     length = max(len(left), len(right))
     yield from zip(left + [None] * (length - len(left)), right + [None] * (length - len(right)), strict=True)
+
+
+def _by_name(closing: Closing) -> dict[str, Any]:
+    """The figures of a closing, those for comparisons among them."""
+    figures = plain(closing)
+    return {**figures, **{f"measured.{name}": value for name, value in figures.pop("measured", {}).items()}}
 
 
 def _quote(line: bytes | None) -> str:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -98,9 +98,10 @@ def _restored(paths: RunPaths) -> Closing | None:
     if first is None or last is None or not isinstance(last.data, events.RunEnded):
         return None
     content = render_run_file(first.values()["manifest"], last.values()["closing"])
-    try:
-        if paths.manifest.exists() and paths.manifest.read_bytes() == content:
+    with suppress(OSError):  # nothing there, or something else in its place
+        if files.read_regular(paths.manifest) == content:
             return None
+    try:
         files.replace(paths.manifest, content)
     except OSError as error:
         raise RecordError(f"{paths.manifest} cannot be written: {error.strerror}.") from None

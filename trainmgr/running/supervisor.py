@@ -52,6 +52,7 @@ from trainmgr.running import objective
 from trainmgr.running.listener import Listener
 from trainmgr.running.messages import Answered, Approved, Ended, Interrupt, Look, Message, Signalled, Told
 from trainmgr.state.ledger import OVER, Ledger
+from trainmgr.state.measured import measured
 from trainmgr.state.run_state import RunState, figures
 from trainmgr.state.situation import Mark, Situation
 
@@ -715,6 +716,7 @@ class Supervisor:
             exit=end.words,
             **figures(state) | ({"final": None} if self._follower.cut_short else {}),
             **self.ledger.losses(),
+            measured=None if self._follower.cut_short else measured(self.now),
         )
         content = render_run_file(plain(self.manifest), plain(closing))
         self._append(

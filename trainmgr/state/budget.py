@@ -18,6 +18,8 @@ class Spent:
     money: float = 0.0
     """In the unit of the policy's prices; calls of unknown price cost nothing here."""
     seconds: float = 0.0
+    priced: bool = True
+    """Whether the price of every call was known."""
 
     def asked(self) -> Spent:
         return replace(self, calls=self.calls + 1)
@@ -27,6 +29,7 @@ class Spent:
             self,
             tokens=self.tokens + prompt + completion,
             money=self.money + (money or 0.0),
+            priced=self.priced and money is not None,
             seconds=self.seconds + seconds,
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 from trainmgr.base.wire import MAX_NAME, Value, moved, short
 from trainmgr.contract import protocol
 from trainmgr.contract.action_space import ActionSpace
+from trainmgr.state.course import Course
 from trainmgr.state.evaluations import Evaluation, Norms, Window, thinned
 from trainmgr.state.finiteness import Finiteness
 from trainmgr.state.interventions import Drift, Intervention
@@ -75,6 +76,10 @@ class RunState:
     """How many there were; several of one step are one where only one of them has the objective."""
     trained_since: bool = False
     """Whether a step was trained since the last of them."""
+    trained: protocol.Step | None = None
+    """The last step since then."""
+    course: Course = field(default_factory=Course)
+    """Of them all, for comparisons with other runs."""
     evaluations: list[Evaluation] = field(default_factory=list)
     measured: list[tuple[int, int, float]] = field(default_factory=list)
     """(number of the evaluation, step, objective) of the last evaluations that had the objective."""
@@ -253,7 +258,8 @@ class RunState:
             e.step > self.best[0] and self.objective_of(e) is None for e in self.evaluations if self.best
         )
         self.unseen, self.rolled_back = 0, False
-        self.windows, self.non_finite = {}, 0
+        self.windows, self.non_finite, self.trained = {}, 0, None
+        self.course.back_to(step)
         self.norms.restart()
         self.finiteness.restart()
 
@@ -266,6 +272,7 @@ class RunState:
     def _step(self, record: protocol.Step) -> None:
         step, metrics, windows = record.step, record.metrics, self.windows
         self._goes_to(step)
+        self.trained = record
         if not self.trained_since:
             self.trained_since = not self.evaluations or step != self.evaluations[-1].step
         self.finiteness.step(metrics)
@@ -276,6 +283,7 @@ class RunState:
                     self._skip([name])
                     continue
                 window = windows[name] = Window()
+                self.course.see(name)
             if not window.add(value):
                 self.non_finite += 1
                 self.non_finite_total += 1
@@ -297,6 +305,7 @@ class RunState:
             non_finite=self.non_finite,
         )
         value = self.objective_of(found)
+        self.course.evaluated(self.trained, record, value)
         if self._belongs(found):
             self.evaluations[-1] = self.evaluations[-1].joined(found)
         else:
@@ -304,7 +313,7 @@ class RunState:
             self.evals += 1
             self.without += value is None and self.best is not None
             self.unseen += value is None
-        self.trained_since = False
+        self.trained_since, self.trained = False, None
         self.windows, self.non_finite = {}, 0
         self.norms.restart()
         self.split = {part: self._followed(row) for part, row in list(record.split.items())[:16]}
@@ -344,6 +353,8 @@ class RunState:
         return self.objective_of(last) is None or self.objective_of(found) is None
 
     def _skip(self, names: list[str]) -> None:
+        for name in names:
+            self.course.see(name)
         why = f"{len(names[0])} characters" if len(names[0]) > MAX_NAME else f"beyond the first {NAMES} names"
         self.notices.note("name", self.lines, f"{short(names[0], 40)} ({why})", len(names))
 
