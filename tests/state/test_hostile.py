@@ -7,7 +7,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -18,6 +18,7 @@ from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit
 from trainmgr.managers import prompt
 from trainmgr.managers.llm import LlmManager
+from trainmgr.managers.prompt import Task
 from trainmgr.readers import proof
 from trainmgr.testing import EXACT, PYTHON, TIME_LIMIT, Propose, ScriptedEndpoint, answer, supervise, write_child
 
@@ -147,7 +148,7 @@ def test_a_hostile_workload_changes_nothing_but_quoted_text(tmp_path: Path, quie
         ("rejected", "adjust"),
     ]  # fmt: skip
     for shown in hostile.snapshots:
-        for task in prompt.TASKS:
+        for task in get_args(Task):
             assert prompt.render(shown, 2500, task=task, reasoning=BAD[kind]).tokens <= 2500
         assert [row.name for row in shown.recipe] == ["lr", *ALIKE.values()]
 
@@ -164,6 +165,7 @@ def test_a_name_that_cannot_be_seen_cannot_be_declared(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("kind", ["marks", "escapes"])
+@pytest.mark.slow
 def test_nothing_unprintable_reaches_the_terminal(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
