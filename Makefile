@@ -1,6 +1,11 @@
 # make demo   set everything up and run a managed training: no key, and no network beyond the package index
 # make reach  the same for reinforcement learning: both failing regimes of safe reaching, under the rules (minutes)
-# make test   set everything up and run all checks and tests
+# make test   set everything up and run all checks and tests, one test at a time more than there are processors
+# make test-core  for daily work, in less than a minute: what needs neither torch nor mujoco, which are not even
+#             installed for it (folds, guard, probation, rules, prompts, readers, a command, a minimal run),
+#             each property on a tenth of its examples
+#             HYPOTHESIS_PROFILE=quick|default|ci|thorough make test: a tenth of the examples; all; all, and the same
+#             ones each time, as in .ci/run; ten times as many, for a night
 # make check  only the checks: format, lint, types
 # make bench  what reporting costs a training loop, how long prompts get, whether training waits, how fast run
 #             directories are read, in how much memory, and what a command costs before it does anything (minutes)
@@ -23,8 +28,12 @@ reach: .venv/workloads
 	env -u OPENAI_API_KEY -u OPENAI_BASE_URL $(BIN)/trainmgr run workloads/reacher.py -- --regime cautious
 	env -u OPENAI_API_KEY -u OPENAI_BASE_URL $(BIN)/trainmgr run workloads/reacher.py -- --regime reckless
 
+# A module stays in one process, for what its tests share: runs that took seconds.
 test: .venv/test check
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadscope
+
+test-core: .venv/core
+	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-quick} $(BIN)/pytest --core -n auto --dist loadscope
 
 check: .venv/test
 	$(BIN)/ruff check .
@@ -59,8 +68,13 @@ schemas: .venv/workloads
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workloads]"
 	touch $@
 
+.venv/core: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[core]"
+	touch $@
+
 .venv/test: .venv/workloads
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[workloads,test]"
 	touch $@
 
-.PHONY: demo reach test check bench results schemas
+.PHONY: demo reach test test-core check bench results schemas

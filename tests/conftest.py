@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factories import profiles
@@ -14,8 +17,61 @@ from trainmgr.contract.policy import Policy
 from trainmgr.contract.run_file import Manifest
 from trainmgr.workload import Workload, surroundings
 
+CORE = (
+    "test_imports.py", "base/test_files.py", "base/test_paths.py", "base/test_wire.py", "contract",
+    "state", "deciding", "log", "managers/test_adversaries.py", "managers/test_answer.py",
+    "managers/test_completion.py", "managers/test_exploration.py", "managers/test_prompt.py",
+    "managers/test_remedies.py", "managers/test_rules.py", "managers/test_schedules.py", "readers/test_example.py",
+    "terminal/test_screen.py", "workload/test_control_file.py", "workload/test_reports.py",
+    "workloads/test_minimal.py",
+)  # fmt: skip
+"""What ``--core`` runs: folds, guard, probation, rules, prompts, readers, a command line, and a run of the minimal
+workload; but for what is marked ``slow``."""
+TRAINING = ("torch", "mujoco", "gymnasium", "transformers", "tokenizers", "xllamacpp")
+TESTS = Path(__file__).parent
+
 profiles.register()
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+class Absent(MetaPathFinder):
+    """As if nothing of what trains were installed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] in TRAINING:
+            raise ModuleNotFoundError(f"{name}: a test of --core imports nothing that trains", name=name)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--core", action="store_true", help="only what needs none of " + ", ".join(TRAINING))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes seconds of processor time; no part of --core")
+    if config.getoption("core"):
+        assert not set(TRAINING) & set(sys.modules)
+        sys.meta_path.insert(0, Absent())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``--core``: modules that are no part of it are not even imported."""
+    if not config.getoption("core") or collection_path.suffix != ".py":
+        return None
+    place = collection_path.relative_to(TESTS)
+    return None if any(place.is_relative_to(part) for part in CORE) else True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("core"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """``-n auto``: one more than there are processors, since most tests wait for a child now and then."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ def busy(evals: int) -> RunState:
     return state
 
 
+@pytest.mark.slow
 def test_the_size_does_not_grow_with_the_run() -> None:
     sizes = {evals: len(to_json(view(busy(evals)))) for evals in (10, 100, 1_000, 20_000)}
     assert max(sizes.values()) < BOUND

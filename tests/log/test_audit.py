@@ -136,6 +136,7 @@ KINDS: dict[str, Callable[[random.Random, bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.slow
 def test_two_hundred_random_tamperings_are_all_detected_and_their_place_is_named(
     name: str, recorded: RunPaths, original: Files, tmp_path: Path
 ) -> None:
@@ -428,6 +429,7 @@ def damaged(kind: str, paths: RunPaths) -> None:
 
 
 @pytest.mark.parametrize("kind", ["no log", "a folder", "nothing in it", "no text", "a line changed", "telemetry cut"])
+@pytest.mark.slow
 def test_of_what_is_damaged_json_is_json_and_no_digest_is_printed(
     kind: str, original: Files, recorded: RunPaths, tmp_path: Path
 ) -> None:

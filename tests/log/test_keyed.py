@@ -180,6 +180,7 @@ with Workload("waits", objective="loss", total_steps=4) as w:
 """
 
 
+@pytest.mark.slow
 def test_attach_goes_on_with_the_key_and_not_without(tmp_path: Path) -> None:
     script, key = write_child(tmp_path, WAITS), tmp_path / "key"
     key.write_bytes(KEY)

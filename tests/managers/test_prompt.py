@@ -390,6 +390,7 @@ def real_prompts() -> list[prompt.Prompt]:
     return found
 
 
+@pytest.mark.slow
 def test_the_estimate_is_above_what_a_real_model_counts() -> None:
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("xllamacpp is not installed")

@@ -184,6 +184,7 @@ with Workload("bare", objective="val_loss", counterpart="train_loss", total_step
 """
 
 
+@pytest.mark.slow
 def test_a_script_that_declared_nothing_is_told_what_would_help(tmp_path: Path) -> None:
     done = trainmgr("run", write_child(tmp_path, BARE), "--manager", "rules", cwd=tmp_path)
     line = f"{NOTHING}{RATE}, {REGULARIZER} or the command rollback"
@@ -196,6 +197,7 @@ def test_a_script_that_declared_nothing_is_told_what_would_help(tmp_path: Path) 
     assert "byte for byte" in trainmgr("replay", "latest", cwd=tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_was_never_finite_is_not_silent(tmp_path: Path) -> None:
     body = BARE.replace("1.0 + abs(step - 60) / 50", "float('nan')").replace('"loss": 1.0', '"loss": float("nan")')
     done = trainmgr("run", write_child(tmp_path, body), "--manager", "rules", cwd=tmp_path)

@@ -83,6 +83,7 @@ def long_run(count: int) -> RunState:
     return state
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_run() -> None:
     short, long = long_run(2_000), long_run(50_000)
     assert sizes(short) == sizes(long)
