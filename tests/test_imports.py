@@ -292,10 +292,11 @@ def test_a_module_imports_only_what_it_may(module: str) -> None:
     assert own(MODULES[module]) - {module} <= allowed(module)
 
 
-def test_a_package_says_what_it_is_for() -> None:
-    for name in PACKAGES:
-        text = ast.get_docstring(ast.parse(MODULES[f"{name}.__init__"].read_text()))
-        assert text, name
+def test_a_package_says_what_it_is_for_and_what_it_may_import() -> None:
+    for name, others in PACKAGES.items():
+        text = ast.get_docstring(ast.parse(MODULES[f"{name}.__init__"].read_text())) or ""
+        first = " ".join(text.partition("\n\n")[0].split())
+        assert first.endswith(f". Imports {', '.join(others.split()) or 'nothing of ours'}."), name
 
 
 def test_third_party_code_is_at_the_edge() -> None:

@@ -1,1 +1,1 @@
-"""Files, paths, processes, the wire format and errors: it knows nothing of training and imports nothing of ours."""
+"""Files, paths, processes, the wire format and errors: it knows nothing of training. Imports nothing of ours."""

@@ -1,1 +1,1 @@
-"""`trainmgr check`: a script is tried out before it costs anyone a day. Above `log`."""
+"""`trainmgr check`: a script is tried out before it costs anyone a day. Imports base, contract, state, log, running."""

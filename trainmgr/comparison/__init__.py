@@ -1,1 +1,3 @@
-"""`trainmgr compare`: experiments of many runs, and what they prove."""
+"""`trainmgr compare`: experiments of many runs, and what they prove. Imports base, contract, state, deciding, log,
+managers, running, terminal.
+"""

@@ -1,1 +1,1 @@
-"""Every type that reaches a disk, and their schemas. Above `base`."""
+"""Every type that reaches a disk, and the JSON schemas. Imports base."""

@@ -1,1 +1,3 @@
-"""The files of a run while it goes on: telemetry in, the audit log and the control file out. Above `state`."""
+"""The files of a run while it goes on: telemetry in, the audit log and the control file out. Imports base, contract,
+state.
+"""

@@ -1,4 +1,4 @@
-"""Who decides: one small protocol, and a module for each kind."""
+"""Who decides: one small protocol, and a module for each kind. Imports base, contract, state, deciding, log."""
 
 NAMES = (  # here, and not where they are made, which takes a second to import
     "auto",

@@ -1,1 +1,3 @@
-"""Finished and live runs, read again: audit, replay, other opinions. Above `running`."""
+"""Finished and live runs, read again: audit, replay, other opinions. Imports base, contract, state, deciding, log,
+managers, running.
+"""

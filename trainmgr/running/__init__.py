@@ -1,1 +1,3 @@
-"""One run, from its start to its end: the only place that wires the parts. Above `managers` and `log`."""
+"""One run, from its start to its end: the supervisor, which alone wires the parts. Imports base, contract, state,
+deciding, log, managers.
+"""

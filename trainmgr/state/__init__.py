@@ -1,1 +1,1 @@
-"""The two pure folds, over telemetry and over the log, and what is read off them. Above `contract`."""
+"""The two pure folds, over telemetry and over the log, and what is read off them. Imports base, contract."""

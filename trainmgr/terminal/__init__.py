@@ -1,1 +1,1 @@
-"""What a person sees in a terminal. Above everything that it shows."""
+"""What a person sees in a terminal. Imports base, contract, state, log, managers, running, checking, readers."""

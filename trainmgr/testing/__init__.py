@@ -1,5 +1,5 @@
-"""Fakes that ship with the product: a manager that follows a script, a listener that keeps everything, tiny children,
-a language model's endpoint.
+"""What ships for tests of workloads and managers: real children, a scripted manager, an endpoint. Imports base,
+contract, state, deciding, log, managers, running.
 
 For tests of trainmgr itself and of managers and workloads that others write. Children are real processes, the
 endpoint is a real server.

@@ -1,4 +1,4 @@
-"""What a training script imports: report metrics, receive bounded changes.
+"""What a training script imports: report metrics, receive bounded changes. Imports nothing of ours.
 
 Standard library only, and nothing else of trainmgr: a script that uses it trains the same with and without a
 supervisor. Without one (no ``TRAINMGR_RUN_DIR`` in the environment) nothing is read, and nothing is written unless a
