@@ -89,7 +89,6 @@ class Closing(Wire):
     ended: float
     """Seconds since 1970."""
     status: Status
-    """Read as unknown: any other text."""
     exit_code: int
     """The child's; 128 + n for signal n."""
     exit: str
