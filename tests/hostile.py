@@ -169,8 +169,7 @@ def run(root: Path, text: str = PLAIN, number: float = 1.0) -> RunPaths:
         log.append(last, number)
     log.close()
     assert isinstance(last, events.RunEnded)
-    closing = plain(last)["closing"] | {"status": text}
-    paths.manifest.write_bytes(render_run_file(begun, closing))
+    paths.manifest.write_bytes(render_run_file(begun, plain(last)["closing"]))
     paths.control.write_text(json.dumps(make.record(protocol.Control)))
     paths.stdout.write_text(text, errors="replace")
     paths.stderr.write_text(text, errors="replace")

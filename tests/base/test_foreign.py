@@ -161,9 +161,9 @@ def test_a_planted_run_is_shown_as_letters(tmp_path: Path, say: Say, text: str) 
     shown = squeezed(foreign.on_terminal(text))[:50]
     code, out = say("runs")
     assert (code, FOLDER in out) == (0, True)
-    assert "unknown" in out
+    assert "completed" in out
     code, out = say("runs", "--json")
-    assert json.loads(out)[0]["status"] == "unknown"
+    assert json.loads(out)[0]["status"] == "completed"
     for command, code, tells in (
         (["show"], 0, True), (["show", "--json"], 0, False), (["audit"], 1, True), (["audit", "--json"], 1, False),
         (["audit", "--head"], 1, True), (["replay"], 1, False), (["replay", "--json"], 1, False),

@@ -342,7 +342,7 @@ def test_a_repair_says_what_was_wrong_in_one_line() -> None:
 def test_the_templates_are_part_of_what_is_installed(tmp_path: Path) -> None:
     """Everything that git has of the package, built as a wheel is built, but without the network."""
     pytest.importorskip("setuptools", minversion="77")
-    root = Path(prompt.__file__).parents[1]
+    root = Path(prompt.__file__).parents[2]
     build = (
         "import setuptools, sys; sys.argv = ['setup.py', '-q', 'build', '-b', sys.argv[1], 'egg_info', '-e', "
         "sys.argv[1]]; setuptools.setup()"
@@ -353,7 +353,7 @@ def test_the_templates_are_part_of_what_is_installed(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     there = root / "trainmgr"
-    wanted = {p.relative_to(there) for p in there.rglob("*") if p.suffix in (".py", ".md") and p.is_file()}
+    wanted = {p.relative_to(there) for p in there.rglob("*") if p.suffix in (".py", ".md") or p.name == "py.typed"}
     built = tmp_path / "lib" / "trainmgr"
     assert {p.relative_to(built) for p in built.rglob("*") if p.is_file()} == wanted
     code = "from trainmgr.managers import prompt as p; print(p.__file__); p._templates('decide', 3); p.repair('x')"
