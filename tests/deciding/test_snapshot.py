@@ -33,6 +33,7 @@ from trainmgr.base.wire import to_json
 from trainmgr.contract import protocol
 from trainmgr.contract.policy import Actions, Limits, ParameterLimits, Policy
 from trainmgr.deciding import snapshot
+from trainmgr.managers import prompt
 from trainmgr.state import signals
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
@@ -230,6 +231,16 @@ def test_the_reach_shown_can_be_taken_at_its_word(value: float, up: float, down:
         assert parameter.objection(limit) is None
         assert parameter.too_far(limit, value) is None
     assert row.reach_low <= row.reach_high
+
+
+def test_a_rate_below_its_bounds_may_stay_where_it_is_while_the_objective_diverges() -> None:
+    """A schedule has brought it there, say. A range with its ends swapped would be no help to anybody."""
+    shown = view(curve([2.0, math.nan], lr(value=1e-6, scheduled=True)))
+    assert shown.signals.diverging
+    row = shown.recipe[0]
+    assert (row.low, row.reach_low, row.reach_high, row.reach) == (1e-5, 1e-6, 1e-6, (1e-6, 1e-6))
+    (line,) = (line for line in prompt.render(shown, 2500).user.splitlines() if line.startswith("lr "))
+    assert line.split().count("1e-06") == 4  # its value, both ends, and its value at the start
 
 
 def test_the_recipe_is_what_the_policy_leaves() -> None:

@@ -98,6 +98,14 @@ def test_a_checkpoint_that_cannot_be_kept_and_a_script_that_keeps_none_change_al
     assert [r["message"] for r in records(run, "log")] == ["no checkpoint was kept as 'trial': OSError: no space left"]
 
 
+def test_a_script_may_end_its_own_loop_as_a_stop_does(run: Path) -> None:
+    with Workload("test", objective="loss", total_steps=9) as w:
+        for step in w.steps():
+            w.step(step, {"loss": 1.0})
+            w.stopping = step == 3
+    assert [(r["step"], r["status"]) for r in records(run, "end")] == [(3, "stopped")]
+
+
 def test_a_command_that_refuses_is_refused_and_one_that_is_not_offered_too(run: Path) -> None:
     done = []
 

@@ -79,12 +79,12 @@ class RecipeRow(Wire):
     @property
     def reach(self) -> tuple[float, float]:
         """The smallest and the largest value that the next change may set, of a number: whole ones of an int, and the
-        first above the second where there is none. ``off`` may be reached besides."""
-        assert self.low is not None
-        assert self.high is not None
+        first above the second where there is none. ``off`` may be reached besides.
+
+        It is within the bounds, but of a rate that may not rise and is below them: that may stay where it is."""
         assert self.reach_low is not None
         assert self.reach_high is not None
-        low, high = float(max(self.low, self.reach_low)), float(min(self.high, self.reach_high))
+        low, high = self.reach_low, self.reach_high
         return (math.ceil(low), math.floor(high)) if self.type == "int" else (low, high)
 
 

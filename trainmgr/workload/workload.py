@@ -111,8 +111,12 @@ class Workload(Declarations):
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was accepted: the loop is to end."""
+        """Whether a stop was accepted: the loop is to end. A script that sets it ends its own."""
         return self._overrides.stopping
+
+    @stopping.setter
+    def stopping(self, stop: bool) -> None:
+        self._overrides.stopping = stop
 
     @property
     def checkpoints(self) -> Path:
