@@ -171,7 +171,7 @@ train()
         (BASE.replace("in w.steps()", "in range(1, 3001)").replace("10**6", "3000") + "train()",
          "steps, to its usual end."),
         (BASE.replace(" + w.seed / 1e9", "") + "train()",
-         "The seeds 12345 and 54321 gave the same figures (loss at step 20"),
+         "The seeds 12345 and 54321 gave the same figures (loss at step "),  # the last that both have reached
         (BASE + "w.command('checkpoint', lambda to: None); train()",
          "It was told to keep a checkpoint as 'check', and reported none."),
         (BASE + "w.command('checkpoint', lambda to: w.checkpoint(w._overrides.step, f'checkpoints/{to}')); train()",
