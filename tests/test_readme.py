@@ -58,3 +58,11 @@ def test_the_script_of_the_readme_passes_the_check(tmp_path: Path) -> None:
     assert [breach.what for breach in checked.breaches] == ["Metrics without a description: loss, val_loss."]
     for text in ("checkpoint: checkpoints/check.pt is there", "stop: it ends", "another seed gives other figures"):
         assert text in checked.passed
+
+
+def test_every_test_that_it_names_is_there() -> None:
+    readme = (ROOT / "README.md").read_text()
+    names = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    found = re.findall(r"`([\w/]*\btest_\w+\.py)`", readme)
+    assert found
+    assert [path for path in found if not (path in names or (ROOT / path).is_file())] == []
