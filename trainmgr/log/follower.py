@@ -40,10 +40,10 @@ class Follower:
             self._spoken = now
 
     def compare(self, step: int) -> None:
-        """Say once that the file became shorter than what was read of it, which is until ``step``."""
+        """Say once that the file is not any more what was read of it, which is until ``step``."""
         if self.feed.tail.truncated and not self.cut_short:
             there = os.path.lexists(self._path)
-            self.cut(("became shorter or was replaced" if there else "was removed"), step)
+            self.cut("became shorter or was replaced" if there else "was removed", step)
 
     def cut(self, how: str, step: int) -> None:
         """Nothing more is read from it: say how it came."""
