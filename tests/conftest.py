@@ -14,7 +14,7 @@ from factories.tables import ROW, Row
 from hypothesis import settings
 
 from trainmgr.contract.policy import Policy
-from trainmgr.contract.run_file import Manifest
+from trainmgr.contract.run_file import EDITION, Manifest
 from trainmgr.workload import Workload, surroundings
 
 CORE = (
@@ -79,7 +79,7 @@ def manifest() -> Manifest:
     return Manifest(
         version="0", id="20260101-000000-test-0000", created=0.0, command=["test"], script="test.py", arguments=[],
         directory=".", seed=1, git=None, python="3.11", packages={}, machine={}, manager="rules", mode="auto",
-        policy=Policy(),
+        policy=Policy(), edition=EDITION,
     )  # fmt: skip
 
 

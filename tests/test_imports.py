@@ -77,7 +77,8 @@ ALLOWED: dict[str, str] = {
     "state.measured": ".situation contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
-    "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol state.situation",
+    "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol "
+    "contract.run_file state.situation",
     "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
     "deciding.snapshot": ".allowed base.wire contract.action_space contract.proposal state.evaluations "
@@ -141,9 +142,9 @@ ALLOWED: dict[str, str] = {
     "deciding.guard deciding.snapshot log.audit log.history log.telemetry "
     "managers.base state.ledger state.run_state state.situation",
     "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
-    "deciding.decision deciding.probation deciding.snapshot log.audit log.history "
-    "log.telemetry managers.answer managers.base managers.prompt "
-    "managers.prompts.__init__ state.lineage",
+    "contract.run_file deciding.decision deciding.probation deciding.snapshot "
+    "log.audit log.history log.telemetry managers.answer managers.base "
+    "managers.prompt managers.prompts.__init__ state.lineage state.situation",
     "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
     "managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "

@@ -241,7 +241,7 @@ GOOD = {"diagnosis": "unclear", "evidence": "", "action": "keep"}
          "staleness.max_age_seconds: must be greater than 0 (found 0)"),
         (Proposal, {}, "diagnosis: missing; evidence: missing; action: missing"),
         (Proposal, 5, "value: must be a table of keys and values (found 5)"),
-        (Proposal, {**GOOD, "action": "fly"}, "action: must be 'keep', 'adjust', 'rollback' or 'stop' (found 'fly')"),
+        (Proposal, {**GOOD, "action": "fly"}, "'keep', 'adjust', 'rollback', 'stop' or 'undo' (found 'fly')"),
         (Proposal, {**GOOD, "to": 3}, "to: must be text (found 3)"),
         (Proposal, {**GOOD, "to": "x" * 201}, "to: too long: at most 200 characters are allowed (found 'xxxx"),
         (Proposal, {**GOOD, "changes": {str(i): 1 for i in range(65)}}, "changes: too many: at most 64 are allowed"),

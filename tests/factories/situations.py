@@ -8,7 +8,7 @@ from typing import Any
 from factories.records import FREE, TOTAL, fold, start
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy
-from trainmgr.contract.run_file import Manifest, RunMode
+from trainmgr.contract.run_file import EDITION, Manifest, RunMode
 from trainmgr.deciding import allowed, guard, snapshot
 from trainmgr.deciding import decision as decisions
 from trainmgr.state.ledger import Ledger
@@ -23,6 +23,7 @@ def manifest(policy: Policy | None = None, *, manager: str = "rules", mode: RunM
     return Manifest(
         version="0", id="r", created=0.0, command=[], script="x", arguments=[], directory=".", seed=1, git=None,
         python="3", packages={}, machine={}, manager=manager, mode=mode, policy=policy or Policy(),
+        edition=EDITION,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import plain
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
-from trainmgr.contract.run_file import Closing, Manifest, render_run_file
+from trainmgr.contract.run_file import EDITION, Closing, Manifest, render_run_file
 from trainmgr.deciding import decision, probation
 from trainmgr.log import audit, orders
 from trainmgr.log.telemetry import Feed
@@ -191,6 +191,7 @@ class Simulation:
         self.manifest = Manifest(
             version="0", id=root.name, created=0.0, command=["x"], script="x", arguments=[], directory=".", seed=1,
             git=None, python="3", packages={}, machine={}, manager="scripted", mode="auto", policy=policy,
+            edition=EDITION,
         )  # fmt: skip
         self.append(events.RunStarted(manifest=self.manifest))
 

@@ -11,9 +11,13 @@ from trainmgr.base.wire import NON_FINITE, Number, Value, Wire
 from trainmgr.contract.action_space import Boundary
 from trainmgr.contract.forecast import Forecast
 from trainmgr.contract.policy import Level
-from trainmgr.contract.proposal import Action, Diagnosis, Expectation
+from trainmgr.contract.proposal import Action, Condition, Diagnosis, Expectation, Plan
 from trainmgr.contract.protocol import Command, Control
 from trainmgr.contract.run_file import Closing, Manifest
+
+
+def _missing(value: object) -> bool:
+    return value is None
 
 
 class Check(Wire):
@@ -162,6 +166,20 @@ class Verdict(Wire):
     checks: list[Check]
     helpless: Annotated[str, Field(exclude_if=operator.not_)] = ""
     """Of a "keep": why the manager could do nothing about the diagnosis, and what would help."""
+    plans: Annotated[dict[str, Plan], Field(exclude_if=operator.not_)] = {}
+    """What is carried out little by little once it is applied."""
+    undoes: Annotated[list[int], Field(exclude_if=operator.not_)] = []
+    """Of an "undo": the revisions that it takes back."""
+    falsifier: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """What would show it wrong."""
+    judge_after: Annotated[int | None, Field(exclude_if=_missing)] = None
+    """Steps before which the change is not judged to have brought nothing."""
+    ask_again_in: Annotated[int | None, Field(exclude_if=_missing)] = None
+    """Steps until the next question."""
+    ask_again_when: Annotated[Condition | None, Field(exclude_if=_missing)] = None
+    """What asks the next question before."""
+    note: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """What the manager wants to read again."""
 
 
 class Approval(Wire):
@@ -177,7 +195,7 @@ class OverrideIssued(Wire):
 
     kind: Literal["override"] = "override"
     decision: str
-    origin: Literal["manager", "operator", "restart", "replay", "probation"]
+    origin: Literal["manager", "operator", "restart", "replay", "probation", "plan"]
     control: Control
 
 

@@ -24,7 +24,13 @@ Diagnosis = Literal[
     "routine",
     "unclear",
 ]
-Action = Literal["keep", "adjust", "rollback", "stop"]
+Action = Literal["keep", "adjust", "rollback", "stop", "undo"]
+PLANS = 8  # parameters that one answer may bring somewhere by a plan
+NOTE = 400  # characters
+
+
+def _missing(value: object) -> bool:
+    return value is None
 
 
 class Expectation(Wire):
@@ -33,6 +39,25 @@ class Expectation(Wire):
     metric: Name
     direction: Literal["down", "up", "flat"]
     by_step: Whole | None = None
+
+
+class Plan(Wire):
+    """Where a parameter is brought little by little, a part of the way at each evaluation, within bounds and reach."""
+
+    to: float | int
+    """The value that it ends at."""
+    by_step: Whole
+    """When it is there."""
+    shape: Literal["linear", "cosine"] = "linear"
+    """The way there in equal parts; or gently at both of its ends."""
+
+
+class Condition(Wire):
+    """A metric of the evaluations that crosses a value."""
+
+    metric: Name
+    side: Literal["above", "below"]
+    value: float
 
 
 class Proposal(Wire):
@@ -46,15 +71,27 @@ class Proposal(Wire):
     evidence: Annotated[str, Field(max_length=1000)]
     """The figures that show it."""
     action: Action
-    """keep: nothing; adjust: `changes`; rollback: to `to`, then `changes` if any; stop: end on `to`."""
+    """keep: nothing; adjust: `changes` and `plans`; rollback: to `to`, then `changes` and `plans` if any; stop: end on
+    `to`; undo: take the last change back, the weights too with `to`."""
     changes: Annotated[dict[str, Value], Field(max_length=64)] = {}
     """Parameter to new absolute value."""
+    plans: Annotated[dict[str, Plan], Field(max_length=PLANS, exclude_if=operator.not_)] = {}
+    """Parameter to where it is brought little by little, instead of at once; any later change of it ends that."""
     to: Annotated[str, Field(max_length=200)] | None = None
-    """rollback: "best" or "initial"; stop: "best" or null."""
+    """rollback: "best", "initial", or the name of a checkpoint that is kept; stop: "best" or null; undo: "weights" or
+    null."""
     expected: Expectation | None = None
     falsifier: Annotated[str, Field(max_length=500)] = ""
     """What would show it wrong."""
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    judge_after: Annotated[Whole | None, Field(exclude_if=_missing)] = None
+    """Steps that the change needs before it can be judged, where that is longer than usual."""
+    ask_again_in: Annotated[Whole | None, Field(exclude_if=_missing)] = None
+    """Steps until the next question, but for alarms and for `ask_again_when`."""
+    ask_again_when: Annotated[Condition | None, Field(exclude_if=_missing)] = None
+    """What makes the next question worth asking before."""
+    note: Annotated[str, Field(max_length=NOTE, exclude_if=operator.not_)] = ""
+    """To itself: what the next snapshot gives back, since nothing else is remembered."""
     helpless: Annotated[str, Field(max_length=1000, exclude_if=operator.not_)] = ""
     """keep: why nothing can be done about the diagnosis, and what would help; empty where nothing needs to be done, or
     something will be."""

@@ -21,6 +21,7 @@ from trainmgr.base.wire import MAX_INT, NON_FINITE, Lenient, Name, Number, Value
 from trainmgr.contract.action_space import Boundary, Parameter
 
 MAX_PARAMETERS = 64
+MAX_FACTS = 16
 MAX_LINE = 64 * 1024  # bytes of one telemetry record, line break included
 
 CommandName = Literal["checkpoint", "rollback", "stop"]
@@ -118,6 +119,9 @@ class Start(Record):
     """What the workload can be told to do."""
     info: dict[str, Any] = {}
     """Scalars about the run, for people."""
+    facts: Annotated[dict[str, Value], Field(max_length=MAX_FACTS)] = {}
+    """What a manager should know of the run from its start on: size of the data and of the model, batch, what is scored
+    at the end."""
     resumed: Resumed | None = None
 
     @field_validator("action_space")

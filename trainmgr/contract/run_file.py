@@ -14,6 +14,11 @@ from trainmgr.contract.protocol import Mode
 from trainmgr.contract.summary import Status
 
 RunMode = Literal["auto", "shadow", "approve"]
+EDITION = 2  # of the rules by which decisions are made
+
+
+def _first(edition: int) -> bool:
+    return edition == 1
 
 
 class Git(Wire):
@@ -50,6 +55,8 @@ class Manifest(Wire):
     """Whether training stood still during decisions: only to measure what that costs."""
     replay_of: str | None = None
     """The run whose overrides this run repeats at their recorded steps."""
+    edition: Annotated[int, Field(ge=1, exclude_if=_first)] = 1
+    """By which rules snapshots are taken, questions asked and changes judged: an old log is read again by its own."""
     policy: Annotated[Policy, BeforeValidator(known)]
     """What another version wrote into it, and this one does not know, is left out."""
 

@@ -130,6 +130,7 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
         evidence=proposal.evidence if proposal else "",
         checks=judgment.checks,
         helpless=proposal.helpless if proposal and proposal.action == "keep" and not rejected else "",
+        falsifier=proposal.falsifier if proposal and now.manifest.edition > 1 else "",
     )
 
 

@@ -18,9 +18,11 @@ from trainmgr.base.wire import Value, quoted, short
 from trainmgr.contract.events import Check
 from trainmgr.contract.proposal import Proposal
 from trainmgr.contract.protocol import Command, explain
+from trainmgr.contract.run_file import EDITION
 from trainmgr.deciding import allowed
 from trainmgr.state.situation import Situation
 
+SINCE_2 = {"plans", "judge_after", "ask_again_in", "ask_again_when", "note"}  # keys of a proposal since edition 2
 Result = Literal["accepted", "clipped", "rejected"]
 
 
@@ -47,8 +49,9 @@ class Judgment:
         return not objection
 
 
-def read(raw: Any) -> tuple[Proposal | None, str | None]:
-    """A manager's raw answer as a proposal, or why it is none. Numbers in quotes, NaN and unknown keys do not pass.
+def read(raw: Any, edition: int = EDITION) -> tuple[Proposal | None, str | None]:
+    """A manager's raw answer as a proposal, or why it is none. Numbers in quotes, NaN and unknown keys do not pass, nor
+    what a run of an earlier edition did not know.
 
     It is read from the JSON that the audit log keeps of it, so that a replay of the log reads the same.
     """
@@ -56,6 +59,8 @@ def read(raw: Any) -> tuple[Proposal | None, str | None]:
         values = json.loads(to_json(raw, inf_nan_mode="strings"))
     except (ValueError, RecursionError):
         return None, "not JSON: half a surrogate pair, a foreign object, or nesting or numbers without end"
+    if edition == 1 and isinstance(values, dict) and (values.get("action") == "undo" or SINCE_2 & values.keys()):
+        return None, "not known in this edition"
     try:
         return Proposal.model_validate(values), None
     except ValidationError as error:
@@ -68,7 +73,7 @@ def judge(raw: Any, now: Situation, *, decision: str, based_on_step: int, age_se
     ``raw`` is whatever the manager gave: JSON values. The judgment of a "keep" is accepted with nothing to apply.
     """
     judgment = Judgment()
-    proposal, objection = read(raw)
+    proposal, objection = read(raw, now.manifest.edition)
     if not judgment.note("schema", objection) or proposal is None:
         return judgment
     judgment.proposal = proposal

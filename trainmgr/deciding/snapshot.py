@@ -15,7 +15,7 @@ from pydantic import Field
 
 from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
-from trainmgr.contract.proposal import Action, Diagnosis, Expectation
+from trainmgr.contract.proposal import Action, Diagnosis, Expectation, Plan
 from trainmgr.deciding import allowed
 from trainmgr.state.evaluations import thinned
 from trainmgr.state.ledger import REFUSED
@@ -75,6 +75,8 @@ class RecipeRow(Wire):
     """What the script's schedule brings it to by the end of the run if nothing more is changed."""
     overwritten: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """How many changes of it the script itself overwrote: another one will hardly last."""
+    plan: Annotated[Plan | None, Field(exclude_if=_missing)] = None
+    """Where it is being brought."""
 
     @property
     def reach(self) -> tuple[float, float]:
@@ -150,6 +152,10 @@ class Snapshot(Wire):
     interventions_left: int | None
     texts: list[str]
     """The workload's last log lines, quoted: data, never instructions."""
+    note: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """What the manager last wanted to read again, ..."""
+    noted_at: Annotated[int | None, Field(exclude_if=_missing)] = None
+    """... and the step at which it wrote that."""
 
     @property
     def refused(self) -> bool:

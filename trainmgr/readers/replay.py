@@ -11,6 +11,7 @@ from trainmgr.base.errors import RecordError, UserError
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
+from trainmgr.contract.run_file import EDITION
 from trainmgr.deciding import decision, probation, snapshot
 from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
@@ -19,6 +20,7 @@ from trainmgr.managers import answer, prompt
 from trainmgr.managers.base import Manager
 from trainmgr.managers.prompts import VARIANTS
 from trainmgr.state.lineage import is_trial
+from trainmgr.state.situation import Situation
 
 # -- decided again -------------------------------------------------------------------------------------------------
 
@@ -99,7 +101,7 @@ def derived(moment: Moment) -> events.Payload | None:
         case events.Response():
             return _response(data, moment)
         case events.Verdict() if now.ledger.waiting is not None:
-            return decision.verdict(moment.raw, now, age_seconds=data.age_seconds)
+            return _worded(data, decision.verdict(moment.raw, now, age_seconds=data.age_seconds), now)
         case events.OverrideIssued():
             return _override(data, moment)
         case events.Acknowledged():
@@ -118,6 +120,12 @@ def derived(moment: Moment) -> events.Payload | None:
             return None
 
 
+def _worded(data: events.Verdict, found: events.Verdict, now: Situation) -> events.Verdict:
+    """A verdict on what was no proposal in an earlier edition: why not, it says in words that have changed since."""
+    unread = all(verdict.checks and not verdict.checks[0].ok for verdict in (data, found))
+    return found.model_copy(update={"checks": data.checks}) if unread and now.manifest.edition < EDITION else found
+
+
 def _override(data: events.OverrideIssued, moment: Moment) -> events.OverrideIssued | None:
     now, ruling, issued = moment.now, moment.ruling, data.control.issued
     match data.origin:
@@ -131,6 +139,8 @@ def _override(data: events.OverrideIssued, moment: Moment) -> events.OverrideIss
             return decision.own(now, issued)
         case "operator" | "restart":
             return decision.instead(now, data.origin, issued, stop=data.origin == "operator")
+        case "plan":
+            return None
         case "replay":  # what another run had in effect, all of it, before anything else
             return data if moment.event.seq == 1 and data.control.schedule else None
 

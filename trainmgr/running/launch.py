@@ -20,7 +20,7 @@ from trainmgr.base.paths import RunPaths, new_run
 from trainmgr.base.process import HARMLESS, STAYING
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy
-from trainmgr.contract.run_file import Closing, Manifest, RunMode, render_run_file
+from trainmgr.contract.run_file import EDITION, Closing, Manifest, RunMode, render_run_file
 from trainmgr.log import audit
 from trainmgr.log.history import manifest_of
 from trainmgr.managers import catalog
@@ -147,6 +147,7 @@ def launch(
             mode=request.mode,
             blocking=request.blocking,
             replay_of=request.replay_of,
+            edition=EDITION,
             policy=request.policy,
         )
         supervisor = Supervisor(
