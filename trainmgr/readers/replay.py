@@ -12,7 +12,7 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
 from trainmgr.contract.run_file import EDITION
-from trainmgr.deciding import decision, probation, snapshot
+from trainmgr.deciding import asking, decision, probation, snapshot
 from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Feed
@@ -94,7 +94,7 @@ def derived(moment: Moment) -> events.Payload | None:
         return None
     match data:
         case events.SnapshotTaken():
-            why = decision.trigger(now)
+            why = asking.trigger(now)
             return None if why is None else decision.take_snapshot(now, why)[1]
         case events.Request():
             return _request(data, moment)

@@ -41,7 +41,7 @@ from trainmgr.base.wire import plain, short
 from trainmgr.contract import events, protocol
 from trainmgr.contract.run_file import Closing, Manifest, render_run_file
 from trainmgr.contract.summary import Status
-from trainmgr.deciding import decision, probation
+from trainmgr.deciding import asking, decision, probation
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit, history, telemetry
 from trainmgr.log.follower import Follower
@@ -402,7 +402,7 @@ class Supervisor:
         if self._manager is None or self._pending is not None or self._ending is not None or self._schedule:
             return
         now = self.now
-        why = decision.trigger(now)
+        why = asking.trigger(now)
         if why is None or self._status is not None:
             return
         view, event = decision.take_snapshot(now, why)
