@@ -117,9 +117,11 @@ ALLOWED: dict[str, str] = {
     "managers.llm": ".answer .base .completion .endpoint .key .prompt .rules base.errors base.paths "
     "base.wire contract.events contract.policy contract.proposal deciding.snapshot "
     "state.budget",
+    "managers.hybrid": ".answer .base .exploration .llm .prompt .reading .rules base.errors base.wire "
+    "contract.policy deciding.snapshot state.budget",
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
-    "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
-    "base.errors base.paths contract.policy",
+    "managers.catalog": ".__init__ .adversaries .base .hybrid .llm .local .none .replay .rules "
+    ".schedules base.errors base.paths contract.policy",
     "running.exit_code": "base.errors contract.run_file state.ledger state.run_state",
     "running.listener": "contract.events log.telemetry state.run_state state.situation",
     "running.manifest": "base.errors base.process contract.run_file",
@@ -144,11 +146,11 @@ ALLOWED: dict[str, str] = {
     "readers.opinions": "base.errors base.paths contract.events contract.proposal contract.protocol "
     "deciding.guard deciding.snapshot log.audit log.history log.telemetry "
     "managers.base state.ledger state.run_state state.situation",
-    "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
-    "contract.run_file deciding.asking deciding.decision deciding.probation "
-    "deciding.snapshot log.audit log.history log.telemetry managers.answer "
-    "managers.base managers.prompt managers.prompts.__init__ state.lineage "
-    "state.situation",
+    "readers.replay": "base.errors base.paths base.wire contract.events contract.policy "
+    "contract.protocol contract.run_file deciding.asking deciding.decision "
+    "deciding.probation deciding.snapshot log.audit log.history log.telemetry "
+    "managers.answer managers.base managers.hybrid managers.prompt "
+    "managers.prompts.__init__ state.lineage state.situation",
     "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
     "managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "

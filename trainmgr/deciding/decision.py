@@ -35,12 +35,12 @@ def take_snapshot(now: Situation, why: str) -> tuple[snapshot.Snapshot, events.S
     return view, event
 
 
-def response(decision: str, manager: str, raw: Any, seconds: float) -> events.Response:
+def response(decision: str, manager: str, raw: Any, seconds: float, instead: str = "") -> events.Response:
     """An answer exactly as it reads from the log again, since that is what the guard judges, now and in a replay.
 
     What no JSON can hold, or is too long to keep, becomes a description of itself.
     """
-    found = events.Response(decision=decision, manager=manager, raw=raw, seconds=seconds)
+    found = events.Response(decision=decision, manager=manager, raw=raw, seconds=seconds, instead=instead)
     try:
         line = to_json(found)
         again = events.reread(line)

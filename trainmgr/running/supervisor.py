@@ -422,16 +422,16 @@ class Supervisor:
 
     def _call(self, manager: Manager, name: str, view: Snapshot) -> None:
         begin = time.monotonic()
-        raw, by, error = None, manager.name, None
+        raw, by, instead, error = None, manager.name, "", None
         try:
             raw = manager.decide(view)
             if isinstance(raw, Answer):
-                raw, by = raw.raw, raw.by
+                raw, by, instead = raw.raw, raw.by, raw.instead
         except ManagerError as problem:
             error = str(problem)
         except BaseException as problem:  # SystemExit too: without an answer nobody would ask again
             error = f"{type(problem).__name__} in manager {manager.name}"
-        self._queue.put(Answered(name, raw, by, round(time.monotonic() - begin, 3), error))
+        self._queue.put(Answered(name, raw, by, round(time.monotonic() - begin, 3), error, instead))
 
     def _answered(self, message: Answered) -> None:
         pending = self._pending
@@ -441,7 +441,7 @@ class Supervisor:
             self._decided()
             self._fail("manager", message.error, message.decision)
             return
-        response = decision.response(message.decision, message.by, message.raw, message.seconds)
+        response = decision.response(message.decision, message.by, message.raw, message.seconds, message.instead)
         self._append(response)
         age = round(time.monotonic() - pending.asked, 3)
         ruling = decision.verdict(response.raw, self.now, age_seconds=age)

@@ -27,6 +27,8 @@ class Decision:
     diagnosis: Diagnosis | None
     expected: Expectation | None
     evidence: str
+    by: str = ""
+    """Who made it: of a hybrid "rules" or the language model."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,10 @@ class Ledger:
     """Who gave the last answer: of a hybrid, its rules or its model."""
     by_model: int = 0
     """Answers of a language model."""
+    stood_in: int = 0
+    """Answers of a hybrid's rules in place of its model, which was asked, ..."""
+    stood_in_why: str = ""
+    """... and why the last time."""
     spent: Spent = field(default_factory=Spent)
     """On a language model."""
     accepted: int = 0
@@ -257,7 +263,9 @@ class Ledger:
                     self.last_alarm = self.last_evals
                 self.alarms = self._alarms(payload.snapshot.get("signals", {}))
             case events.Request():
-                self.spent, self.model_step = self.spent.asked(), self.last_step
+                self.spent = self.spent.asked()
+                if payload.purpose in ("decide", "reason"):
+                    self.model_step = self.last_step
             case events.Reply():
                 self.spent = self.spent.answered(
                     payload.prompt_tokens, payload.completion_tokens, payload.money, payload.seconds
@@ -265,6 +273,8 @@ class Ledger:
             case events.Response():
                 self.answered, self.by = self.answered + 1, payload.manager
                 self.by_model += asks_model(payload.manager)
+                if payload.instead:
+                    self.stood_in, self.stood_in_why = self.stood_in + 1, payload.instead
             case events.Verdict():
                 self.waiting = None
                 self._ails(payload)
@@ -276,7 +286,9 @@ class Ledger:
                     self.accepted += 1
                     if self.demoted:  # what is never applied need not be remembered
                         return
-                    decision = Decision(payload.decision, payload.diagnosis, payload.expected, payload.evidence)
+                    decision = Decision(
+                        payload.decision, payload.diagnosis, payload.expected, payload.evidence, self.by
+                    )
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
             case events.Approval() if payload.answer != "yes":
                 self.wait = None
