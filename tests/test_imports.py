@@ -66,7 +66,8 @@ ALLOWED: dict[str, str] = {
     "state.evaluations": "",
     "state.finiteness": "base.wire",
     "state.interventions": "base.wire contract.protocol",
-    "state.ledger": ".budget base.wire contract.events contract.forecast contract.proposal contract.protocol",
+    "state.ledger": ".budget base.wire contract.events contract.forecast contract.policy "
+    "contract.proposal contract.protocol",
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
@@ -76,15 +77,17 @@ ALLOWED: dict[str, str] = {
     "contract.run_file",
     "state.measured": ".situation contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
+    "deciding.asking": ".allowed base.wire contract.policy contract.proposal state.evaluations state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
-    "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol "
+    "deciding.guard": ".allowed .asking base.wire contract.events contract.proposal contract.protocol "
     "contract.run_file state.situation",
     "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
-    "deciding.snapshot": ".allowed base.wire contract.action_space contract.proposal state.evaluations "
-    "state.ledger state.run_state state.signals state.situation",
+    "deciding.snapshot": ".allowed .asking base.wire contract.action_space contract.policy "
+    "contract.proposal state.evaluations state.ledger state.run_state state.signals "
+    "state.situation",
     "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
-    "contract.policy contract.protocol state.ledger state.lineage state.situation",
+    "contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
     "log.journal": ".audit contract.events state.ledger",
     "log.orders": ".journal base.files base.paths base.wire contract.events contract.protocol",
@@ -114,9 +117,11 @@ ALLOWED: dict[str, str] = {
     "managers.llm": ".answer .base .completion .endpoint .key .prompt .rules base.errors base.paths "
     "base.wire contract.events contract.policy contract.proposal deciding.snapshot "
     "state.budget",
+    "managers.hybrid": ".answer .base .exploration .llm .prompt .reading .rules base.errors base.wire "
+    "contract.policy deciding.snapshot state.budget",
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
-    "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
-    "base.errors base.paths contract.policy",
+    "managers.catalog": ".__init__ .adversaries .base .hybrid .llm .local .none .replay .rules "
+    ".schedules base.errors base.paths contract.policy",
     "running.exit_code": "base.errors contract.run_file state.ledger state.run_state",
     "running.listener": "contract.events log.telemetry state.run_state state.situation",
     "running.manifest": "base.errors base.process contract.run_file",
@@ -124,9 +129,9 @@ ALLOWED: dict[str, str] = {
     "running.objective": "base.wire state.run_state",
     "running.supervisor": ".listener .messages .objective base.errors base.files base.paths base.process "
     "base.wire contract.events contract.protocol contract.run_file contract.summary "
-    "deciding.decision deciding.probation deciding.snapshot log.audit log.follower "
-    "log.history log.journal log.orders log.telemetry managers.base state.ledger "
-    "state.measured state.run_state state.situation",
+    "deciding.asking deciding.decision deciding.probation deciding.snapshot "
+    "log.audit log.follower log.history log.journal log.orders log.telemetry "
+    "managers.base state.ledger state.measured state.run_state state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
     "contract.run_file log.audit log.history managers.base managers.catalog",
@@ -141,10 +146,11 @@ ALLOWED: dict[str, str] = {
     "readers.opinions": "base.errors base.paths contract.events contract.proposal contract.protocol "
     "deciding.guard deciding.snapshot log.audit log.history log.telemetry "
     "managers.base state.ledger state.run_state state.situation",
-    "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
-    "contract.run_file deciding.decision deciding.probation deciding.snapshot "
-    "log.audit log.history log.telemetry managers.answer managers.base "
-    "managers.prompt managers.prompts.__init__ state.lineage state.situation",
+    "readers.replay": "base.errors base.paths base.wire contract.events contract.policy "
+    "contract.protocol contract.run_file deciding.asking deciding.decision "
+    "deciding.probation deciding.snapshot log.audit log.history log.telemetry "
+    "managers.answer managers.base managers.hybrid managers.prompt "
+    "managers.prompts.__init__ state.lineage state.situation",
     "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
     "managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "

@@ -138,10 +138,13 @@ class Response(Wire):
     kind: Literal["response"] = "response"
     decision: str
     manager: str
+    """Who made it: of a hybrid "rules" or the language model."""
     raw: Any
     """The proposal, or whatever came instead."""
     seconds: float
     """How long it took, with every call."""
+    instead: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """Of a hybrid whose language model was asked: why the answer of the rules stands."""
 
 
 class Verdict(Wire):

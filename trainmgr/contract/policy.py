@@ -34,7 +34,8 @@ class Cadence(Section):
     every_evals: Annotated[int, Field(ge=1, le=MAX_INT)] = 1
     """Ask after every this many evaluations."""
     min_steps: Count | None = None
-    """Ask at most once in this many steps. Default: 0; for a language model one fortieth of the total."""
+    """Ask at most once in this many steps. Default: 0; for a language model one fortieth of the total. Of a `hybrid`
+    that is its model: its rules are asked all the same."""
     every_steps: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     """Ask for each multiple of this many steps instead: the answer takes effect at exactly that step. For a workload
     whose boundaries are there; what is ready later is refused."""
@@ -44,6 +45,9 @@ class Cadence(Section):
     """Ask all the same when what was finite is not any more (the objective; a loss twice in a row, a gradient norm 8
     times; without waiting for an evaluation), when the objective begins to diverge, and when it rises above its best,
     by the thresholds of the rules. With every_steps only the first of these."""
+    longest_wait: Share = 0.25
+    """A manager may ask to be left alone for a while: no longer than this share of the total steps, or 16 evaluations
+    where there is no total. Alarms ask it all the same."""
 
 
 class Staleness(Section):
@@ -420,10 +424,16 @@ class Policy(Section):
         return manager.partition(":")[0] not in KNOWN_MANAGERS if enabled is None else enabled
 
     def min_steps(self, manager: str, total_steps: int | None) -> int:
-        """Steps between two questions."""
+        """Steps between two questions; 0 for a hybrid, whose rules cost nothing."""
+        if is_hybrid(manager):
+            return 0
+        return self.model_steps(total_steps) if asks_model(manager) else self.cadence.min_steps or 0
+
+    def model_steps(self, total_steps: int | None) -> int:
+        """Steps between two questions to a language model."""
         if self.cadence.min_steps is not None:
             return self.cadence.min_steps
-        return total_steps // 40 if asks_model(manager) and total_steps is not None else 0
+        return 0 if self.cadence.every_steps is not None or total_steps is None else total_steps // 40
 
     def alarms(self, diverging: bool, rise: float | None, noise: float | None) -> frozenset[str]:
         """What cannot wait for the cadence: names of alarms. Figures as in a snapshot's signals."""
@@ -435,7 +445,12 @@ class Policy(Section):
 
 def asks_model(manager: str) -> bool:
     """Whether a manager of this name asks a language model."""
-    return manager.partition(":")[0] in ("llm", "local")
+    return manager.partition(":")[0] in ("llm", "local", "hybrid")
+
+
+def is_hybrid(manager: str) -> bool:
+    """Whether the rules decide first, and a language model where they are not sure."""
+    return manager.partition(":")[0] == "hybrid"
 
 
 def load(path: Path | None) -> Policy:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from trainmgr.base.paths import usable
 from trainmgr.base.wire import moved, plain, short, to_json
 from trainmgr.contract import events, protocol
-from trainmgr.contract.policy import asks_model
 from trainmgr.deciding import control, guard, probation, snapshot
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.lineage import TRIAL
@@ -21,57 +20,6 @@ from trainmgr.state.situation import Situation
 OVERDUE = 2  # evaluations beyond its validity after which a revision counts as unanswered
 UNHEARD = 12  # the same after its issue, where it is valid for ever
 MAX_ANSWER = 1 << 20  # bytes of a manager's answer that are kept
-
-
-def trigger(now: Situation) -> str | None:
-    """Why a manager should be asked now, or None.
-
-    Never while a decision is pending or a change waits for its acknowledgment.
-    """
-    state, ledger, policy = now.state, now.ledger, now.policy
-    if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
-        return None
-    if state.stopped_at is not None:  # nothing but its end is wanted of it
-        return None
-    manager = now.manifest.manager
-    if ledger.challenged:  # what a manager changed meanwhile would spoil the comparison
-        return None
-    if ledger.demoted and asks_model(manager):  # its answers cost, and would not be applied
-        return None
-    watches = policy.watches(manager)
-    early = watches and state.evals < policy.probation.first_evals
-    lost = policy.cadence.on_alarm and state.finiteness.lost
-    if lost and ledger.last_alarm != state.evals and (state.evals or not early):
-        return "alarm"
-    if early or (watches and state.best is None):  # nothing can be compared yet
-        return None
-    new = state.evals - ledger.last_evals
-    if policy.cadence.every_steps is not None:
-        return _planned(now)
-    if new <= 0:
-        return None
-    if policy.cadence.on_alarm and (begun := _alarms(now) - ledger.alarms):
-        return f"alarm: {', '.join(sorted(begun))}"
-    least = policy.min_steps(manager, state.total_steps)
-    steps = state.step - ledger.last_step if ledger.last_step is not None else least
-    if new >= policy.cadence.every_evals and not 0 <= steps < least:  # below 0: after a restart
-        return "evaluation"
-    return None
-
-
-def _planned(now: Situation) -> str | None:
-    """Whether the next step for which an answer is wanted is near enough, and nobody was asked for it yet."""
-    state, last = now.state, now.ledger.last_step
-    due = now.policy.due(state.step)
-    assert due is not None
-    begin = now.policy.asks_from(due)
-    asked = last is not None and begin <= last <= state.step
-    return f"step {due} is near" if state.evals and state.step >= begin and not asked else None
-
-
-def _alarms(now: Situation) -> frozenset[str]:
-    found = now.signals
-    return now.policy.alarms(found.diverging, found.rise, found.noise)
 
 
 def take_snapshot(now: Situation, why: str) -> tuple[snapshot.Snapshot, events.SnapshotTaken]:
@@ -87,12 +35,12 @@ def take_snapshot(now: Situation, why: str) -> tuple[snapshot.Snapshot, events.S
     return view, event
 
 
-def response(decision: str, manager: str, raw: Any, seconds: float) -> events.Response:
+def response(decision: str, manager: str, raw: Any, seconds: float, instead: str = "") -> events.Response:
     """An answer exactly as it reads from the log again, since that is what the guard judges, now and in a replay.
 
     What no JSON can hold, or is too long to keep, becomes a description of itself.
     """
-    found = events.Response(decision=decision, manager=manager, raw=raw, seconds=seconds)
+    found = events.Response(decision=decision, manager=manager, raw=raw, seconds=seconds, instead=instead)
     try:
         line = to_json(found)
         again = events.reread(line)
@@ -131,6 +79,9 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
         checks=judgment.checks,
         helpless=proposal.helpless if proposal and proposal.action == "keep" and not rejected else "",
         falsifier=proposal.falsifier if proposal and now.manifest.edition > 1 else "",
+        ask_again_in=None if rejected else judgment.ask_again_in,
+        ask_again_when=None if rejected else judgment.ask_again_when,
+        note=proposal.note if proposal and not rejected else "",
     )
 
 

@@ -16,10 +16,10 @@ from pydantic_core import to_json
 
 from trainmgr.base.wire import Value, quoted, short
 from trainmgr.contract.events import Check
-from trainmgr.contract.proposal import Proposal
+from trainmgr.contract.proposal import Condition, Proposal
 from trainmgr.contract.protocol import Command, explain
 from trainmgr.contract.run_file import EDITION
-from trainmgr.deciding import allowed
+from trainmgr.deciding import allowed, asking
 from trainmgr.state.situation import Situation
 
 SINCE_2 = {"plans", "judge_after", "ask_again_in", "ask_again_when", "note"}  # keys of a proposal since edition 2
@@ -36,6 +36,9 @@ class Judgment:
     changes: dict[str, Value] = field(default_factory=dict)
     command: Command | None = None
     clipped: bool = False
+    ask_again_in: int | None = None
+    """Steps until the next question, as the manager wants it and the policy allows it."""
+    ask_again_when: Condition | None = None
 
     @property
     def result(self) -> Result:
@@ -87,6 +90,9 @@ def judge(raw: Any, now: Situation, *, decision: str, based_on_step: int, age_se
         judgment.note("available", "stop to best: there is no best checkpoint yet")
     else:
         judgment.note("available", None)
+    judgment.ask_again_in, judgment.ask_again_when, unmet = asking.granted(proposal, now, based_on_step)
+    if unmet:  # a wish that cannot be met is no reason against the decision
+        judgment.checks.append(Check(name="ask again", ok=True, reason=unmet))
     if proposal.action == "keep":
         return judgment
     judgment.note("running", "the workload has ended" if now.state.end else None)

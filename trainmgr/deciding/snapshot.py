@@ -15,8 +15,9 @@ from pydantic import Field
 
 from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
-from trainmgr.contract.proposal import Action, Diagnosis, Expectation, Plan
-from trainmgr.deciding import allowed
+from trainmgr.contract.policy import is_hybrid
+from trainmgr.contract.proposal import NOTE, Action, Diagnosis, Expectation, Plan
+from trainmgr.deciding import allowed, asking
 from trainmgr.state.evaluations import thinned
 from trainmgr.state.ledger import REFUSED
 from trainmgr.state.run_state import RunState
@@ -156,6 +157,8 @@ class Snapshot(Wire):
     """What the manager last wanted to read again, ..."""
     noted_at: Annotated[int | None, Field(exclude_if=_missing)] = None
     """... and the step at which it wrote that."""
+    unasked: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """Of a hybrid: why its model is not to be asked now, whatever the rules say; "" where it may be."""
 
     @property
     def refused(self) -> bool:
@@ -195,6 +198,9 @@ def take(now: Situation, trigger: str) -> Snapshot:
         unavailable=unavailable,
         interventions_left=None if left is None else max(0, left - ledger.accepted),
         texts=[_short(f"{level}: {message}", TEXT) for level, message in state.texts[-4:]],
+        note=_short(ledger.note, NOTE),
+        noted_at=ledger.noted_at,
+        unasked=asking.spared(now, trigger) if is_hybrid(now.manifest.manager) else "",
     )
 
 

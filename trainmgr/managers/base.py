@@ -19,6 +19,8 @@ class Answer:
 
     raw: Any
     by: str
+    instead: str = ""
+    """Why it is not the one who was asked first that answers, where he was asked."""
 
 
 class Manager(Protocol):

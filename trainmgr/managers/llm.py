@@ -81,6 +81,8 @@ class LlmManager:
         self._server = server
         self.variant = 0
         """The wording of the prompt; others than 0 show how much it matters."""
+        self.advice = ""
+        """What the rules would do, where the model is to know it."""
         self._model = model or policy.llm.model
         self._endpoint: Endpoint | None = None
         self._unsent: str | None = None  # the variable whose key this endpoint does not get
@@ -207,7 +209,7 @@ class LlmManager:
 
     def _prompt(self, snapshot: Snapshot, task: prompt.Task, reasoning: str = "") -> prompt.Prompt:
         limit = self._settings.prompt_tokens
-        return prompt.render(snapshot, limit, task=task, variant=self.variant, reasoning=reasoning)
+        return prompt.render(snapshot, limit, task=task, variant=self.variant, reasoning=reasoning, advice=self.advice)
 
     # -- a call --------------------------------------------------------------------------------------------------
 

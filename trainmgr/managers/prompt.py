@@ -26,7 +26,12 @@ T = TypeVar("T")
 VERSION = "v3"
 Task = Literal["decide", "reason", "format"]
 NAME = 40  # characters of a foreign name
-REASON, TEXT, CHOICES = 160, 120, 160  # characters of a rejection, a log line, and of all values of a choice
+REASON, TEXT, CHOICES, ADVICE = (
+    160,
+    120,
+    160,
+    300,
+)  # characters of a rejection, a log line, and of all values of a choice
 
 _PLAIN = re.compile(r"(?!(?:BEGIN|END|DATA)\Z)[A-Za-z_][A-Za-z0-9_./%@-]*")  # not the words of our marks
 _PIECE = re.compile(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]|\n| {2,}")
@@ -98,17 +103,21 @@ def estimate(text: str) -> int:
     return count
 
 
-def render(view: Snapshot, limit: int, *, task: Task = "decide", variant: int = 0, reasoning: str = "") -> Prompt:
+def render(
+    view: Snapshot, limit: int, *, task: Task = "decide", variant: int = 0, reasoning: str = "", advice: str = ""
+) -> Prompt:
     """The prompt for a snapshot in at most ``limit`` estimated tokens, as detailed as fits.
 
-    ``reasoning`` is what a reasoner said, for the task "format". Where even the least detail is too long, that is sent.
+    ``reasoning`` is what a reasoner said, for the task "format"; ``advice`` what the rules would do, if that is to be
+    told. Where even the least detail is too long, that is sent.
     """
     system, body, digest = _templates(task, variant)
     prompt: Prompt | None = None
     for detail in DETAILS:
         rows = _shown(view, detail)
         user = body.substitute(
-            report=report(view, detail),
+            report=report(view, detail)
+            + (f"\nThe built-in rules would now: {_quote(advice, ADVICE)}." if advice else ""),
             diagnoses=", ".join(get_args(Diagnosis)),
             actions=", ".join(view.actions),
             unavailable="".join(f"Not allowed: {name}, {reason}.\n" for name, reason in view.unavailable.items()),

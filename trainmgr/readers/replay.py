@@ -11,16 +11,19 @@ from trainmgr.base.errors import RecordError, UserError
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
+from trainmgr.contract.policy import is_hybrid
 from trainmgr.contract.run_file import EDITION
-from trainmgr.deciding import decision, probation, snapshot
+from trainmgr.deciding import asking, decision, probation, snapshot
 from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Feed
-from trainmgr.managers import answer, prompt
+from trainmgr.managers import answer, hybrid, prompt
 from trainmgr.managers.base import Manager
 from trainmgr.managers.prompts import VARIANTS
 from trainmgr.state.lineage import is_trial
 from trainmgr.state.situation import Situation
+
+ANSWERS = ("decide", "format", "repair")  # calls whose reply is an answer
 
 # -- decided again -------------------------------------------------------------------------------------------------
 
@@ -94,7 +97,7 @@ def derived(moment: Moment) -> events.Payload | None:
         return None
     match data:
         case events.SnapshotTaken():
-            why = decision.trigger(now)
+            why = asking.trigger(now)
             return None if why is None else decision.take_snapshot(now, why)[1]
         case events.Request():
             return _request(data, moment)
@@ -155,7 +158,10 @@ def _request(request: events.Request, moment: Moment) -> events.Request | None:
     task: prompt.Task = "reason" if request.purpose == "reason" else "format" if said else "decide"
     manifest = moment.now.manifest
     limit = manifest.policy.llm.prompt_tokens
-    made = prompt.render(view, limit, task=task, variant=int(variant), reasoning=said[-1] if said else "")
+    advice = hybrid.advice(_opinion(moment, view).raw) if is_hybrid(manifest.manager) else ""
+    made = prompt.render(
+        view, limit, task=task, variant=int(variant), reasoning=said[-1] if said else "", advice=advice
+    )
     if made.sha256 != request.template_sha256:
         return None
     schema = answer.form(manifest.manager)(view, made.parameters)
@@ -170,13 +176,32 @@ def _request(request: events.Request, moment: Moment) -> events.Request | None:
     )
 
 
+def _opinion(moment: Moment, view: snapshot.Snapshot) -> hybrid.Opinion:
+    """What the rules of a hybrid make of a snapshot."""
+    policy = moment.now.policy
+    return hybrid.consider(view, hybrid.rules(policy), policy)
+
+
 def _response(response: events.Response, moment: Moment) -> events.Response | None:
-    """What a language model's text reads as; None where no text of one led to the response."""
+    """What a language model's text reads as, and what the rules of a hybrid say; None where neither led to the
+    response, or the rules are other ones by now."""
+    manifest = moment.now.manifest
     texts = [reply.text for request, reply in moment.calls
-             if request.purpose != "reason" and reply is not None and reply.error is None]  # fmt: skip
-    if not texts or response.manager != moment.now.manifest.manager:
+             if request.purpose in ANSWERS and reply is not None and reply.error is None]  # fmt: skip
+    raw = answer.read(texts[-1]) if texts else None
+    if not is_hybrid(manifest.manager):
+        if not texts or response.manager != manifest.manager:
+            return None
+        return decision.response(response.decision, response.manager, raw, response.seconds)
+    if manifest.edition != EDITION or moment.view is None:
         return None
-    return decision.response(response.decision, response.manager, answer.read(texts[-1]), response.seconds)
+    view = snapshot.Snapshot.model_validate_json(json.dumps(moment.view))
+    opinion = _opinion(moment, view)
+    instead = response.instead if opinion.doubt else ""
+    if texts and opinion.doubt and not (instead := hybrid.unusable(raw, view)):
+        by = f"llm:{manifest.manager.partition(':')[2]}"
+        return decision.response(response.decision, by, raw, response.seconds)
+    return decision.response(response.decision, "rules", opinion.raw, response.seconds, instead)
 
 
 def _cut(value: Any) -> str:

@@ -41,7 +41,7 @@ from trainmgr.base.wire import plain, short
 from trainmgr.contract import events, protocol
 from trainmgr.contract.run_file import Closing, Manifest, render_run_file
 from trainmgr.contract.summary import Status
-from trainmgr.deciding import decision, probation
+from trainmgr.deciding import asking, decision, probation
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit, history, telemetry
 from trainmgr.log.follower import Follower
@@ -402,7 +402,7 @@ class Supervisor:
         if self._manager is None or self._pending is not None or self._ending is not None or self._schedule:
             return
         now = self.now
-        why = decision.trigger(now)
+        why = asking.trigger(now)
         if why is None or self._status is not None:
             return
         view, event = decision.take_snapshot(now, why)
@@ -422,16 +422,16 @@ class Supervisor:
 
     def _call(self, manager: Manager, name: str, view: Snapshot) -> None:
         begin = time.monotonic()
-        raw, by, error = None, manager.name, None
+        raw, by, instead, error = None, manager.name, "", None
         try:
             raw = manager.decide(view)
             if isinstance(raw, Answer):
-                raw, by = raw.raw, raw.by
+                raw, by, instead = raw.raw, raw.by, raw.instead
         except ManagerError as problem:
             error = str(problem)
         except BaseException as problem:  # SystemExit too: without an answer nobody would ask again
             error = f"{type(problem).__name__} in manager {manager.name}"
-        self._queue.put(Answered(name, raw, by, round(time.monotonic() - begin, 3), error))
+        self._queue.put(Answered(name, raw, by, round(time.monotonic() - begin, 3), error, instead))
 
     def _answered(self, message: Answered) -> None:
         pending = self._pending
@@ -441,7 +441,7 @@ class Supervisor:
             self._decided()
             self._fail("manager", message.error, message.decision)
             return
-        response = decision.response(message.decision, message.by, message.raw, message.seconds)
+        response = decision.response(message.decision, message.by, message.raw, message.seconds, message.instead)
         self._append(response)
         age = round(time.monotonic() - pending.asked, 3)
         ruling = decision.verdict(response.raw, self.now, age_seconds=age)

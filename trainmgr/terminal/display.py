@@ -189,6 +189,8 @@ def event_in_words(event: events.Payload, now: Situation) -> str | None:
     """One line for what a person wants to know, None for the rest. ``now`` knows which command was done, and what was
     asked for."""
     match event:
+        case events.Response() if event.instead:
+            return f"the rules' answer stands: {event.instead}"
         case events.Verdict() if event.result == "rejected":
             reason = next((check for check in event.checks if not check.ok), None)
             return f"rejected: {reason.name}: {reason.reason}" if reason else "rejected"
