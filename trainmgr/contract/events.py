@@ -214,9 +214,14 @@ class Acknowledged(Wire):
     changes: dict[str, tuple[Value, Value]]
     reason: str
     forecast: Annotated[Forecast | None, Field(exclude_if=operator.not_)] = None
-    """Of a manager's change, which is on trial from now on: what the objective was to be without it."""
+    """Of a manager's change, which is on trial from now on: what the objective was to be without it. Of a reversal of
+    our own, and of an undo that brought weights back: what it is to be now, for what is on trial still."""
     undone: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """With a rollback on trial: the steps of training that it undid."""
+    ends: Annotated[list[int], Field(exclude_if=operator.not_)] = []
+    """The revisions whose trials end with it, without a verdict: it put back what they had changed."""
+    lost: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Of an undo that brought weights back: the steps that were trained in vain."""
 
 
 class Unanswered(Wire):
@@ -232,7 +237,8 @@ class Unanswered(Wire):
 
 
 class Reverted(Wire):
-    """All changes on trial are taken back. The override that does it comes next."""
+    """A change on trial is taken back; up to edition 1, after a crash and with a demotion, all of them. The override
+    that does it comes next."""
 
     kind: Literal["reverted"] = "reverted"
     why: Literal["harm", "no proof", "crash"]
@@ -281,7 +287,7 @@ class Kept(Wire):
     """Oldest first, the last 32."""
     revisions: list[int]
     trials: Annotated[int, Field(ge=1)]
-    """How many trials that ends: one for all changes that were made between the same two evaluations."""
+    """How many trials that ends: up to edition 1 there is one for all changes between the same two evaluations."""
     telemetry_offset: int
     telemetry_sha256: str
     step: int
@@ -289,6 +295,8 @@ class Kept(Wire):
     measured: Number | None
     trust: dict[str, float]
     """What grew, as in "reverted"."""
+    neutral: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether they did neither good nor harm, and stay since that costs nothing."""
     challenge: Annotated[bool, Field(exclude_if=operator.not_)] = False
     """Whether it was the recipe of the start that was on trial, and did no harm: then ``trust`` is what shrank."""
 

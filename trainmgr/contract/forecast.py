@@ -40,6 +40,13 @@ class Forecast(Wire):
             return None
         return self.level + self.slope * sum(self.damping**i for i in range(1, evals + 1))
 
+    def after(self, evals: int) -> Forecast:
+        """The same, as seen that many evaluations later."""
+        if self.level is None or evals <= 0:
+            return self.model_copy(update={"evals": self.evals + max(0, evals)})
+        slope = self.slope * self.damping**evals
+        return self.model_copy(update={"evals": self.evals + evals, "level": self.at(evals), "slope": slope})
+
     def margin(self, tolerance: float, noise_factor: float) -> float:
         """How much worse than that is no harm yet."""
         return max(tolerance * self.scale, noise_factor * (self.noise or 0.0))

@@ -118,25 +118,31 @@ class Probation(Section):
 
     enabled: bool | None = None
     """Whether there is one. Default: for every manager but `rules`, schedules, `replay` and `none`, which are known."""
-    first_evals: Count = 4
-    """Nobody is asked before this many evaluations: nothing could be compared yet. But after the first of them, when a
-    value is not finite."""
+    first_evals: Count = 1
+    """Nobody is asked before this many evaluations; nor before 4, where the script cannot keep its weights and go back
+    to them, since nothing could be compared yet. But after the first of them, when a value is not finite."""
     window_evals: Annotated[int, Field(ge=1, le=12)] = 5
     """A change is on trial for this many evaluations, measured against a forecast from before it. Then it has brought
-    a new best, or something better than forecast that is near the best: else it is taken back."""
+    a new best, or something better than forecast that is near the best; or it did neither good nor harm, and stays
+    where that costs nothing (more regularization, a longer average, late in the run a lower rate): else it is put
+    back."""
+    longest_trial: Share = 0.2
+    """By how much of the run's steps a change may put that off (`judge_after`), and never for longer than the loss
+    budget would bear. Harm is judged all the time."""
     checkpoint: bool = True
-    """Have the workload save a checkpoint before the first change on trial, to go back to; else that is the best."""
-    tolerance: Positive = 0.03
-    """Harm: the objective is worse than its forecast by more than this fraction of its scale ..."""
+    """Have the workload save a checkpoint before a change, to go back to; else that is the best."""
+    tolerance: Positive = 0.003
+    """Harm: the objective is worse than its forecast by more than this fraction of its scale (ten times as much where
+    it stood still, or was measured fewer than four times, so that its noise is not known), ..."""
     noise_factor: Positive = 3.0
-    """... and by more than this many times its noise ..."""
+    """... by more than this many times its noise, and by more than half of the progress that was forecast ..."""
     patience: Annotated[int, Field(ge=1, le=12)] = 2
     """... at this many evaluations in a row (or at all of a shorter window), ..."""
     catastrophe: Annotated[float, Field(ge=1)] = 4.0
-    """... or at one by this many times as much, or is not finite. Then everything on trial is taken back, the weights
-    too."""
+    """... or at one by this many times as much, or is not finite. Then the last change that this holds for is taken
+    back, the weights too."""
     shrink: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The largest step of a parameter whose change was taken back is multiplied by this; ..."""
+    """The largest step of a parameter whose change did harm is multiplied by this; ..."""
     grow: Annotated[float, Field(ge=1)] = 1.5
     """... that of one whose change proved itself by this, up to what was declared; ..."""
     least_trust: Annotated[float, Field(gt=0, le=1)] = 0.0625
@@ -145,11 +151,14 @@ class Probation(Section):
     """Share of the run's steps that may be lost to harm and to rollbacks that brought nothing; then nothing of the
     manager is applied any more. A change that is better than forecast, but far from the best, may take what is left."""
     idle_budget: Share = 0.2
-    """The same of steps in trials of other changes that brought nothing, from the third reversal on."""
+    """The same of steps in trials of other changes that brought nothing since the last one that did, from the third
+    reversal on."""
     challenge_evals: Count = 8
     """After this many evaluations without a new best, the recipe of the start is put on trial in place of what a
-    manager has made of it, where the workload can keep and restore its weights: it stays unless it harms. Nobody is
-    asked, and the reach of one change does not bind it. Twice as many before each further time; 0: never."""
+    manager has made of it, where the workload can keep and restore its weights: it stays unless it harms. Not while
+    the objective diverges or rises, not in the last third of the run, and no learning rate that was brought down rises
+    for it. Nobody is asked, and the reach of one change does not bind it. Twice as many before each further time; 0:
+    never."""
     max_reversals: Count = 5
     """Instead, where no number of steps is planned: how often changes may be taken back."""
     fallback: Literal["proven", "start"] = "proven"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from trainmgr.base.paths import usable
-from trainmgr.base.wire import moved, plain, short, to_json
+from trainmgr.base.wire import plain, short, to_json
 from trainmgr.contract import events, protocol
 from trainmgr.deciding import control, guard, probation, snapshot
 from trainmgr.state.ledger import Ledger
@@ -103,15 +103,9 @@ def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) ->
         based_on_step=based_on_step,
         valid_until_step=None if age is None else max(based_on_step + age, due or 0),
         at_step=due,
-        keep=_keep(now),
+        keep=probation.keeps(now),
     )
     return events.OverrideIssued(decision=ruling.decision, origin="manager", control=content)
-
-
-def _keep(now: Situation) -> str | None:
-    """The name under which the workload keeps its weights first; None where it cannot, or something is on trial."""
-    wanted = now.ledger.on_probation and now.policy.probation.checkpoint and not now.ledger.trials
-    return TRIAL if wanted and "checkpoint" in now.declared.commands else None
 
 
 def unanswered(now: Situation) -> events.Unanswered | None:
@@ -203,7 +197,6 @@ def _held(ledger: Ledger) -> Ledger:
 def acknowledgment(record: protocol.Applied | protocol.Refused, now: Situation) -> events.Acknowledged:
     """The workload's answer to a revision, as our own record; of what goes on trial with the forecast without it."""
     applied = isinstance(record, protocol.Applied)
-    on_trial = _on_trial(record, now)
     return events.Acknowledged(
         decision=now.ledger.revisions.get(record.revision, "unknown"),
         revision=record.revision,
@@ -213,23 +206,8 @@ def acknowledgment(record: protocol.Applied | protocol.Refused, now: Situation) 
         boundary=record.boundary if isinstance(record, protocol.Applied) else None,
         changes=record.changes if isinstance(record, protocol.Applied) else {},
         reason=record.reason if isinstance(record, protocol.Refused) else "",
-        forecast=probation.expect(now.state) if on_trial else None,
-        undone=now.state.lineage.undone if on_trial and isinstance(record, protocol.Applied) and _rolled(record) else 0,
+        **probation.acknowledged(record, now),
     )
-
-
-def _on_trial(record: protocol.Applied | protocol.Refused, now: Situation) -> bool:
-    ledger = now.ledger
-    if not isinstance(record, protocol.Applied):
-        return False
-    challenge = isinstance(ledger.carrying, events.Challenged) and record.revision == ledger.revision
-    if ledger.origins.get(record.revision) != "manager" and not challenge:
-        return False
-    return ledger.on_probation and now.state.start is not None and bool(moved(record.changes) or _rolled(record))
-
-
-def _rolled(record: protocol.Applied) -> bool:
-    return record.command is not None and record.command.name == "rollback"
 
 
 def outcomes(now: Situation, *, over: bool = False) -> Iterator[events.Outcome]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +16,9 @@ from trainmgr.contract.protocol import Control
 from trainmgr.state.budget import Spent
 
 KEPT = 32  # decisions remembered
+OPEN = 8  # trials at a time: of more, the oldest two become one
+ROUNDING = 1e-6  # of a value
+APART = 8  # spans of steps remembered
 OVER = "the run ended before the answer came"
 REFUSED = "refused by the workload:"  # how a rejection of its begins
 NOTHING = "-"  # the note that takes back the one before
@@ -29,6 +34,12 @@ class Decision:
     evidence: str
     by: str = ""
     """Who made it: of a hybrid "rules" or the language model."""
+    judge_after: int | None = None
+    """Steps that it asked for before it is judged to have brought nothing, ..."""
+    planned_until: int | None = None
+    """... and the step at which the last of its plans is carried out."""
+    undoes: tuple[int, ...] = ()
+    """Of an undo: the revisions that it takes back."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Trial:
-    """The changes that were made between the same two evaluations, and are being watched together."""
+    """What is being watched together: one decision; up to edition 1, all between the same two evaluations."""
 
     step: int
     """At which the first took effect."""
@@ -76,6 +87,8 @@ class Trial:
     """Steps of training that rollbacks among them undid."""
     challenge: bool = False
     """Whether it is the recipe of the start that is on trial."""
+    until: int | None = None
+    """The step before which it is not judged to have brought nothing; None: it has the usual number of evaluations."""
 
     def joined(self, other: Trial) -> Trial:
         """With later changes of the same moment."""
@@ -87,12 +100,29 @@ class Trial:
             shares=multiplied(self.shares, other.shares),
             rollback=self.rollback or other.rollback,
             undone=self.undone + other.undone,
+            until=max((step for step in (self.until, other.until) if step is not None), default=None),
+        )
+
+    def without(self, names: Iterable[str]) -> Trial:
+        """Without what it changed of these parameters."""
+        gone = set(names)
+        return replace(
+            self,
+            before={name: value for name, value in self.before.items() if name not in gone},
+            shares={name: share for name, share in self.shares.items() if name not in gone},
         )
 
 
 def multiplied(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
     """The shares of two changes, one after the other."""
     return {name: first.get(name, 1.0) * second.get(name, 1.0) for name in {**first, **second}}
+
+
+def same(one: Value, other: Value) -> bool:
+    """Whether two values differ by rounding at most."""
+    if any(isinstance(value, bool | str) for value in (one, other)):
+        return one == other
+    return math.isclose(one, other, rel_tol=ROUNDING)  # type: ignore[arg-type]
 
 
 def _share(old: Value, new: Value) -> float | None:
@@ -185,6 +215,13 @@ class Ledger:
     """Steps lost to changes that were taken back."""
     idle: int = 0
     """Steps in trials that brought nothing."""
+    idle_since: int = 0
+    """The same since the last trial that brought something, ..."""
+    idle_until: int = 0
+    """... and the step until which they are counted."""
+    apart: list[tuple[int, int]] = field(default_factory=list)
+    """(first, last) step of the evaluations that the recipe of the start had on our own trial, before that was undone:
+    they say nothing of the run's own recipe and weights."""
     demoted: bool = False
     """Whether nothing of the manager is applied any more."""
     overtaken: bool = False
@@ -287,8 +324,10 @@ class Ledger:
                     if self.demoted:  # what is never applied need not be remembered
                         return
                     decision = Decision(
-                        payload.decision, payload.diagnosis, payload.expected, payload.evidence, self.by
-                    )
+                        payload.decision, payload.diagnosis, payload.expected, payload.evidence, self.by,
+                        payload.judge_after,
+                        max((plan.by_step for plan in payload.plans.values()), default=None), tuple(payload.undoes),
+                    )  # fmt: skip
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
             case events.Approval() if payload.answer != "yes":
                 self.wait = None
@@ -303,8 +342,7 @@ class Ledger:
             case events.Reverted():
                 self._reverted(payload)
             case events.Kept():
-                self.trials = self.trials[payload.trials :]
-                self._trust(payload.trust)
+                self._kept(payload)
             case events.Challenged():
                 self.due, self.overtaken, self.wait = payload, True, None
                 self.challenges, self.challenged_at = self.challenges + 1, payload.evals
@@ -396,8 +434,10 @@ class Ledger:
             self.wait = None
             self._rejection(f"{REFUSED} {payload.reason}")
         settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
-        if payload.forecast is not None:
+        if self._jointly and payload.forecast is not None:
             self._on_trial(payload, payload.forecast, settled)
+        elif not self._jointly:
+            self._watched(payload, settled)
         if settled is None and payload.result == "applied" and payload.revision == self.unheard:  # later than it may
             late = {name: new for name, (_, new) in payload.changes.items()}
             self.held, self.in_force = {**self.held, **late}, {**late, **self.in_force}
@@ -415,6 +455,9 @@ class Ledger:
 
     def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:
         command = control.command if control else None
+        decision = self.decisions.get(payload.decision)
+        later = [payload.step + decision.judge_after] if decision and decision.judge_after is not None else []
+        later += [decision.planned_until] if decision and decision.planned_until is not None else []
         trial = Trial(
             step=payload.step,
             forecast=forecast,
@@ -425,21 +468,91 @@ class Ledger:
             rollback=command is not None and command.name == "rollback",
             undone=payload.undone,
             challenge=isinstance(self.carrying, events.Challenged),
+            until=max(later, default=None),
         )
         self.tried = True
-        if self.trials and self.trials[-1].forecast.evals == forecast.evals:
+        if self._jointly and self.trials and self.trials[-1].forecast.evals == forecast.evals:
             self.trials = [*self.trials[:-1], self.trials[-1].joined(trial)]
         else:
             self.trials = [*self.trials, trial]
 
+    @property
+    def _jointly(self) -> bool:
+        """Whether changes are judged together, as they were up to edition 1."""
+        return self.started is not None and self.started.manifest.edition == 1
+
+    def _watched(self, payload: events.Acknowledged, control: Control | None) -> None:
+        """What a revision that was applied does to what is on trial: its own trial begins, and others end with it.
+
+        Where the weights went back, what is on trial still is measured anew from there.
+        """
+        back = {name: old for trial in self.trials if {*trial.revisions} & {*payload.ends}
+                for name, old in trial.before.items()}  # fmt: skip
+        self._settle(payload.ends)
+        self.lost += payload.lost
+        decision = self.decisions.get(payload.decision)
+        undoes = decision.undoes if decision else ()
+        if payload.result == "applied":
+            self.taken_back = dict([*self.taken_back.items(), *((gone, "undone") for gone in undoes)][-KEPT:])
+        if payload.forecast is None:
+            return
+        rolled = control is not None and control.command is not None and control.command.name == "rollback"
+        if rolled or isinstance(self.carrying, events.Reverted):
+            self.trials = [replace(trial, forecast=payload.forecast.model_copy(update={"best": trial.forecast.best}))
+                           for trial in self.trials]  # fmt: skip
+        if isinstance(self.carrying, events.Reverted) or (undoes and rolled):
+            return
+        self._on_trial(payload, payload.forecast, control)
+        restored = [name for name, (_, new) in payload.changes.items() if name in back and same(new, back[name])]
+        self.trials[-1] = self.trials[-1].without(restored)
+        if len(self.trials) > OPEN:
+            self.trials = [self.trials[0].joined(self.trials[1]), *self.trials[2:]]
+
+    def _settle(self, revisions: list[int]) -> None:
+        """The trials of these revisions are over."""
+        self.trials = [trial for trial in self.trials if not {*trial.revisions} & {*revisions}]
+
+    def _kept(self, payload: events.Kept) -> None:
+        """What stays answers for its parameters from now on, whatever was on trial before it."""
+        if self._jointly:
+            self.trials = self.trials[payload.trials :]
+        else:
+            good = [trial for trial in self.trials if {*trial.revisions} & {*payload.revisions}]
+            names = {name for trial in good for name in trial.before}
+            older = self.trials.index(good[0]) if good else 0
+            before = [trial.without(names) for trial in self.trials[:older]]
+            self.trials = [*(trial for trial in before if trial.before or trial.rollback), *self.trials[older:]]
+            self._settle(payload.revisions)
+            self.idle_since *= payload.neutral or payload.challenge
+        self._trust(payload.trust)
+
     def _reverted(self, payload: events.Reverted) -> None:
         self.reversals += not payload.challenge
         self.lost, self.idle = payload.lost_in_all, payload.idle_in_all
+        self.idle_since += payload.idle
+        self.idle_until = payload.step if payload.idle else self.idle_until
         self.demoted |= payload.demoted
-        self.due, self.overtaken, self.trials, self.wait = payload, True, [], None
+        self.due, self.overtaken, self.wait = payload, True, None
+        self.trials = [] if self._jointly else self._passed_on(payload.revisions)
         pairs = [(revision, payload.why) for revision in payload.revisions]
         self.taken_back = dict([*self.taken_back.items(), *pairs][-KEPT:])
         self._trust(payload.trust)
+
+    def _passed_on(self, revisions: list[int]) -> list[Trial]:
+        """What is left on trial without these revisions. What a later change is on now, it goes back to what they had
+        replaced."""
+        left: list[Trial] = []
+        values: dict[str, Value] = {}
+        shares: dict[str, float] = {}
+        for trial in self.trials:
+            if {*trial.revisions} & {*revisions}:
+                values, shares = {**trial.before, **values}, multiplied(shares, trial.shares)
+                continue
+            names = values.keys() & trial.before.keys()
+            passed = {name: values.pop(name) for name in names}
+            more = {name: shares.pop(name) for name in names if name in shares}
+            left.append(replace(trial, before={**trial.before, **passed}, shares=multiplied(trial.shares, more)))
+        return left
 
     def _trust(self, changed: dict[str, float]) -> None:
         self.trust = {name: trust for name, trust in {**self.trust, **changed}.items() if trust < 1}
@@ -451,7 +564,10 @@ class Ledger:
         if carried is None or isinstance(carried, events.Challenged):  # which is on trial now
             return
         if payload.result == "applied":
-            self.trials = []  # what slipped in between was taken back too
+            if self._jointly or isinstance(carried, events.Ending):
+                self.trials = []  # what slipped in between was taken back too
+            if isinstance(carried, events.Reverted) and carried.challenge:
+                self.apart = [*self.apart, (carried.since + 1, payload.step)][-APART:]
         elif isinstance(carried, events.Reverted) and carried.command is not None:
             best = carried.command.model_copy(update={"to": "best"}) if carried.command.to != "best" else None
             self.due = carried.model_copy(update={"command": best}) if best or carried.parameters else None
