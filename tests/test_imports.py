@@ -66,9 +66,10 @@ ALLOWED: dict[str, str] = {
     "state.evaluations": "",
     "state.finiteness": "base.wire",
     "state.interventions": "base.wire contract.protocol",
-    "state.ledger": ".budget base.wire contract.events contract.forecast contract.proposal contract.protocol",
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
+    "state.plans": ".interventions base.wire contract.events contract.proposal contract.protocol",
+    "state.ledger": ".budget .plans base.wire contract.events contract.forecast contract.proposal contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
@@ -77,14 +78,17 @@ ALLOWED: dict[str, str] = {
     "state.measured": ".situation contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
-    "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol "
+    "deciding.plans": ".allowed .control base.errors base.wire contract.action_space contract.events "
+    "contract.proposal contract.protocol state.plans state.signals state.situation",
+    "deciding.guard": ".allowed .plans base.wire contract.events contract.proposal contract.protocol "
     "contract.run_file state.situation",
     "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
-    "deciding.snapshot": ".allowed base.wire contract.action_space contract.proposal state.evaluations "
-    "state.ledger state.run_state state.signals state.situation",
-    "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
-    "contract.policy contract.protocol state.ledger state.lineage state.situation",
+    "deciding.snapshot": ".allowed .plans base.wire contract.action_space contract.proposal "
+    "state.evaluations state.ledger state.run_state state.signals state.situation",
+    "deciding.decision": ".control .guard .plans .probation .snapshot base.paths base.wire "
+    "contract.events contract.policy contract.protocol state.ledger state.lineage "
+    "state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
     "log.journal": ".audit contract.events state.ledger",
     "log.orders": ".journal base.files base.paths base.wire contract.events contract.protocol",
@@ -124,9 +128,9 @@ ALLOWED: dict[str, str] = {
     "running.objective": "base.wire state.run_state",
     "running.supervisor": ".listener .messages .objective base.errors base.files base.paths base.process "
     "base.wire contract.events contract.protocol contract.run_file contract.summary "
-    "deciding.decision deciding.probation deciding.snapshot log.audit log.follower "
-    "log.history log.journal log.orders log.telemetry managers.base state.ledger "
-    "state.measured state.run_state state.situation",
+    "deciding.decision deciding.plans deciding.probation deciding.snapshot "
+    "log.audit log.follower log.history log.journal log.orders log.telemetry "
+    "managers.base state.ledger state.measured state.run_state state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
     "contract.run_file log.audit log.history managers.base managers.catalog",
@@ -142,13 +146,15 @@ ALLOWED: dict[str, str] = {
     "deciding.guard deciding.snapshot log.audit log.history log.telemetry "
     "managers.base state.ledger state.run_state state.situation",
     "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
-    "contract.run_file deciding.decision deciding.probation deciding.snapshot "
-    "log.audit log.history log.telemetry managers.answer managers.base "
-    "managers.prompt managers.prompts.__init__ state.lineage state.situation",
+    "contract.run_file deciding.decision deciding.plans deciding.probation "
+    "deciding.snapshot log.audit log.history log.telemetry managers.answer "
+    "managers.base managers.prompt managers.prompts.__init__ state.lineage "
+    "state.situation",
     "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
     "managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "
-    "deciding.decision deciding.probation log.history log.telemetry state.situation",
+    "deciding.decision deciding.plans deciding.probation log.history log.telemetry "
+    "state.situation",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
     "contract.protocol contract.run_file log.history log.telemetry "
     "state.interventions state.measured state.notices state.run_state",

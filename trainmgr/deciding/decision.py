@@ -13,7 +13,7 @@ from trainmgr.base.paths import usable
 from trainmgr.base.wire import moved, plain, short, to_json
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import asks_model
-from trainmgr.deciding import control, guard, probation, snapshot
+from trainmgr.deciding import control, guard, plans, probation, snapshot
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.lineage import TRIAL
 from trainmgr.state.situation import Situation
@@ -26,10 +26,12 @@ MAX_ANSWER = 1 << 20  # bytes of a manager's answer that are kept
 def trigger(now: Situation) -> str | None:
     """Why a manager should be asked now, or None.
 
-    Never while a decision is pending or a change waits for its acknowledgment.
+    Never while a decision is pending or a change waits for its acknowledgment, unless that is a part of a plan.
     """
     state, ledger, policy = now.state, now.ledger, now.policy
-    if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
+    if state.start is None or state.end is not None or ledger.waiting is not None:
+        return None
+    if ledger.outstanding is not None and ledger.origins.get(ledger.outstanding.revision) != "plan":
         return None
     if state.stopped_at is not None:  # nothing but its end is wanted of it
         return None
@@ -125,6 +127,7 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
         action=proposal.action if proposal else "keep",
         diagnosis=proposal.diagnosis if proposal else None,
         changes={} if rejected else judgment.changes,
+        plans={} if rejected else judgment.plans,
         command=None if rejected else judgment.command,
         expected=proposal.expected if proposal else None,
         evidence=proposal.evidence if proposal else "",
@@ -137,7 +140,7 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
 def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) -> events.OverrideIssued | None:
     """What an accepted verdict puts into the control file; None where there is nothing to apply, or nothing may be."""
     ledger, policy, based_on_step = now.ledger, now.policy, now.ledger.last_step or 0
-    if ruling.result == "rejected" or (not ruling.changes and ruling.command is None):
+    if not acts(ruling):
         return None
     if ledger.demoted or ledger.overtaken or ledger.challenged:
         return None
@@ -146,7 +149,7 @@ def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) ->
         ledger,
         now.manifest.id,
         ruling.decision,
-        changes=ruling.changes,
+        changes={**ruling.changes, **plans.first(now, ruling.decision, ruling.plans, based_on_step)},
         command=ruling.command,
         issued=issued,
         based_on_step=based_on_step,
@@ -154,7 +157,18 @@ def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) ->
         at_step=due,
         keep=_keep(now),
     )
-    return events.OverrideIssued(decision=ruling.decision, origin="manager", control=content)
+    return events.OverrideIssued(
+        decision=ruling.decision,
+        origin="manager",
+        control=content,
+        telemetry_offset=now.mark.offset if ruling.plans else None,
+        telemetry_sha256=now.mark.sha256 if ruling.plans else None,
+    )
+
+
+def acts(ruling: events.Verdict) -> bool:
+    """Whether there is anything to apply."""
+    return ruling.result != "rejected" and bool(ruling.changes or ruling.plans or ruling.command is not None)
 
 
 def _keep(now: Situation) -> str | None:
@@ -274,7 +288,10 @@ def _on_trial(record: protocol.Applied | protocol.Refused, now: Situation) -> bo
     challenge = isinstance(ledger.carrying, events.Challenged) and record.revision == ledger.revision
     if ledger.origins.get(record.revision) != "manager" and not challenge:
         return False
-    return ledger.on_probation and now.state.start is not None and bool(moved(record.changes) or _rolled(record))
+    decision = ledger.decisions.get(ledger.revisions.get(record.revision, ""))
+    planned = decision is not None and bool(decision.plans)
+    changed = moved(record.changes).keys() - ledger.plans.of(record.revision).go_on
+    return ledger.on_probation and now.state.start is not None and bool(changed or planned or _rolled(record))
 
 
 def _rolled(record: protocol.Applied) -> bool:

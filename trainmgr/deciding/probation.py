@@ -62,13 +62,19 @@ def assess(now: Situation) -> events.Judgment | None:
                 return _kept(now, state.step)
             if (through := proven(now, oldest)) is not None:
                 return _kept(now, through)
-            if not _promising(now):
+            if not _under_way(now) and not _promising(now):
                 return _reverted(now, harm=False)
     elif manifest.mode != "shadow" and (values := _challenger(now)):
         return _challenged(now, values)
     if ledger.ends_on_best and manifest.mode != "shadow":
         return _ending(now)
     return None
+
+
+def _under_way(now: Situation) -> bool:
+    """Whether a plan on trial is not at its end yet, so that nobody can say that it brought nothing."""
+    until = now.ledger.trials[0].until
+    return until is not None and now.state.step < until
 
 
 def harmed(now: Situation, trial: Trial) -> bool:

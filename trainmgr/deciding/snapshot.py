@@ -16,7 +16,7 @@ from pydantic import Field
 from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
 from trainmgr.contract.proposal import Action, Diagnosis, Expectation, Plan
-from trainmgr.deciding import allowed
+from trainmgr.deciding import allowed, plans
 from trainmgr.state.evaluations import thinned
 from trainmgr.state.ledger import REFUSED
 from trainmgr.state.run_state import RunState
@@ -223,6 +223,7 @@ def _row(now: Situation, parameter: Parameter) -> RecipeRow:
         own=rounded(moving.value) if moving else None,
         end=rounded(moving.end) if moving else None,
         overwritten=state.overwritten.get(name, 0),
+        plan=plans.in_force(now, name),
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from trainmgr.base.wire import Value
 from trainmgr.contract import events
 from trainmgr.contract.forecast import Forecast
-from trainmgr.contract.proposal import Diagnosis, Expectation
+from trainmgr.contract.proposal import Diagnosis, Expectation, Plan
 from trainmgr.contract.protocol import Control
 from trainmgr.state.budget import Spent
+from trainmgr.state.plans import Plans
 
 KEPT = 32  # decisions remembered
 OVER = "the run ended before the answer came"
@@ -25,6 +26,10 @@ class Decision:
     diagnosis: Diagnosis | None
     expected: Expectation | None
     evidence: str
+    changes: tuple[str, ...] = ()
+    """The parameters that it changes at once."""
+    plans: dict[str, Plan] = field(default_factory=dict)
+    """Those that it brings somewhere little by little."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Trial:
     """Steps of training that rollbacks among them undid."""
     challenge: bool = False
     """Whether it is the recipe of the start that is on trial."""
+    until: int | None = None
+    """The step before which it cannot have brought nothing: the end of a plan; None where there is none."""
 
     def joined(self, other: Trial) -> Trial:
         """With later changes of the same moment."""
@@ -69,6 +76,7 @@ class Trial:
             shares=multiplied(self.shares, other.shares),
             rollback=self.rollback or other.rollback,
             undone=self.undone + other.undone,
+            until=max((at for at in (self.until, other.until) if at is not None), default=None),
         )
 
 
@@ -138,6 +146,8 @@ class Ledger:
     """The last reasons for which answers were rejected or refused."""
     origins: dict[int, str] = field(default_factory=dict)
     """Revision to who issued it."""
+    plans: Plans = field(default_factory=Plans)
+    """Where parameters are being brought."""
     trials: list[Trial] = field(default_factory=list)
     """What is being watched, oldest first."""
     trust: dict[str, float] = field(default_factory=dict)
@@ -241,7 +251,10 @@ class Ledger:
                     self.accepted += 1
                     if self.demoted:  # what is never applied need not be remembered
                         return
-                    decision = Decision(payload.decision, payload.diagnosis, payload.expected, payload.evidence)
+                    decision = Decision(
+                        payload.decision, payload.diagnosis, payload.expected, payload.evidence,
+                        changes=tuple(payload.changes), plans=payload.plans,
+                    )  # fmt: skip
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
             case events.OverrideIssued():
                 self._issued(payload)
@@ -249,6 +262,9 @@ class Ledger:
                 self._acknowledged(payload)
             case events.Unanswered():
                 self._unanswered(payload)
+            case events.PlanEnded():
+                self.plans.ended(payload)
+                self._rejection(f"the plan for {payload.name} has ended: {payload.why}")
             case events.Outcome():
                 self.outcomes = max(self.outcomes, payload.revision)
             case events.Reverted():
@@ -263,6 +279,7 @@ class Ledger:
                 self.due, self.overtaken, self.ending = payload, True, True
             case events.Restarted():
                 self.restarts += 1
+                self.plans.restarted()
                 self.trials, self.ending = [], False  # what would come of them starts from other weights
                 left, self.carrying = self.due or self.carrying, None
                 self.due = None if isinstance(left, events.Challenged) else left  # its grounds are gone
@@ -307,6 +324,9 @@ class Ledger:
         self.revision = max(self.revision, control.revision)
         if self.outstanding is None:  # else what was held before the superseded revision still is
             self.held = dict(self.in_force)
+        named, plans = self._planned(payload.decision if payload.origin == "manager" else "")
+        self.plans.issued(payload, named, plans, self.outstanding)
+        self._make_room()
         for override in control.schedule or [control]:
             self.revisions = dict([*self.revisions.items(), (override.revision, override.decision)][-KEPT:])
             self.origins = dict([*self.origins.items(), (override.revision, payload.origin)][-KEPT:])
@@ -314,6 +334,20 @@ class Ledger:
         if control.schedule is None:
             self.outstanding = control
             self.in_force = dict(control.params)
+
+    def _planned(self, decision: str) -> tuple[set[str], dict[str, Plan]]:
+        """The parameters that a decision names, and its plans; nothing of one that is not a manager's."""
+        found = self.decisions.get(decision)
+        return ({*found.changes, *found.plans}, found.plans) if found is not None else (set(), {})
+
+    def _make_room(self) -> None:
+        """Forget parts of plans that were answered before the decisions that a person or a manager wants to see."""
+        if len(self.revisions) < KEPT:
+            return
+        parts = (r for r, origin in self.origins.items() if origin == "plan" and r <= self.acknowledged)
+        if (oldest := next(parts, None)) is not None:
+            self.revisions = {r: decision for r, decision in self.revisions.items() if r != oldest}
+            self.origins = {r: origin for r, origin in self.origins.items() if r != oldest}
 
     def _acknowledged(self, payload: events.Acknowledged) -> None:
         self.acknowledged = max(self.acknowledged, payload.revision)
@@ -328,6 +362,11 @@ class Ledger:
         settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
         if payload.forecast is not None:
             self._on_trial(payload, payload.forecast, settled)
+        origin = self.origins.get(payload.revision)
+        if payload.result == "applied":
+            self.plans.applied(payload, *self._planned(payload.decision), settled, origin)
+        elif settled is not None and origin == "plan":
+            self.plans.refused(payload, settled)
         if settled is None and payload.result == "applied" and payload.revision == self.unheard:  # later than it may
             late = {name: new for name, (_, new) in payload.changes.items()}
             self.held, self.in_force = {**self.held, **late}, {**late, **self.in_force}
@@ -345,16 +384,19 @@ class Ledger:
 
     def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:
         command = control.command if control else None
+        go_on, (_, plans) = self.plans.of(payload.revision).go_on, self._planned(payload.decision)
+        changes = {name: pair for name, pair in payload.changes.items() if name not in go_on}
         trial = Trial(
             step=payload.step,
             forecast=forecast,
             revisions=(payload.revision,),
             decisions=(payload.decision,),
-            before={name: old for name, (old, _) in payload.changes.items()},
-            shares={name: share for name, pair in payload.changes.items() if (share := _share(*pair)) is not None},
+            before={name: old for name, (old, _) in changes.items()},
+            shares={name: share for name, pair in changes.items() if (share := _share(*pair)) is not None},
             rollback=command is not None and command.name == "rollback",
             undone=payload.undone,
             challenge=isinstance(self.carrying, events.Challenged),
+            until=max((plan.by_step for plan in plans.values()), default=None),
         )
         self.tried = True
         if self.trials and self.trials[-1].forecast.evals == forecast.evals:
@@ -367,6 +409,9 @@ class Ledger:
         self.lost, self.idle = payload.lost_in_all, payload.idle_in_all
         self.demoted |= payload.demoted
         self.due, self.overtaken, self.trials = payload, True, []
+        self.plans.taken_back(payload.decisions)
+        if payload.demoted:
+            self.plans.demoted()
         pairs = [(revision, payload.why) for revision in payload.revisions]
         self.taken_back = dict([*self.taken_back.items(), *pairs][-KEPT:])
         self._trust(payload.trust)
@@ -381,7 +426,9 @@ class Ledger:
         if carried is None or isinstance(carried, events.Challenged):  # which is on trial now
             return
         if payload.result == "applied":
-            self.trials = []  # what slipped in between was taken back too
+            slipped = [decision for trial in self.trials for decision in trial.decisions]
+            self.plans.taken_back(slipped)  # in between: it was taken back too
+            self.trials = []
         elif isinstance(carried, events.Reverted) and carried.command is not None:
             best = carried.command.model_copy(update={"to": "best"}) if carried.command.to != "best" else None
             self.due = carried.model_copy(update={"command": best}) if best or carried.parameters else None
