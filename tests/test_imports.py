@@ -66,10 +66,11 @@ ALLOWED: dict[str, str] = {
     "state.evaluations": "",
     "state.finiteness": "base.wire",
     "state.interventions": "base.wire contract.protocol",
-    "state.ledger": ".budget base.wire contract.events contract.forecast contract.policy "
-    "contract.proposal contract.protocol",
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
+    "state.plans": ".interventions base.wire contract.events contract.proposal contract.protocol",
+    "state.ledger": ".budget .plans base.wire contract.events contract.forecast contract.policy "
+    "contract.proposal contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
@@ -77,17 +78,22 @@ ALLOWED: dict[str, str] = {
     "contract.run_file",
     "state.measured": ".situation contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
-    "deciding.asking": ".allowed base.wire contract.policy contract.proposal state.evaluations state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
-    "deciding.guard": ".allowed .asking base.wire contract.events contract.proposal contract.protocol "
-    "contract.run_file state.situation",
-    "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
+    "deciding.jointly": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
-    "deciding.snapshot": ".allowed .asking base.wire contract.action_space contract.policy "
+    "deciding.plans": ".allowed .control base.errors base.wire contract.action_space contract.events "
+    "contract.proposal contract.protocol state.plans state.signals state.situation",
+    "deciding.probation": ".allowed .jointly base.wire contract.events contract.forecast "
+    "contract.protocol state.ledger state.lineage state.run_state state.situation",
+    "deciding.asking": ".allowed .probation base.wire contract.policy contract.proposal "
+    "state.evaluations state.situation",
+    "deciding.guard": ".allowed .asking .plans base.wire contract.events contract.proposal "
+    "contract.protocol contract.run_file state.situation",
+    "deciding.snapshot": ".allowed .asking .plans base.wire contract.action_space contract.policy "
     "contract.proposal state.evaluations state.ledger state.run_state state.signals "
     "state.situation",
-    "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
-    "contract.protocol state.ledger state.lineage state.situation",
+    "deciding.decision": ".control .guard .plans .probation .snapshot base.paths base.wire "
+    "contract.events contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
     "log.journal": ".audit contract.events state.ledger",
     "log.orders": ".journal base.files base.paths base.wire contract.events contract.protocol",
@@ -129,9 +135,10 @@ ALLOWED: dict[str, str] = {
     "running.objective": "base.wire state.run_state",
     "running.supervisor": ".listener .messages .objective base.errors base.files base.paths base.process "
     "base.wire contract.events contract.protocol contract.run_file contract.summary "
-    "deciding.asking deciding.decision deciding.probation deciding.snapshot "
-    "log.audit log.follower log.history log.journal log.orders log.telemetry "
-    "managers.base state.ledger state.measured state.run_state state.situation",
+    "deciding.asking deciding.decision deciding.plans deciding.probation "
+    "deciding.snapshot log.audit log.follower log.history log.journal log.orders "
+    "log.telemetry managers.base state.ledger state.measured state.run_state "
+    "state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
     "contract.run_file log.audit log.history managers.base managers.catalog",
@@ -148,13 +155,14 @@ ALLOWED: dict[str, str] = {
     "managers.base state.ledger state.run_state state.situation",
     "readers.replay": "base.errors base.paths base.wire contract.events contract.policy "
     "contract.protocol contract.run_file deciding.asking deciding.decision "
-    "deciding.probation deciding.snapshot log.audit log.history log.telemetry "
-    "managers.answer managers.base managers.hybrid managers.prompt "
+    "deciding.plans deciding.probation deciding.snapshot log.audit log.history "
+    "log.telemetry managers.answer managers.base managers.hybrid managers.prompt "
     "managers.prompts.__init__ state.lineage state.situation",
     "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
     "managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "
-    "deciding.decision deciding.probation log.history log.telemetry state.situation",
+    "deciding.decision deciding.plans deciding.probation log.history log.telemetry "
+    "state.situation",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
     "contract.protocol contract.run_file log.history log.telemetry "
     "state.interventions state.measured state.notices state.run_state",

@@ -200,6 +200,28 @@ class OverrideIssued(Wire):
     decision: str
     origin: Literal["manager", "operator", "restart", "replay", "probation", "plan"]
     control: Control
+    plans: Annotated[dict[str, str], Field(exclude_if=operator.not_)] = {}
+    """Of parts of plans: the parameters that go on, each with the decision that plans it."""
+    telemetry_offset: Annotated[int | None, Field(exclude_if=_missing)] = None
+    """Where the values of plans are in it: they follow from the fold of this many bytes of telemetry.jsonl ..."""
+    telemetry_sha256: Annotated[str | None, Field(exclude_if=_missing)] = None
+    """... whose SHA-256 is this."""
+
+
+class PlanEnded(Wire):
+    """A plan ends before its target, and no decision asked for that: what its parameter is at stays."""
+
+    kind: Literal["plan ended"] = "plan ended"
+    decision: str
+    """That had planned it."""
+    name: str
+    """The parameter."""
+    why: str
+    telemetry_offset: int
+    """Seen on the fold of this many bytes of telemetry.jsonl ..."""
+    telemetry_sha256: str
+    """... whose SHA-256 is this."""
+    step: int
 
 
 class Acknowledged(Wire):
@@ -427,6 +449,7 @@ Payload = (
     | Verdict
     | Approval
     | OverrideIssued
+    | PlanEnded
     | Acknowledged
     | Unanswered
     | Reverted

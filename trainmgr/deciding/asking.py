@@ -24,7 +24,7 @@ MEAN = "mean."  # how snapshots name the mean of a training metric
 def trigger(now: Situation) -> str | None:
     """Why a manager should be asked now, or None.
 
-    Never while a decision is pending or a change waits for its acknowledgment.
+    Never while a decision is pending or a change waits for its acknowledgment, unless that is a part of a plan.
     """
     why = _by_cadence(now)
     if why is None or now.manifest.edition == 1:
@@ -57,7 +57,9 @@ def spared(now: Situation, why: str) -> str:
 
 def _by_cadence(now: Situation) -> str | None:
     state, ledger, policy = now.state, now.ledger, now.policy
-    if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
+    if state.start is None or state.end is not None or ledger.waiting is not None:
+        return None
+    if ledger.outstanding is not None and ledger.origins.get(ledger.outstanding.revision) != "plan":
         return None
     if state.stopped_at is not None:  # nothing but its end is wanted of it
         return None

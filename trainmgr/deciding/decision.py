@@ -12,7 +12,7 @@ from typing import Any, Literal
 from trainmgr.base.paths import usable
 from trainmgr.base.wire import plain, short, to_json
 from trainmgr.contract import events, protocol
-from trainmgr.deciding import control, guard, probation, snapshot
+from trainmgr.deciding import control, guard, plans, probation, snapshot
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.lineage import TRIAL
 from trainmgr.state.situation import Situation
@@ -73,6 +73,7 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
         action=proposal.action if proposal else "keep",
         diagnosis=proposal.diagnosis if proposal else None,
         changes={} if rejected else judgment.changes,
+        plans={} if rejected else judgment.plans,
         command=None if rejected else judgment.command,
         expected=proposal.expected if proposal else None,
         evidence=proposal.evidence if proposal else "",
@@ -88,7 +89,7 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
 def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) -> events.OverrideIssued | None:
     """What an accepted verdict puts into the control file; None where there is nothing to apply, or nothing may be."""
     ledger, policy, based_on_step = now.ledger, now.policy, now.ledger.last_step or 0
-    if ruling.result == "rejected" or (not ruling.changes and ruling.command is None):
+    if not acts(ruling):
         return None
     if ledger.demoted or ledger.overtaken or ledger.challenged:
         return None
@@ -97,7 +98,7 @@ def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) ->
         ledger,
         now.manifest.id,
         ruling.decision,
-        changes=ruling.changes,
+        changes={**ruling.changes, **plans.first(now, ruling.decision, ruling.plans, based_on_step)},
         command=ruling.command,
         issued=issued,
         based_on_step=based_on_step,
@@ -105,7 +106,18 @@ def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) ->
         at_step=due,
         keep=probation.keeps(now),
     )
-    return events.OverrideIssued(decision=ruling.decision, origin="manager", control=content)
+    return events.OverrideIssued(
+        decision=ruling.decision,
+        origin="manager",
+        control=content,
+        telemetry_offset=now.mark.offset if ruling.plans else None,
+        telemetry_sha256=now.mark.sha256 if ruling.plans else None,
+    )
+
+
+def acts(ruling: events.Verdict) -> bool:
+    """Whether there is anything to apply."""
+    return ruling.result != "rejected" and bool(ruling.changes or ruling.plans or ruling.command is not None)
 
 
 def unanswered(now: Situation) -> events.Unanswered | None:

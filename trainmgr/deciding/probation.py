@@ -77,13 +77,14 @@ def acknowledged(record: protocol.Applied | protocol.Refused, now: Situation) ->
     if isinstance(carrying, events.Reverted):  # what slipped in before it is put back with it
         ours = origin == "probation" and bool(ledger.trials) and (rolled or carrying.why == "harm")
         return {"forecast": _from_now(state, ledger.trials[0], rolled=rolled)} if ours else {}
-    if not (origin == "manager" or challenge) or not (moved(record.changes) or rolled):
-        return {}
     decision = ledger.decisions.get(ledger.revisions.get(record.revision, ""))
+    go_on = ledger.plans.of(record.revision).go_on  # of other decisions, which are on trial already
+    changes = {name: pair for name, pair in moved(record.changes).items() if name not in go_on}
+    planned = decision is not None and bool(decision.plans)
+    if not (origin == "manager" or challenge) or not (changes or planned or rolled):
+        return {}
     undoes = {*decision.undoes} if decision else set()
-    ended = [
-        trial for trial in ledger.trials if undoes & {*trial.revisions} or _void(trial, now, moved(record.changes))
-    ]
+    ended = [trial for trial in ledger.trials if undoes & {*trial.revisions} or _void(trial, now, changes)]
     left = [trial for trial in ledger.trials if trial not in ended]
     found: dict[str, Any] = {"ends": [revision for trial in ended for revision in trial.revisions]}
     if undoes and rolled:

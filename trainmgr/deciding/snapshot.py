@@ -17,7 +17,7 @@ from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
 from trainmgr.contract.policy import is_hybrid
 from trainmgr.contract.proposal import NOTE, Action, Diagnosis, Expectation, Plan
-from trainmgr.deciding import allowed, asking
+from trainmgr.deciding import allowed, asking, plans
 from trainmgr.state.evaluations import thinned
 from trainmgr.state.ledger import REFUSED
 from trainmgr.state.run_state import RunState
@@ -229,6 +229,7 @@ def _row(now: Situation, parameter: Parameter) -> RecipeRow:
         own=rounded(moving.value) if moving else None,
         end=rounded(moving.end) if moving else None,
         overwritten=state.overwritten.get(name, 0),
+        plan=plans.in_force(now, name),
     )
 
 

@@ -13,7 +13,7 @@ from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import is_hybrid
 from trainmgr.contract.run_file import EDITION
-from trainmgr.deciding import asking, decision, probation, snapshot
+from trainmgr.deciding import asking, decision, plans, probation, snapshot
 from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Feed
@@ -70,8 +70,8 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
 
 
 FOLLOWING = (
-    events.SnapshotTaken | events.Verdict | events.OverrideIssued | events.Acknowledged | events.Unanswered
-    | events.Judgment | events.Outcome
+    events.SnapshotTaken | events.Verdict | events.OverrideIssued | events.PlanEnded | events.Acknowledged
+    | events.Unanswered | events.Judgment | events.Outcome
 )  # fmt: skip
 """What follows from the records before it, always: nothing else can have been its cause."""
 
@@ -109,6 +109,8 @@ def derived(moment: Moment) -> events.Payload | None:
             return _override(data, moment)
         case events.Acknowledged():
             return None if moment.answer is None else decision.acknowledgment(moment.answer, now)
+        case events.PlanEnded():
+            return plans.over(now)
         case events.Unanswered():
             return decision.unanswered(now)
         case events.Reverted(why="crash"):
@@ -143,7 +145,7 @@ def _override(data: events.OverrideIssued, moment: Moment) -> events.OverrideIss
         case "operator" | "restart":
             return decision.instead(now, data.origin, issued, stop=data.origin == "operator")
         case "plan":
-            return None
+            return plans.going_on(now, issued.model_copy(update={"step": now.state.step}))
         case "replay":  # what another run had in effect, all of it, before anything else
             return data if moment.event.seq == 1 and data.control.schedule else None
 

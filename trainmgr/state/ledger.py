@@ -11,9 +11,10 @@ from trainmgr.base.wire import Value
 from trainmgr.contract import events
 from trainmgr.contract.forecast import Forecast
 from trainmgr.contract.policy import asks_model, is_hybrid
-from trainmgr.contract.proposal import Condition, Diagnosis, Expectation
+from trainmgr.contract.proposal import Condition, Diagnosis, Expectation, Plan
 from trainmgr.contract.protocol import Control
 from trainmgr.state.budget import Spent
+from trainmgr.state.plans import Plans
 
 KEPT = 32  # decisions remembered
 OPEN = 8  # trials at a time: of more, the oldest two become one
@@ -35,11 +36,13 @@ class Decision:
     by: str = ""
     """Who made it: of a hybrid "rules" or the language model."""
     judge_after: int | None = None
-    """Steps that it asked for before it is judged to have brought nothing, ..."""
-    planned_until: int | None = None
-    """... and the step at which the last of its plans is carried out."""
+    """Steps that it asked for before it is judged to have brought nothing."""
     undoes: tuple[int, ...] = ()
     """Of an undo: the revisions that it takes back."""
+    changes: tuple[str, ...] = ()
+    """The parameters that it changes at once."""
+    plans: dict[str, Plan] = field(default_factory=dict)
+    """Those that it brings somewhere little by little."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,8 @@ class Ledger:
     """The last reasons for which answers were rejected or refused."""
     origins: dict[int, str] = field(default_factory=dict)
     """Revision to who issued it."""
+    plans: Plans = field(default_factory=Plans)
+    """Where parameters are being brought."""
     trials: list[Trial] = field(default_factory=list)
     """What is being watched, oldest first."""
     trust: dict[str, float] = field(default_factory=dict)
@@ -325,8 +330,7 @@ class Ledger:
                         return
                     decision = Decision(
                         payload.decision, payload.diagnosis, payload.expected, payload.evidence, self.by,
-                        payload.judge_after,
-                        max((plan.by_step for plan in payload.plans.values()), default=None), tuple(payload.undoes),
+                        payload.judge_after, tuple(payload.undoes), changes=tuple(payload.changes), plans=payload.plans,
                     )  # fmt: skip
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
             case events.Approval() if payload.answer != "yes":
@@ -337,6 +341,9 @@ class Ledger:
                 self._acknowledged(payload)
             case events.Unanswered():
                 self._unanswered(payload)
+            case events.PlanEnded():
+                self.plans.ended(payload)
+                self._rejection(f"the plan for {payload.name} has ended: {payload.why}")
             case events.Outcome():
                 self.outcomes = max(self.outcomes, payload.revision)
             case events.Reverted():
@@ -350,11 +357,9 @@ class Ledger:
                 self.due, self.overtaken, self.ending = payload, True, True
             case events.Restarted():
                 self.restarts += 1
-                self.trials, self.ending, self.wait = (
-                    [],
-                    False,
-                    None,
-                )  # what would come of them starts from other weights
+                self.plans.restarted()
+                self.trials, self.wait = [], None  # what would come of them starts from other weights
+                self.ending = False
                 left, self.carrying = self.due or self.carrying, None
                 self.due = None if isinstance(left, events.Challenged) else left  # its grounds are gone
             case events.Stalled():
@@ -414,6 +419,9 @@ class Ledger:
         self.revision = max(self.revision, control.revision)
         if self.outstanding is None:  # else what was held before the superseded revision still is
             self.held = dict(self.in_force)
+        named, plans = self._planned(payload.decision if payload.origin == "manager" else "")
+        self.plans.issued(payload, named, plans, self.outstanding)
+        self._make_room()
         for override in control.schedule or [control]:
             self.revisions = dict([*self.revisions.items(), (override.revision, override.decision)][-KEPT:])
             self.origins = dict([*self.origins.items(), (override.revision, payload.origin)][-KEPT:])
@@ -421,6 +429,20 @@ class Ledger:
         if control.schedule is None:
             self.outstanding = control
             self.in_force = dict(control.params)
+
+    def _planned(self, decision: str) -> tuple[set[str], dict[str, Plan]]:
+        """The parameters that a decision names, and its plans; nothing of one that is not a manager's."""
+        found = self.decisions.get(decision)
+        return ({*found.changes, *found.plans}, found.plans) if found is not None else (set(), {})
+
+    def _make_room(self) -> None:
+        """Forget parts of plans that were answered before the decisions that a person or a manager wants to see."""
+        if len(self.revisions) < KEPT:
+            return
+        parts = (r for r, origin in self.origins.items() if origin == "plan" and r <= self.acknowledged)
+        if (oldest := next(parts, None)) is not None:
+            self.revisions = {r: decision for r, decision in self.revisions.items() if r != oldest}
+            self.origins = {r: origin for r, origin in self.origins.items() if r != oldest}
 
     def _acknowledged(self, payload: events.Acknowledged) -> None:
         self.acknowledged = max(self.acknowledged, payload.revision)
@@ -438,6 +460,11 @@ class Ledger:
             self._on_trial(payload, payload.forecast, settled)
         elif not self._jointly:
             self._watched(payload, settled)
+        origin = self.origins.get(payload.revision)
+        if payload.result == "applied":
+            self.plans.applied(payload, *self._planned(payload.decision), settled, origin)
+        elif settled is not None and origin == "plan":
+            self.plans.refused(payload, settled)
         if settled is None and payload.result == "applied" and payload.revision == self.unheard:  # later than it may
             late = {name: new for name, (_, new) in payload.changes.items()}
             self.held, self.in_force = {**self.held, **late}, {**late, **self.in_force}
@@ -456,15 +483,17 @@ class Ledger:
     def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:
         command = control.command if control else None
         decision = self.decisions.get(payload.decision)
-        later = [payload.step + decision.judge_after] if decision and decision.judge_after is not None else []
-        later += [decision.planned_until] if decision and decision.planned_until is not None else []
+        go_on, (_, plans) = self.plans.of(payload.revision).go_on, self._planned(payload.decision)
+        changes = {name: pair for name, pair in payload.changes.items() if name not in go_on}
+        later = [plan.by_step for plan in plans.values()]
+        later += [payload.step + decision.judge_after] if decision and decision.judge_after is not None else []
         trial = Trial(
             step=payload.step,
             forecast=forecast,
             revisions=(payload.revision,),
             decisions=(payload.decision,),
-            before={name: old for name, (old, _) in payload.changes.items()},
-            shares={name: share for name, pair in payload.changes.items() if (share := _share(*pair)) is not None},
+            before={name: old for name, (old, _) in changes.items()},
+            shares={name: share for name, pair in changes.items() if (share := _share(*pair)) is not None},
             rollback=command is not None and command.name == "rollback",
             undone=payload.undone,
             challenge=isinstance(self.carrying, events.Challenged),
@@ -534,6 +563,9 @@ class Ledger:
         self.demoted |= payload.demoted
         self.due, self.overtaken, self.wait = payload, True, None
         self.trials = [] if self._jointly else self._passed_on(payload.revisions)
+        self.plans.taken_back(payload.decisions)
+        if payload.demoted:
+            self.plans.demoted()
         pairs = [(revision, payload.why) for revision in payload.revisions]
         self.taken_back = dict([*self.taken_back.items(), *pairs][-KEPT:])
         self._trust(payload.trust)
@@ -565,7 +597,9 @@ class Ledger:
             return
         if payload.result == "applied":
             if self._jointly or isinstance(carried, events.Ending):
-                self.trials = []  # what slipped in between was taken back too
+                slipped = [decision for trial in self.trials for decision in trial.decisions]
+                self.plans.taken_back(slipped)  # in between: it was taken back too
+                self.trials = []
             if isinstance(carried, events.Reverted) and carried.challenge:
                 self.apart = [*self.apart, (carried.since + 1, payload.step)][-APART:]
         elif isinstance(carried, events.Reverted) and carried.command is not None:
