@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainmgr.base.wire import Value
+from trainmgr.base.wire import Value, moved
 from trainmgr.contract import events
 from trainmgr.contract.forecast import Forecast
 from trainmgr.contract.proposal import Diagnosis, Expectation
 from trainmgr.contract.protocol import Control
 from trainmgr.state.budget import Spent
+from trainmgr.state.changes import Changes
 
 KEPT = 32  # decisions remembered
 OVER = "the run ended before the answer came"
@@ -132,6 +133,8 @@ class Ledger:
     """Revision to decision."""
     outcomes: int = 0
     """The highest revision whose outcome is on record."""
+    changes: Changes = field(default_factory=Changes)
+    """Every change that took effect, and what came of it."""
     ailments: dict[Diagnosis, Ailment] = field(default_factory=dict)
     """What the manager could do nothing about, by diagnosis."""
     rejections: list[str] = field(default_factory=list)
@@ -243,6 +246,7 @@ class Ledger:
                         return
                     decision = Decision(payload.decision, payload.diagnosis, payload.expected, payload.evidence)
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
+                    self.changes = self.changes.said(payload)
             case events.OverrideIssued():
                 self._issued(payload)
             case events.Acknowledged():
@@ -251,9 +255,12 @@ class Ledger:
                 self._unanswered(payload)
             case events.Outcome():
                 self.outcomes = max(self.outcomes, payload.revision)
+                self.changes = self.changes.measured(payload)
             case events.Reverted():
                 self._reverted(payload)
+                self.changes = self.changes.judged(payload)
             case events.Kept():
+                self.changes = self.changes.judged(payload)
                 self.trials = self.trials[payload.trials :]
                 self._trust(payload.trust)
             case events.Challenged():
@@ -263,6 +270,7 @@ class Ledger:
                 self.due, self.overtaken, self.ending = payload, True, True
             case events.Restarted():
                 self.restarts += 1
+                self.changes = self.changes.restarted()
                 self.trials, self.ending = [], False  # what would come of them starts from other weights
                 left, self.carrying = self.due or self.carrying, None
                 self.due = None if isinstance(left, events.Challenged) else left  # its grounds are gone
@@ -322,6 +330,7 @@ class Ledger:
             self.applied += 1
             self.own += self.origins.get(payload.revision) == "probation"
             self.stops += self.origins.get(payload.revision) == "operator"
+            self._changed(payload)
         else:
             self.refused += 1
             self._rejection(f"{REFUSED} {payload.reason}")
@@ -336,6 +345,16 @@ class Ledger:
                 self.in_force = dict(self.held)
             self.outstanding = None
             self._carried(payload)
+
+    def _changed(self, payload: events.Acknowledged) -> None:
+        """Remember a change, unless it only takes others back, or goes on with a plan."""
+        origin = self.origins.get(payload.revision)
+        challenge = origin == "probation" and isinstance(self.carrying, events.Challenged)
+        if not moved(payload.changes) and payload.decision not in self.changes.words:
+            return
+        begun = any(change.decision == payload.decision for change in self.changes.listed)
+        if origin == "manager" or challenge or (origin == "plan" and not begun):
+            self.changes = self.changes.applied(payload, "challenge" if challenge else "manager")
 
     def _unanswered(self, payload: events.Unanswered) -> None:
         self.in_force, self.outstanding, self.unheard = dict(self.held), None, payload.revision
