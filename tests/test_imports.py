@@ -62,11 +62,12 @@ ALLOWED: dict[str, str] = {
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
     "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
     "state.budget": "contract.policy",
+    "state.changes": "base.wire contract.events contract.proposal",
     "state.course": "base.wire contract.protocol",
-    "state.evaluations": "",
+    "state.evaluations": "base.wire",
     "state.finiteness": "base.wire",
     "state.interventions": "base.wire contract.protocol",
-    "state.ledger": ".budget base.wire contract.events contract.forecast contract.proposal contract.protocol",
+    "state.ledger": ".budget .changes base.wire contract.events contract.forecast contract.proposal contract.protocol",
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
@@ -76,13 +77,16 @@ ALLOWED: dict[str, str] = {
     "contract.run_file",
     "state.measured": ".situation contract.run_file",
     "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
+    "deciding.account": ".allowed base.wire contract.forecast contract.proposal contract.protocol "
+    "state.changes state.evaluations state.ledger state.run_state state.signals "
+    "state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
     "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol "
     "contract.run_file state.situation",
     "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
-    "deciding.snapshot": ".allowed base.wire contract.action_space contract.proposal state.evaluations "
-    "state.ledger state.run_state state.signals state.situation",
+    "deciding.snapshot": ".account .allowed base.wire contract.action_space contract.proposal "
+    "state.evaluations state.ledger state.run_state state.signals state.situation",
     "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
     "contract.policy contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
@@ -93,14 +97,26 @@ ALLOWED: dict[str, str] = {
     "log.history": ".audit .telemetry base.errors base.files base.paths contract.events "
     "contract.protocol contract.run_file state.ledger state.run_state "
     "state.situation",
-    "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
     "managers.endpoint": ".completion base.concealment base.errors base.wire contract.policy",
     "managers.key": ".endpoint base.concealment base.errors base.paths contract.policy",
     "managers.local": "base.errors base.process",
     "managers.none": "base.wire contract.proposal deciding.snapshot",
-    "managers.prompt": ".prompts.__init__ base.wire contract.proposal deciding.snapshot state.evaluations",
+    "managers.prompts.game": "contract.policy",
+    "managers.prompts.v3.schema": "base.wire contract.proposal deciding.snapshot",
+    "managers.answer": ".prompts.__init__ .prompts.v3.__init__ .prompts.v4.__init__ base.wire "
+    "contract.proposal contract.protocol deciding.snapshot",
+    "managers.prompts.v4.system": ".prompts.game .prompts.v4.__init__ deciding.account deciding.snapshot",
+    "managers.prompts.words": "base.wire",
+    "managers.prompt": ".prompts.__init__ .prompts.game .prompts.v3.__init__ .prompts.v4.__init__ "
+    ".prompts.words base.wire contract.policy deciding.snapshot",
+    "managers.prompts.v3.wording": ".prompts.game .prompts.words contract.proposal deciding.snapshot state.evaluations",
+    "managers.prompts.v4.course": ".prompts.v4.__init__ .prompts.words base.wire deciding.account "
+    "deciding.snapshot state.evaluations",
+    "managers.prompts.v4.detail": ".prompts.words",
+    "managers.prompts.v4.schema": ".prompts.words contract.proposal deciding.snapshot",
+    "managers.prompts.v4.wording": ".prompts.v4.__init__ .prompts.words deciding.snapshot",
     "managers.reading": "base.wire contract.proposal deciding.snapshot state.signals",
     "managers.adversaries": ".base .reading base.errors base.wire contract.policy contract.proposal "
     "deciding.snapshot state.budget",
@@ -111,9 +127,9 @@ ALLOWED: dict[str, str] = {
     "managers.replay": "base.errors base.paths base.wire contract.events contract.proposal deciding.snapshot log.audit",
     "managers.rules": ".anew .exploration .imbalance .reading .remedies base.wire contract.policy "
     "contract.proposal deciding.snapshot",
-    "managers.llm": ".answer .base .completion .endpoint .key .prompt .rules base.errors base.paths "
-    "base.wire contract.events contract.policy contract.proposal deciding.snapshot "
-    "state.budget",
+    "managers.llm": ".answer .base .completion .endpoint .key .prompt .prompts.game .rules "
+    "base.errors base.paths base.wire contract.events contract.policy "
+    "contract.proposal deciding.snapshot state.budget",
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
     "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
     "base.errors base.paths contract.policy",
@@ -144,7 +160,7 @@ ALLOWED: dict[str, str] = {
     "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
     "contract.run_file deciding.decision deciding.probation deciding.snapshot "
     "log.audit log.history log.telemetry managers.answer managers.base "
-    "managers.prompt managers.prompts.__init__ state.lineage state.situation",
+    "managers.prompt managers.prompts.game state.lineage state.situation",
     "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
     "managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "

@@ -467,7 +467,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     facts = {
-        "a_step_is": "one PPO update: a rollout, then up to `epochs` passes over it",
+        "a_step_is": "one PPO update: a rollout, then up to the set epochs over it",
         "samples_per_rollout": args.envs * args.horizon,
         "minibatch": args.minibatch,
         "parameters": info["parameters"],

@@ -1,6 +1,6 @@
 """Five situations of made-up runs that a prompt is to hand over to somebody who knows nothing of them.
 
-    python -m factories.handover          (in tests/) writes them to managers/golden/ and docs/prompts.md anew
+python -m factories.handover          (in tests/) writes them to managers/golden/ and docs/prompts.md anew
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from factories.records import checkpoint, evaluation, start, step
+from factories.records import checkpoint, evaluation, step
 from factories.situations import verdict
 from factories.watched import Run
 from trainmgr.contract.action_space import Parameter
@@ -29,7 +29,9 @@ Metrics = Callable[["Case"], tuple[dict[str, float], dict[str, float]]]
 class Case(Run):
     """A run whose metrics follow from its step and its recipe, and whose model answers what it is given to answer."""
 
-    def __init__(self, measured: Metrics, *parameters: Parameter, every: int, policy: Policy | None = None, **begun: Any):
+    def __init__(
+        self, measured: Metrics, *parameters: Parameter, every: int, policy: Policy | None = None, **begun: Any
+    ):
         self.measured, self.every = measured, every
         super().__init__(*parameters, policy=policy, manager=LLM, commands=["checkpoint", "rollback", "stop"], **begun)
 
@@ -91,6 +93,7 @@ TEXT_METRICS = {
     "grad_norm": "global L2 norm of the gradient, before clipping",
     "val_loss": "cross-entropy on fixed slices of the validation text; nats per token",
     "train_loss": "the same on fixed slices of the training text, nothing random; nats per token",
+    "raw_val_loss": "val_loss of the raw weights, as long as their average is what is evaluated; nats per token",
     "epochs": "training tokens drawn so far, in lengths of the training text",
 }
 
@@ -105,9 +108,10 @@ def language(case: Case) -> tuple[dict[str, float], dict[str, float]]:
     scatter = 0.012 * (0.3 if recipe["ema"] else 1.0) * (recipe["lr"] / 4e-3) ** 0.5
     val = train + 0.55 + gap + scatter * wave(at) + 0.1 * (recipe["lr"] / 4e-3)
     loss = train + 0.3 * held + 0.02 * wave(at / 3)
+    raw = {"raw_val_loss": val + 0.05 * (recipe["lr"] / 4e-3) + 0.02 * wave(at / 2)} if recipe["ema"] else {}
     return (
         {"loss": loss, "clean_loss": loss, "grad_norm": 0.9 + 0.1 * wave(at / 7)},
-        {"val_loss": val, "train_loss": train, "epochs": passes},
+        {"val_loss": val, "train_loss": train, "epochs": passes, **raw},
     )
 
 
@@ -116,7 +120,8 @@ def text_run(policy: Policy | None = None) -> Case:
         language, *TEXT, every=60, policy=policy, workload="tinystories", total_steps=6000,
         objective=Objective(metric="val_loss", mode="min", counterpart="train_loss"),
         metrics={name: MetricInfo(description=text) for name, text in TEXT_METRICS.items()},
-        facts={"train_tokens": 26_000, "tokens_per_step": 512, "passes_over_them_planned": 118.2, "parameters": 1_053_440,
+        facts={"train_tokens": 26_000, "tokens_per_step": 512, "passes_over_them_planned": 118.2,
+               "parameters": 1_053_440,
                "scored_at_the_end": "test_loss of the final weights (of their average if ema is on)"},
     )  # fmt: skip
 
@@ -203,7 +208,7 @@ def reinforcement() -> str:
     case = Case(
         reaching, *ARM, every=10, workload="reacher", total_steps=200,
         objective=Objective(metric="score", mode="max", scale=1.0), metrics=ARM_METRICS,
-        facts={"a_step_is": "one PPO update: a rollout, then up to `epochs` passes over it", "samples_per_rollout": 2048,
+        facts={"a_step_is": "one PPO update: a rollout, then up to the set epochs over it", "samples_per_rollout": 2048,
                "episodes_per_evaluation": 120,
                "scored_at_the_end": "safe success and collisions: last rollouts, held-out scenes"},
     )  # fmt: skip
@@ -255,3 +260,36 @@ def three_losses() -> str:
 CASES: dict[str, Callable[[], str]] = {
     "early": early, "middle": middle, "late": late, "reinforcement": reinforcement, "three-losses": three_losses,
 }  # fmt: skip
+
+
+PAGE_HEAD = """# What a language model is told
+
+A language model is asked afresh each time and remembers nothing, so that each prompt is a whole hand-over. These five
+are of made-up runs; the system prompt, which is the same for all decisions of a run, stands before the line. What the
+policy in force makes of an answer is said in it, so that other policies give other lines; there is no text but for
+the declared kind of training. `llm.prompt_tokens` limits the length: the table of evaluations gives way first, and
+the changes of the run last. `tests/managers/test_golden.py` holds that this page is what the program says.
+
+The schema of the answer names every parameter that was declared and none of the limits of the moment, so that it is
+the same for all decisions of a run; the limits stand in the prompt's table, and the guard holds them. A log names the
+version of the prompt that it was asked with (`v4/0`), and is replayed by it.
+"""
+
+
+def page() -> str:
+    """The page of the documentation."""
+    titles = {"early": "Early", "middle": "A quarter in", "late": "Late", "reinforcement": "Reinforcement learning",
+              "three-losses": "A loss of three terms"}  # fmt: skip
+    parts = [f"\n## {titles[name]}\n\n```text\n{make().rstrip()}\n```\n" for name, make in CASES.items()]
+    return PAGE_HEAD + "".join(parts)
+
+
+def main() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for name, make in CASES.items():
+        (GOLDEN / f"v4-{name}.md").write_text(make(), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

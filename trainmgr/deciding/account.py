@@ -19,6 +19,7 @@ from trainmgr.contract.proposal import Diagnosis, Plan
 from trainmgr.deciding import allowed
 from trainmgr.state.changes import Change
 from trainmgr.state.evaluations import Evaluation
+from trainmgr.state.ledger import Trial
 from trainmgr.state.run_state import RunState
 from trainmgr.state.signals import rounded
 from trainmgr.state.situation import Situation
@@ -53,9 +54,10 @@ class Told(Wire):
     fate: str
     """on trial; kept, harm, no proof, crash: what probation found; measured: what came, which nobody judges; open."""
     at: int | None
-    """The step of the evaluation that said so."""
+    """The step of the evaluation that said so; on trial: of the one that will, as far as can be told."""
     forecast: Number | None
-    """The objective that was expected there without the change; of one that nobody judges, the one before it."""
+    """The objective that was expected there without the change; on trial: now; of one that nobody judges, the one
+    before it."""
     measured: Number | None
     undone: Annotated[bool, Field(exclude_if=operator.not_)] = False
     """Whether the weights went back with it."""
@@ -186,8 +188,11 @@ def _forecast(now: Situation) -> forecast.Forecast:
 
 
 def _told(now: Situation, change: Change) -> Told:
-    changes = list(moved(change.changes).items())
-    watched = any(change.revision in trial.revisions for trial in now.ledger.trials)
+    changes, state = list(moved(change.changes).items()), now.state
+    trial = next((trial for trial in now.ledger.trials if change.revision in trial.revisions), None)
+    at, expected, measured = change.at, change.forecast, change.measured
+    if trial is not None:
+        at, expected, measured = _ends(now, trial), trial.forecast.at(state.evals - trial.forecast.evals), None
     return Told(
         step=change.step,
         author=change.author,
@@ -196,12 +201,19 @@ def _told(now: Situation, change: Change) -> Told:
         more=max(0, len(changes) - TOGETHER),
         plans=change.plans,
         command=short(change.command, NAME),
-        fate="on trial" if watched else change.fate,
-        at=change.at,
-        forecast=rounded(change.forecast),
-        measured=rounded(change.measured),
+        fate="on trial" if trial else change.fate,
+        at=at,
+        forecast=rounded(expected),
+        measured=rounded(measured),
         undone=change.undone is not None,
     )
+
+
+def _ends(now: Situation, trial: Trial) -> int | None:
+    """The step at which a trial is over, as far as evaluations go on at the distance of the last two."""
+    every = _distance(now.state)
+    window, done = now.policy.probation.window_evals, now.state.evals - trial.forecast.evals
+    return None if every is None else now.state.evaluations[-1].step + max(0, window - done) * every
 
 
 def _said(now: Situation) -> list[Said]:

@@ -26,7 +26,8 @@ Task = Literal["decide", "reason", "format"]
 __all__ = ["VARIANTS", "VERSION", "Prompt", "Task", "estimate", "known", "render", "repair", "room"]
 
 WORDINGS = {"v3": v3, "v4": v4}
-"""By version: its ``DETAILS``, what it says in the two messages, and which parameters it shows."""
+"""By version: its ``DETAILS``, what it says in the two messages, which parameters it shows, and below how many tokens
+it is ``BRIEF``."""
 ANSWER = 1536  # tokens of an embedded server's context that are left for the answer
 UNWATCHED = Game(Policy(), watched=False)
 
@@ -61,12 +62,13 @@ def render(
 ) -> Prompt:
     """The prompt for a snapshot in at most ``limit`` estimated tokens, as detailed as fits.
 
-    ``reasoning`` is what a reasoner said, for the task "format"; ``advice`` what the built-in rules would do, if it is to
-    be told; ``game`` the rules that the answer is treated by. Where even the least detail is too long, that is sent.
+    ``reasoning`` is what a reasoner said, for the task "format"; ``advice`` what the built-in rules would do, if it is
+    to be told; ``game`` the rules that the answer is treated by. Where even the least detail is too long, that is sent.
     """
     wording = WORDINGS[version]
-    frame, body, digest = _templates(version, task, variant)
-    system = wording.system(frame, view, game)
+    brief = limit < wording.BRIEF
+    frame, body, digest = _templates(version, task, variant, brief)
+    system = wording.system(frame, view, game, brief=brief)
     prompt: Prompt | None = None
     for detail in wording.DETAILS:
         user = wording.user(body, view, detail, reasoning=reasoning, advice=advice)
@@ -98,11 +100,12 @@ def repair(objection: str) -> str:
 
 
 @cache
-def _templates(version: str, task: Task, variant: int) -> tuple[str, Template, str]:
-    """System prompt, task and the SHA-256 of both."""
+def _templates(version: str, task: Task, variant: int, brief: bool = False) -> tuple[str, Template, str]:
+    """System prompt, task and the SHA-256 of both; ``brief`` has one wording."""
     if not 0 <= variant < VARIANTS:
         raise ValueError(f"there are {VARIANTS} wordings, 0 to {VARIANTS - 1}")
-    system = _read(version, f"system-{variant}.md" if variant else "system.md")
+    name = "brief.md" if brief else f"system-{variant}.md" if variant else "system.md"
+    system = _read(version, name)
     body = _read(version, f"{task}.md")
     return system, Template(body), hashlib.sha256(f"{system}\0{body}".encode()).hexdigest()
 

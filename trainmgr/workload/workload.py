@@ -35,7 +35,7 @@ class Workload(Declarations):
     ``scale`` is the difference that counts as 100%: by default the absolute best, no good where that is near 0.
     ``metrics`` describes each metric in words with its unit, or as a `Metric`. ``info`` holds scalars for people.
     ``facts`` are what a manager should know from the start: the sizes of data, model and batch, the passes over the
-    data that are planned, what is scored at the end. At most 16, each a number, a switch or a text of at most 64 characters.
+    data that are planned, what is scored at the end. At most 16: numbers, switches, texts of up to 64 characters.
     ``directory`` is where telemetry.jsonl and checkpoints/ go when nobody supervises (None: no telemetry).
 
     Ranks are those of ``torch.distributed`` where it is initialized at the start, else of ``RANK`` and ``WORLD_SIZE``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ COST = """Harm may cost {harm} of the run's steps in all, trials that brought no
 yours is applied any more."""
 CHALLENGE = """Done without being asked: after {evals} without a new best the recipe of the start is put on trial in
 place of yours, and undone if it harms."""
+BRIEF = """A change is on trial for the {window} after it: it stays if it brings a new best or beats the forecast near
+the best; else it is taken back, and its parameters rest."""
 FREE = """Nobody judges your changes and nobody takes them back: each stays until you change it again. What the
 objective did after it, up to the next change, is listed."""
 REST = """A parameter that was changed rests, which means that it cannot be changed, until {evals} measured it."""
@@ -45,12 +48,21 @@ def game_of(policy: Policy, manager: str) -> Game:
     return Game(policy, policy.watches(manager))
 
 
-def rules(game: Game, commands: Sequence[str]) -> str:
-    """The lines, each with its dash; ``commands`` are those that may be given to the workload."""
+def rules(game: Game, commands: Sequence[str], *, brief: bool = False) -> str:
+    """The lines, each with its dash; ``commands`` are those that may be given to the workload. ``brief``: for a model
+    that has no room for more."""
+    window = _evaluations(game.policy.probation.window_evals)
+    if brief:
+        return bullet(BRIEF.format(window=window) if game.watched else FREE)
     lines = [_effect(game.policy), *(_probation if game.watched else _free)(game.policy, commands)]
     lines += [ROLLBACK] if "rollback" in commands else []
     lines += _ends(game, commands)
-    return "\n".join(f"- {' '.join(line.split())}" for line in lines)
+    return "\n".join(map(bullet, lines))
+
+
+def bullet(text: str) -> str:
+    """A line of the system prompt, broken where the templates are."""
+    return textwrap.fill(" ".join(text.split()), 120, initial_indent="- ", subsequent_indent="  ")
 
 
 def _effect(policy: Policy) -> str:

@@ -13,6 +13,7 @@ from trainmgr.managers.prompts.game import Game
 from trainmgr.managers.prompts.words import NAME, aligned, exact, figure, last, limit_of, quote, step, value, word
 from trainmgr.state.evaluations import thinned
 
+BRIEF = 0  # tokens: it has one length only
 REASON, TEXT, CHOICES = 160, 120, 160  # characters of a rejection, a log line, and of all values of a choice
 
 
@@ -54,7 +55,7 @@ DETAILS = (
 )
 
 
-def system(frame: str, view: Snapshot, game: Game) -> str:  # noqa: ARG001  (what other versions need)
+def system(frame: str, view: Snapshot, game: Game, *, brief: bool) -> str:  # noqa: ARG001  (what others need)
     """The system prompt: the same for all programs and policies."""
     return frame
 

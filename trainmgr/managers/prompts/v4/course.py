@@ -51,7 +51,7 @@ def _change(change: Told, detail: Detail) -> str:
     what = [_command(change.command, detail)] if change.command else []
     moved = list(change.changes.items())
     what += [
-        f"{word(name, detail.name)} {value(old, detail.name)} to {value(new, detail.name)}"
+        f"{word(name, detail.name)} {_cell(old, detail)} to {_cell(new, detail)}"
         for name, (old, new) in moved[: detail.together]
         if name not in change.plans
     ]
@@ -78,7 +78,8 @@ def _fate(change: Told) -> str:
     weights = ", weights too" if change.undone else ""
     match change.fate:
         case "on trial":
-            return "on trial"
+            until = "" if at is None else f" until {at}"
+            return f"on trial{until}, forecast for now {forecast}"
         case "kept":
             return f"kept at {at}: {measured}, forecast {forecast}"
         case "harm":
@@ -136,13 +137,15 @@ def evaluations(view: Snapshot, detail: Detail) -> list[str]:
     marks = account.marks if account else [""] * len(steps)
     head = ["step", *(word(name, detail.name) for name, _ in (*shown, *beside))]
     lines = [head]
-    for i in at:
-        cells = [_cell(values[i], detail) for _, values in shown] + [_cell(values[i], detail) for _, values in beside]
+    above = [None, *at]
+    for i, before in zip(at, above, strict=False):
+        cells = [_cell(values[i], detail) for _, values in shown]
+        cells += [_moved(values, i, before, detail) for _, values in beside]
         lines.append([step(steps[i]), *cells])
     text = aligned(lines)
     marked = [f"{line}  {marks[i]}".rstrip() for i, line in zip(at, text[1:], strict=True)]
     note = f" ({len(told) - len(shown)} more columns are not shown)" if len(told) > len(shown) else ""
-    with_recipe = ", then the recipe in effect" if beside else ""
+    with_recipe = ", then the recipe in effect (. as above)" if beside else ""
     return ["", f"evaluations, oldest first{with_recipe}{note}:", text[0], *marked, *left_out,
             *_definitions(account, [name for name, _ in shown], detail)]  # fmt: skip
 
@@ -199,6 +202,11 @@ def _cell(of: Value | None, detail: Detail) -> str:
     if of is None:
         return "-"
     return figure(of) if isinstance(of, float) else value(of, detail.name)
+
+
+def _moved(values: Sequence[Value | None], at: int, before: int | None, detail: Detail) -> str:
+    """A value of the recipe, where it is not that of the row above."""
+    return "." if before is not None and values[at] == values[before] else _cell(values[at], detail)
 
 
 def _definitions(account: Account | None, names: Sequence[str], detail: Detail) -> list[str]:

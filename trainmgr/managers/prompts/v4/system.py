@@ -6,7 +6,7 @@ from string import Template
 
 from trainmgr.deciding.account import Kind
 from trainmgr.deciding.snapshot import Snapshot
-from trainmgr.managers.prompts.game import Game, rules
+from trainmgr.managers.prompts.game import Game, bullet, rules
 from trainmgr.managers.prompts.v4.schema import diagnoses
 
 OVERFITTING = """Overfitting: the objective stalls or worsens while its counterpart on training data goes on
@@ -33,16 +33,15 @@ END = """Towards the end the learning rate has to come down: one plan to a small
 quarter of the run or more still to go, does more than several cuts."""
 
 
-def system(frame: str, view: Snapshot, game: Game) -> str:
+def system(frame: str, view: Snapshot, game: Game, *, brief: bool) -> str:
     """``frame`` filled in with the rules of the game and what fits this kind of training: nothing of the moment."""
     kinds = kinds_of(view)
     commands = view.account.commands if view.account else ["rollback", "stop"]
     offered = [name for name in commands if name != "rollback" or game.policy.actions.rollback]
     back = "go back to the best checkpoint, " if "rollback" in offered else ""
-    lines = [" ".join(text.format(back=back).split()) for text in _guidance(view, kinds)]
     return Template(frame).substitute(
-        game=rules(game, offered),
-        guidance="\n".join(f"- {line}" for line in lines),
+        game=rules(game, offered, brief=brief),
+        guidance="\n".join(bullet(text.format(back=back)) for text in _guidance(view, kinds, brief=brief)),
         diagnoses=", ".join(diagnoses(kinds)),
     )
 
@@ -52,10 +51,12 @@ def kinds_of(view: Snapshot) -> list[Kind]:
     return view.account.kinds if view.account else ["supervised"]
 
 
-def _guidance(view: Snapshot, kinds: list[Kind]) -> list[str]:
+def _guidance(view: Snapshot, kinds: list[Kind], *, brief: bool) -> list[str]:
     learns = "reinforcement learning" in kinds
     lines = [OVERFITTING, UNDERFITTING] if view.counterpart else [] if learns else [WORSENING]
     lines += [DIVERGENCE, *((FROZEN, UNSAFE, JUMPS) if learns else ()), PLATEAU]
     lines += [IMBALANCE] if "several losses" in kinds else []
+    if brief:
+        return [line for line in lines if line not in (UNDERFITTING, JUMPS)]
     lines += [AVERAGE] if any(row.group == "averaging" for row in view.recipe) else []
     return [*lines, END]

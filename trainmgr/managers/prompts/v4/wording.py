@@ -13,10 +13,12 @@ from trainmgr.managers.prompts.v4.system import system
 from trainmgr.managers.prompts.words import NAME, aligned, exact, figure, last, limit_of, quote, value, word
 
 REASON, TEXT, CHOICES, ADVICE = 160, 120, 160, 300  # characters of a rejection, a log line, a choice's values, advice
+BRIEF = 3000  # tokens of a prompt below which the system prompt has to be short
 WINDOW, NOISE = 5, 12  # evaluations that slope and noise are of
+PER_EVALUATION = ("worse per evaluation", "better per evaluation")
 DUST = 1e-9  # of the scale: what is less is rounding
 
-__all__ = ["DETAILS", "changeable", "system", "user"]
+__all__ = ["BRIEF", "DETAILS", "changeable", "system", "user"]
 
 
 def user(body: Template, view: Snapshot, detail: Detail, *, reasoning: str, advice: str) -> str:
@@ -96,29 +98,38 @@ def _standing(view: Snapshot, detail: Detail) -> list[str]:
         f"; its counterpart on training data is {word(view.counterpart, detail.name)}" if view.counterpart else ""
     )
     lines = [f"objective {word(view.objective, detail.name)}, to be {goal}{counterpart}"]
-    unseen = f" (not in the last {signals.unseen} evaluations)" if signals.unseen else ""
-    best = "" if signals.best_step is None else f" at step {signals.best_step}"
-    behind = _difference(view, signals.rise, "worse than the best", "level with the best")
-    lines.append(
-        f"latest {figure(signals.latest)}{unseen}{behind}; best {figure(signals.best)}{best}{_saved(view)}; "
-        f"first {figure(signals.first)}"
-    )
-    since = "none yet" if signals.evals_since_change is None else f"{signals.evals_since_change} evaluations ago"
-    lines.append(f"last best {signals.evals_since_best} evaluations ago, last change {since}")
+    lines.append(f"{_latest(view)}{_saved(view)}; first {figure(signals.first)}")
+    lines.append(f"evaluations since the best {signals.evals_since_best}, {_since_change(signals.evals_since_change)}")
     noise = _own(view, signals.noise)
     if noise is not None:
-        slope = _difference(view, signals.slope, "worse per evaluation", "none").removeprefix(", ")
-        trend = f"; trend of the last {WINDOW}: {slope}" if slope else ""
-        lines.append(f"noise {figure(noise)} (last {NOISE} evaluations){trend}")
+        slope = _difference(view, signals.slope, PER_EVALUATION, "none").removeprefix(", ")
+        there = view.progress.evaluations
+        trend = f"; trend of the last {min(WINDOW, there)}: {slope}" if slope else ""
+        lines.append(f"noise {figure(noise)} (last {min(NOISE, there)} evaluations){trend}")
     if account and account.level is not None:
         ahead = (
             "" if account.ahead is None else f"; without it {figure(account.ahead)} is expected by the end of its trial"
         )
         lines.append(f"a change made now is judged from {figure(account.level)}{ahead}")
     if signals.gap is not None:
-        lines.append(f"objective minus counterpart {figure(_tidy(view, signals.gap))}"
-                     f"{_difference(view, signals.gap_slope, 'worse per evaluation', 'steady')}")  # fmt: skip
+        trend = _difference(view, signals.gap_slope, ("wider per evaluation", "narrower per evaluation"), "steady")
+        lines.append(f"gap: objective minus counterpart {figure(_tidy(view, signals.gap))}{trend}")
     return [*lines, _health(view, detail)]
+
+
+def _latest(view: Snapshot) -> str:
+    """The latest objective beside the best."""
+    signals = view.signals
+    unseen = f" (not in the last {signals.unseen} evaluations)" if signals.unseen else ""
+    best = f"{figure(signals.best)} at step {signals.best_step}" if signals.best_step is not None else "-"
+    if signals.best_step is not None and not signals.evals_since_best and not unseen and signals.latest == signals.best:
+        return f"latest {best}, which is the best"
+    behind = _difference(view, signals.rise, ("worse than the best", "better than the best"), "level with the best")
+    return f"latest {figure(signals.latest)}{unseen}{behind}; best {best}"
+
+
+def _since_change(evals: int | None) -> str:
+    return "no change yet" if evals is None else f"since the last change {evals}"
 
 
 def _saved(view: Snapshot) -> str:
@@ -140,8 +151,9 @@ def _tidy(view: Snapshot, of: float) -> float:
     return 0.0 if scale and abs(of) < DUST * scale else of
 
 
-def _difference(view: Snapshot, share: float | None, worse: str, none: str) -> str:
-    """A fraction of the scale, turned so that more is worse, as "+0.01 ...", with its size in noise."""
+def _difference(view: Snapshot, share: float | None, words: tuple[str, str], none: str) -> str:
+    """A fraction of the scale, turned so that more is worse, in the objective's unit and in noise; ``words`` are for
+    more and for less."""
     own, noise = _own(view, share), _own(view, view.signals.noise)
     if own is None or not math.isfinite(own):
         return ""
@@ -149,8 +161,7 @@ def _difference(view: Snapshot, share: float | None, worse: str, none: str) -> s
     if not own:
         return f", {none}"
     beside = f", {abs(own) / noise:.2g} x noise" if noise and math.isfinite(noise) else ""
-    words = worse if own > 0 else worse.replace("worse", "better")
-    return f", {figure(abs(own))} {words}{beside}"
+    return f", {figure(abs(own))} {words[own < 0]}{beside}"
 
 
 def _health(view: Snapshot, detail: Detail) -> str:
