@@ -62,15 +62,16 @@ ALLOWED: dict[str, str] = {
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
     "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
     "state.budget": "contract.policy",
+    "state.changes": "base.wire contract.events contract.proposal",
     "state.course": "base.wire contract.protocol",
-    "state.evaluations": "",
+    "state.evaluations": "base.wire",
     "state.finiteness": "base.wire",
     "state.interventions": "base.wire contract.protocol",
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
     "state.plans": ".interventions base.wire contract.events contract.proposal contract.protocol",
-    "state.ledger": ".budget .plans base.wire contract.events contract.forecast contract.policy "
-    "contract.proposal contract.protocol",
+    "state.ledger": ".budget .changes .plans base.wire contract.events contract.forecast "
+    "contract.policy contract.proposal contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
@@ -87,11 +88,14 @@ ALLOWED: dict[str, str] = {
     "contract.protocol state.ledger state.lineage state.run_state state.situation",
     "deciding.asking": ".allowed .probation base.wire contract.policy contract.proposal "
     "state.evaluations state.situation",
+    "deciding.account": ".allowed .asking base.wire contract.forecast contract.proposal "
+    "contract.protocol state.changes state.evaluations state.ledger state.run_state "
+    "state.signals state.situation",
     "deciding.guard": ".allowed .asking .plans base.wire contract.events contract.proposal "
     "contract.protocol contract.run_file state.situation",
-    "deciding.snapshot": ".allowed .asking .plans base.wire contract.action_space contract.policy "
-    "contract.proposal state.evaluations state.ledger state.run_state state.signals "
-    "state.situation",
+    "deciding.snapshot": ".account .allowed .asking .plans base.wire contract.action_space "
+    "contract.policy contract.proposal state.evaluations state.ledger "
+    "state.run_state state.signals state.situation",
     "deciding.decision": ".control .guard .plans .probation .snapshot base.paths base.wire "
     "contract.events contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
@@ -102,14 +106,27 @@ ALLOWED: dict[str, str] = {
     "log.history": ".audit .telemetry base.errors base.files base.paths contract.events "
     "contract.protocol contract.run_file state.ledger state.run_state "
     "state.situation",
-    "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
     "managers.endpoint": ".completion base.concealment base.errors base.wire contract.policy",
     "managers.key": ".endpoint base.concealment base.errors base.paths contract.policy",
     "managers.local": "base.errors base.process",
     "managers.none": "base.wire contract.proposal deciding.snapshot",
-    "managers.prompt": ".prompts.__init__ base.wire contract.proposal deciding.snapshot state.evaluations",
+    "managers.prompts.game": "contract.policy",
+    "managers.prompts.v3.schema": "base.wire contract.proposal deciding.snapshot",
+    "managers.prompts.words": "base.wire",
+    "managers.prompts.v3.wording": ".prompts.game .prompts.words contract.proposal deciding.snapshot state.evaluations",
+    "managers.prompts.v4.detail": ".prompts.words",
+    "managers.prompts.v4.course": ".prompts.v4.detail .prompts.words base.wire deciding.account deciding.snapshot "
+    "state.evaluations",
+    "managers.prompts.v4.schema": ".prompts.words contract.proposal deciding.snapshot",
+    "managers.answer": ".prompts.__init__ .prompts.v3.schema .prompts.v4.schema base.wire "
+    "contract.proposal contract.protocol deciding.snapshot",
+    "managers.prompts.v4.system": ".prompts.game .prompts.v4.schema deciding.account deciding.snapshot",
+    "managers.prompts.v4.wording": ".prompts.v4.course .prompts.v4.detail .prompts.v4.system .prompts.words "
+    "deciding.snapshot",
+    "managers.prompt": ".prompts.__init__ .prompts.game .prompts.v3.wording .prompts.v4.wording "
+    ".prompts.words base.wire contract.policy deciding.snapshot",
     "managers.reading": "base.wire contract.proposal deciding.snapshot state.signals",
     "managers.adversaries": ".base .reading base.errors base.wire contract.policy contract.proposal "
     "deciding.snapshot state.budget",
@@ -120,11 +137,11 @@ ALLOWED: dict[str, str] = {
     "managers.replay": "base.errors base.paths base.wire contract.events contract.proposal deciding.snapshot log.audit",
     "managers.rules": ".anew .exploration .imbalance .reading .remedies base.wire contract.policy "
     "contract.proposal deciding.snapshot",
-    "managers.llm": ".answer .base .completion .endpoint .key .prompt .rules base.errors base.paths "
-    "base.wire contract.events contract.policy contract.proposal deciding.snapshot "
-    "state.budget",
-    "managers.hybrid": ".answer .base .exploration .llm .prompt .reading .rules base.errors base.wire "
-    "contract.policy deciding.snapshot state.budget",
+    "managers.llm": ".answer .base .completion .endpoint .key .prompt .prompts.game .rules "
+    "base.errors base.paths base.wire contract.events contract.policy "
+    "contract.proposal deciding.snapshot state.budget",
+    "managers.hybrid": ".answer .base .exploration .llm .prompts.words .reading .rules base.errors "
+    "base.wire contract.policy deciding.snapshot state.budget",
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
     "managers.catalog": ".__init__ .adversaries .base .hybrid .llm .local .none .replay .rules "
     ".schedules base.errors base.paths contract.policy",
@@ -157,7 +174,7 @@ ALLOWED: dict[str, str] = {
     "contract.protocol contract.run_file deciding.asking deciding.decision "
     "deciding.plans deciding.probation deciding.snapshot log.audit log.history "
     "log.telemetry managers.answer managers.base managers.hybrid managers.prompt "
-    "managers.prompts.__init__ state.lineage state.situation",
+    "managers.prompts.game state.lineage state.situation",
     "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
     "managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "

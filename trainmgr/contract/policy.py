@@ -296,8 +296,9 @@ class Llm(Section):
     """Sent unless the model refuses it."""
     max_output_tokens: Annotated[int, Field(ge=64, le=MAX_INT)] = 2048
     """Of one answer, with what a reasoning model thinks."""
-    prompt_tokens: Annotated[int, Field(ge=500, le=100_000)] = 2500
-    """Of one prompt, by our own estimate, which is on the high side; older evaluations are left out first."""
+    prompt_tokens: Annotated[int, Field(ge=500, le=100_000)] = 5000
+    """Of one prompt, by our own estimate, which is on the high side; evaluations are left out first. An embedded server
+    gets no more than its context has room for."""
     timeout: Positive = 120.0
     """Seconds for one decision, with all retries."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2

@@ -130,8 +130,15 @@ def _listed(values: list[float]) -> str:
 
 def resting(now: Situation, name: str) -> bool:
     """Whether a parameter was changed too recently to be changed again."""
+    return rest(now, name) > 0
+
+
+def rest(now: Situation, name: str) -> int:
+    """Evaluations until a parameter may be changed again; 0 or less: it may be now."""
     at = now.state.changed_at.get(name)
-    return at is not None and now.state.evals - at < max(now.policy.limits.cooldown_evals, _rest(now, name))
+    if at is None:
+        return 0
+    return max(now.policy.limits.cooldown_evals, _rest(now, name)) - (now.state.evals - at)
 
 
 def _rest(now: Situation, name: str) -> int:

@@ -83,7 +83,9 @@ def _by_cadence(now: Situation) -> str | None:
     if policy.cadence.on_alarm and (begun := _alarms(now) - ledger.alarms):
         return f"alarm: {', '.join(sorted(begun))}"
     least = policy.min_steps(manager, state.total_steps)
-    steps = state.step - ledger.last_step if ledger.last_step is not None else least
+    # A training step is reported before its evaluation: asked between the two, a manager would not see that.
+    at = state.evaluations[-1].step if now.manifest.edition > 1 and state.evaluations else state.step
+    steps = at - ledger.last_step if ledger.last_step is not None else least
     if new >= policy.cadence.every_evals and not 0 <= steps < least:  # below 0: after a restart
         return "evaluation"
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Annotated
 
@@ -17,8 +18,9 @@ from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
 from trainmgr.contract.policy import is_hybrid
 from trainmgr.contract.proposal import NOTE, Action, Diagnosis, Expectation, Plan
-from trainmgr.deciding import allowed, asking, plans
-from trainmgr.state.evaluations import thinned
+from trainmgr.deciding import account, allowed, asking, plans
+from trainmgr.deciding.account import Account
+from trainmgr.state.evaluations import Evaluation, thinned
 from trainmgr.state.ledger import REFUSED
 from trainmgr.state.run_state import RunState
 from trainmgr.state.signals import DIGITS, Signals, rounded
@@ -159,6 +161,8 @@ class Snapshot(Wire):
     """... and the step at which it wrote that."""
     unasked: Annotated[str, Field(exclude_if=operator.not_)] = ""
     """Of a hybrid: why its model is not to be asked now, whatever the rules say; "" where it may be."""
+    account: Annotated[Account | None, Field(exclude_if=_missing)] = None
+    """What a reader who remembers nothing must know besides; since edition 2."""
 
     @property
     def refused(self) -> bool:
@@ -173,6 +177,7 @@ def take(now: Situation, trigger: str) -> Snapshot:
     objective = state.start.objective
     actions, unavailable = allowed.actions(now)
     left = now.policy.limits.max_interventions
+    rows = thinned(state.evaluations, ROWS, ROWS // 2)
     return Snapshot(
         workload=_short(state.start.workload),
         objective=_short(objective.metric),
@@ -187,7 +192,7 @@ def take(now: Situation, trigger: str) -> Snapshot:
             overrun=state.overrun,
         ),
         recipe=[_row(now, parameter) for parameter in now.space.parameters.values()],
-        evaluations=_table(state),
+        evaluations=_table(state, rows),
         meanings=_meanings(state),
         split={_short(k): {_short(n): rounded(v) for n, v in list(row.items())[:8]} for k, row in state.split.items()},
         signals=now.signals,
@@ -201,6 +206,7 @@ def take(now: Situation, trigger: str) -> Snapshot:
         note=_short(ledger.note, NOTE),
         noted_at=ledger.noted_at,
         unasked=asking.spared(now, trigger) if is_hybrid(now.manifest.manager) else "",
+        account=account.of(now, rows) if now.manifest.edition > 1 else None,
     )
 
 
@@ -256,8 +262,7 @@ def _takes(parameter: Parameter, value: float) -> bool:
     return parameter.low <= value <= parameter.high and not parameter.too_far(value, parameter.value)
 
 
-def _table(state: RunState) -> Table:
-    rows = thinned(state.evaluations, ROWS, ROWS // 2)
+def _table(state: RunState, rows: Sequence[Evaluation]) -> Table:
     names: dict[str, None] = {}
     for row in rows:
         names.update(dict.fromkeys(row.metrics))

@@ -15,9 +15,10 @@ from trainmgr.base.errors import ManagerError
 from trainmgr.base.wire import short
 from trainmgr.contract.policy import Policy
 from trainmgr.deciding.snapshot import Snapshot
-from trainmgr.managers import answer, exploration, prompt, reading
+from trainmgr.managers import answer, exploration, reading
 from trainmgr.managers.base import Answer, Exchange
 from trainmgr.managers.llm import LlmManager
+from trainmgr.managers.prompts.words import value, word
 from trainmgr.managers.rules import RulesManager
 from trainmgr.state.budget import Spent
 
@@ -162,7 +163,11 @@ def advice(opinion: dict[str, Any]) -> str:
     parts = [str(opinion["action"])]
     if opinion.get("to"):
         parts.append(f"to {opinion['to']}")
-    changes = [f"{prompt.word(name)} = {prompt.value(value)}" for name, value in opinion.get("changes", {}).items()]
+    changes = [f"{word(name)} = {value(new)}" for name, new in opinion.get("changes", {}).items()]
+    changes += [
+        f"{word(name)} to {value(plan['to'])} by step {plan['by_step']}"
+        for name, plan in opinion.get("plans", {}).items()
+    ]
     done = " ".join(parts) + (f" ({', '.join(changes)})" if changes else "")
     return f"{done}, since {opinion['diagnosis']}: {short(opinion['evidence'], EVIDENCE)}"
 

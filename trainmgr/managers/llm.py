@@ -26,6 +26,7 @@ from trainmgr.managers import answer, key, prompt
 from trainmgr.managers.base import Answer, Exchange, Manager
 from trainmgr.managers.completion import Completion
 from trainmgr.managers.endpoint import OPENAI, Call, Endpoint, EndpointError
+from trainmgr.managers.prompts.game import game_of
 from trainmgr.managers.rules import RulesManager
 from trainmgr.state import budget
 from trainmgr.state.budget import Spent
@@ -208,8 +209,10 @@ class LlmManager:
         return found, wrong
 
     def _prompt(self, snapshot: Snapshot, task: prompt.Task, reasoning: str = "") -> prompt.Prompt:
-        limit = self._settings.prompt_tokens
-        return prompt.render(snapshot, limit, task=task, variant=self.variant, reasoning=reasoning, advice=self.advice)
+        limit, game = prompt.room(self._policy, self.name), game_of(self._policy, self.name)
+        return prompt.render(
+            snapshot, limit, task=task, variant=self.variant, reasoning=reasoning, advice=self.advice, game=game
+        )
 
     # -- a call --------------------------------------------------------------------------------------------------
 

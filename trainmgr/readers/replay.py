@@ -19,7 +19,7 @@ from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Feed
 from trainmgr.managers import answer, hybrid, prompt
 from trainmgr.managers.base import Manager
-from trainmgr.managers.prompts import VARIANTS
+from trainmgr.managers.prompts.game import game_of
 from trainmgr.state.lineage import is_trial
 from trainmgr.state.situation import Situation
 
@@ -152,21 +152,27 @@ def _override(data: events.OverrideIssued, moment: Moment) -> events.OverrideIss
 
 def _request(request: events.Request, moment: Moment) -> events.Request | None:
     """The request with its prompt rendered anew; None where this version does not have its templates."""
-    version, _, variant = request.template.partition("/")
-    if moment.view is None or version != prompt.VERSION or not variant.isdigit() or int(variant) >= VARIANTS:
+    if moment.view is None or (wording := prompt.known(request.template)) is None:
         return None
+    version, variant = wording
     view = snapshot.Snapshot.model_validate_json(json.dumps(moment.view))
     said = [reply.text for earlier, reply in moment.calls if earlier.purpose == "reason" and reply is not None]
     task: prompt.Task = "reason" if request.purpose == "reason" else "format" if said else "decide"
     manifest = moment.now.manifest
-    limit = manifest.policy.llm.prompt_tokens
     advice = hybrid.advice(_opinion(moment, view).raw) if is_hybrid(manifest.manager) else ""
     made = prompt.render(
-        view, limit, task=task, variant=int(variant), reasoning=said[-1] if said else "", advice=advice
+        view,
+        prompt.room(manifest.policy, manifest.manager, version),
+        task=task,
+        variant=variant,
+        reasoning=said[-1] if said else "",
+        advice=advice,
+        game=game_of(manifest.policy, manifest.manager),
+        version=version,
     )
     if made.sha256 != request.template_sha256:
         return None
-    schema = answer.form(manifest.manager)(view, made.parameters)
+    schema = answer.form(manifest.manager, version)(view, made.parameters)
     parts = (("system", made.system), ("user", made.user))
     head = [events.Message.model_validate({"role": role, "content": content}) for role, content in parts]
     return request.model_copy(

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainmgr.base.wire import Value
+from trainmgr.base.wire import Value, moved
 from trainmgr.contract import events
 from trainmgr.contract.forecast import Forecast
 from trainmgr.contract.policy import asks_model, is_hybrid
 from trainmgr.contract.proposal import Condition, Diagnosis, Expectation, Plan
 from trainmgr.contract.protocol import Control
 from trainmgr.state.budget import Spent
+from trainmgr.state.changes import Changes
 from trainmgr.state.plans import Plans
 
 KEPT = 32  # decisions remembered
@@ -199,6 +200,8 @@ class Ledger:
     """Revision to decision."""
     outcomes: int = 0
     """The highest revision whose outcome is on record."""
+    changes: Changes = field(default_factory=Changes)
+    """Every change that took effect, and what came of it."""
     ailments: dict[Diagnosis, Ailment] = field(default_factory=dict)
     """What the manager could do nothing about, by diagnosis."""
     rejections: list[str] = field(default_factory=list)
@@ -333,6 +336,7 @@ class Ledger:
                         payload.judge_after, tuple(payload.undoes), changes=tuple(payload.changes), plans=payload.plans,
                     )  # fmt: skip
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
+                    self.changes = self.changes.said(payload)
             case events.Approval() if payload.answer != "yes":
                 self.wait = None
             case events.OverrideIssued():
@@ -346,9 +350,12 @@ class Ledger:
                 self._rejection(f"the plan for {payload.name} has ended: {payload.why}")
             case events.Outcome():
                 self.outcomes = max(self.outcomes, payload.revision)
+                self.changes = self.changes.measured(payload)
             case events.Reverted():
                 self._reverted(payload)
+                self.changes = self.changes.judged(payload)
             case events.Kept():
+                self.changes = self.changes.judged(payload)
                 self._kept(payload)
             case events.Challenged():
                 self.due, self.overtaken, self.wait = payload, True, None
@@ -358,6 +365,7 @@ class Ledger:
             case events.Restarted():
                 self.restarts += 1
                 self.plans.restarted()
+                self.changes = self.changes.restarted()
                 self.trials, self.wait = [], None  # what would come of them starts from other weights
                 self.ending = False
                 left, self.carrying = self.due or self.carrying, None
@@ -451,6 +459,7 @@ class Ledger:
             self.applied += 1
             self.own += self.origins.get(payload.revision) == "probation"
             self.stops += self.origins.get(payload.revision) == "operator"
+            self._changed(payload)
         else:
             self.refused += 1
             self.wait = None
@@ -473,6 +482,16 @@ class Ledger:
                 self.in_force = dict(self.held)
             self.outstanding = None
             self._carried(payload)
+
+    def _changed(self, payload: events.Acknowledged) -> None:
+        """Remember a change, unless it only takes others back, or goes on with a plan."""
+        origin = self.origins.get(payload.revision)
+        challenge = origin == "probation" and isinstance(self.carrying, events.Challenged)
+        if not moved(payload.changes) and payload.decision not in self.changes.words:
+            return
+        begun = any(change.decision == payload.decision for change in self.changes.listed)
+        if origin == "manager" or challenge or (origin == "plan" and not begun):
+            self.changes = self.changes.applied(payload, "challenge" if challenge else "manager")
 
     def _unanswered(self, payload: events.Unanswered) -> None:
         self.in_force, self.outstanding, self.unheard = dict(self.held), None, payload.revision

@@ -307,6 +307,7 @@ class RunState:
             means={name: window.mean for name, window in self.windows.items() if window.count},
             spikes=self.norms.spikes,
             non_finite=self.non_finite,
+            recipe=self.recipe | {name: now for name, now in record.params.items() if name in self.recipe},
         )
         value = self.objective_of(found)
         self.course.evaluated(self.trained, record, value)
