@@ -44,7 +44,8 @@ UNWATCHED = Probation(enabled=False)
 
 
 def policy_of(**llm_settings: Any) -> Policy:
-    """Each change takes effect one step after its evaluation."""
+    """Each change takes effect one step after its evaluation. Nothing is asked before the first decision."""
+    llm_settings = {"probe": False, **llm_settings}
     return Policy(limits=Limits(lead_steps=1), llm=Llm(**llm_settings), probation=UNWATCHED)
 
 
@@ -111,7 +112,12 @@ def of(paths: RunPaths, kind: type[Any]) -> list[Any]:
 
 
 def failures(paths: RunPaths) -> list[str]:
-    return [failure.message for failure in of(paths, events.Failure)]
+    return [failure.message for failure in of(paths, events.Failure) if failure.where != "endpoint"]
+
+
+def notices(paths: RunPaths) -> list[str]:
+    """What is to be known of the endpoint."""
+    return [failure.message for failure in of(paths, events.Failure) if failure.where == "endpoint"]
 
 
 def asked(endpoint: ScriptedEndpoint) -> list[Received]:
@@ -149,7 +155,7 @@ def failing(error: Any, **more: Any) -> Raw:
 
 DRAFT = json.dumps(answer("adjust", {"lr": 0.3}))  # applied by whoever takes a thought for an answer
 
-CUT_IN_THOUGHTS = r"cut off in its thoughts at max_output_tokens \(2048\)"
+CUT_IN_THOUGHTS = r"cut off in its thoughts at 4096 tokens; raise llm.most_output_tokens"  # after 2048
 
 NOW = {"Retry-After": "0"}
 

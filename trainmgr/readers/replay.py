@@ -173,7 +173,7 @@ def _request(request: events.Request, moment: Moment) -> events.Request | None:
 def _response(response: events.Response, moment: Moment) -> events.Response | None:
     """What a language model's text reads as; None where no text of one led to the response."""
     texts = [reply.text for request, reply in moment.calls
-             if request.purpose != "reason" and reply is not None and reply.error is None]  # fmt: skip
+             if request.purpose not in ("reason", "probe") and reply is not None and reply.error is None]  # fmt: skip
     if not texts or response.manager != moment.now.manifest.manager:
         return None
     return decision.response(response.decision, response.manager, answer.read(texts[-1]), response.seconds)
