@@ -303,7 +303,7 @@ class Llm(Section):
     false in [llm.extra.chat_template_kwargs]. Not what is asked, nor what another setting is for, nor a key."""
     max_output_tokens: Annotated[int, Field(ge=64, le=MAX_INT)] = 2048
     """Of one answer, with what a thinking model thinks."""
-    most_output_tokens: Annotated[int, Field(ge=64, le=MAX_INT)] | None = None
+    most_output_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     """An answer that was cut off before it began is asked for once more, with twice as many tokens, up to this many.
     What it took stays for the rest of the run. Default: four times max_output_tokens."""
     prompt_tokens: Annotated[int, Field(ge=500, le=100_000)] = 2500

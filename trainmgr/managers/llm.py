@@ -109,7 +109,7 @@ class LlmManager:
             return
         endpoint = self._there()
         endpoint.connect()
-        looks, today = self._settings.probe, datetime.fromtimestamp(time.time(), UTC).date()
+        looks, today = self._settings.probe, datetime.now(UTC).date()
         models = probe.models(endpoint, self._model) if looks or self._model is None else []
         self._model = self._model or probe.only(endpoint, models, today)
         self.name = f"llm:{self._model}"
