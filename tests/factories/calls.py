@@ -30,6 +30,7 @@ from trainmgr.testing import (
     Raw,
     Received,
     Recorder,
+    Say,
     ScriptedEndpoint,
     answer,
     supervise,
@@ -146,6 +147,27 @@ def lower(value: str) -> str:
 
 def bodies(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body).encode()
+
+
+def filled(schema: Mapping[str, Any]) -> Any:
+    """The first that a schema allows, with null where it may be."""
+    if "anyOf" in schema:
+        return filled(schema["anyOf"][-1])
+    kinds = schema.get("type", "null")
+    if "null" in kinds or "enum" in schema or "const" in schema:
+        allowed = schema.get("enum", [schema.get("const")])
+        return None if "null" in kinds and None in schema.get("enum", [None]) else allowed[0]
+    if kinds == "object":
+        return {name: filled(each) for name, each in schema["properties"].items()}
+    return {"string": "?", "number": 0.5, "integer": 1, "boolean": True, "array": []}[kinds]
+
+
+def formed(request: Received) -> Say:
+    """An answer in the form that is asked for."""
+    body = request.body or {}
+    if body.get("tools"):
+        return Say(json.dumps(filled(body["tools"][0]["function"]["parameters"])))
+    return Say(json.dumps(filled(body["response_format"]["json_schema"]["schema"])))
 
 
 def failing(error: Any, **more: Any) -> Raw:

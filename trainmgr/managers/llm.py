@@ -281,9 +281,8 @@ class LlmManager:
                 retries += 1
             else:
                 if question.schema is not None:
-                    readable = not probing and isinstance(answer.read(completion.text), dict)
-                    if readable or probing:
-                        terms.answered(level, readable=readable)
+                    readable = isinstance(answer.read(completion.text), dict)
+                    terms.answered(level, proves=readable and not probing)
                 return completion
 
     def _roomier(self, estimated: int, model: str) -> bool:

@@ -70,16 +70,17 @@ class Terms:
 
     # -- what is learned -----------------------------------------------------------------------------------------
 
-    def answered(self, level: Level, *, readable: bool) -> None:
-        """An answer came in this form. Only one that can be read proves the form; another one may be found again."""
+    def answered(self, level: Level, *, proves: bool) -> None:
+        """An answer came in this form, which is asked for first from now on. One that ``proves`` it could be read: then
+        it is not given up any more."""
         if not self._proven:
-            self.level, self._proven = level, readable
+            self.level, self._proven = level, proves
 
     def judged(self, level: Level, *, kept: bool) -> bool:
         """An answer was in the form that the endpoint was given, which no prompt told, or not in it: whether this is
         the first time that it was not."""
         if kept:
-            self._seen.add(level)
+            self._seen |= {level} - {"json_object", "text"}  # which tell nothing of the schema
             return False
         new = level not in self._loose
         self._loose.add(level)
