@@ -56,7 +56,7 @@ ALLOWED: dict[str, str] = {
     "contract.forecast": "base.wire",
     "contract.proposal": "base.wire",
     "contract.protocol": ".action_space base.wire",
-    "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
+    "contract.policy": ".action_space .protocol base.concealment base.errors base.toml base.wire",
     "contract.summary": "base.files",
     "contract.run_file": ".policy .protocol .summary base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
@@ -108,7 +108,8 @@ ALLOWED: dict[str, str] = {
     "state.situation",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
-    "managers.endpoint": ".completion base.concealment base.errors base.wire contract.policy",
+    "managers.listing": "base.wire",
+    "managers.endpoint": ".completion .listing base.concealment base.errors base.wire contract.policy",
     "managers.key": ".endpoint base.concealment base.errors base.paths contract.policy",
     "managers.local": "base.errors base.process",
     "managers.none": "base.wire contract.proposal deciding.snapshot",
@@ -127,6 +128,8 @@ ALLOWED: dict[str, str] = {
     "deciding.snapshot",
     "managers.prompt": ".prompts.__init__ .prompts.game .prompts.v3.wording .prompts.v4.wording "
     ".prompts.words base.wire contract.policy deciding.snapshot",
+    "managers.probe": ".endpoint .listing .prompt base.errors",
+    "managers.question": ".answer .prompt deciding.snapshot",
     "managers.reading": "base.wire contract.proposal deciding.snapshot state.signals",
     "managers.adversaries": ".base .reading base.errors base.wire contract.policy contract.proposal "
     "deciding.snapshot state.budget",
@@ -135,14 +138,17 @@ ALLOWED: dict[str, str] = {
     "managers.imbalance": ".reading contract.policy deciding.snapshot",
     "managers.remedies": ".reading contract.proposal deciding.allowed deciding.snapshot",
     "managers.replay": "base.errors base.paths base.wire contract.events contract.proposal deciding.snapshot log.audit",
+    "managers.reply": ".answer .completion .endpoint contract.policy",
     "managers.rules": ".anew .exploration .imbalance .reading .remedies base.wire contract.policy "
     "contract.proposal deciding.snapshot",
-    "managers.llm": ".answer .base .completion .endpoint .key .prompt .prompts.game .rules "
-    "base.errors base.paths base.wire contract.events contract.policy "
-    "contract.proposal deciding.snapshot state.budget",
+    "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
+    "managers.terms": ".endpoint contract.policy",
+    "managers.llm": ".answer .base .completion .endpoint .key .listing .probe .prompt .prompts.game "
+    ".question .reply .rules .terms base.errors base.paths base.wire "
+    "contract.events contract.policy contract.proposal deciding.snapshot "
+    "state.budget",
     "managers.hybrid": ".answer .base .exploration .llm .prompts.words .reading .rules base.errors "
     "base.wire contract.policy deciding.snapshot state.budget",
-    "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
     "managers.catalog": ".__init__ .adversaries .base .hybrid .llm .local .none .replay .rules "
     ".schedules base.errors base.paths contract.policy",
     "running.exit_code": "base.errors contract.run_file state.ledger state.run_state",

@@ -81,13 +81,18 @@ class Request(Wire):
 
     kind: Literal["request"] = "request"
     decision: str
-    purpose: Literal["decide", "reason", "format", "repair"]
+    purpose: Literal["decide", "reason", "format", "repair", "probe"]
+    """What for; "probe": before the run, to see whether the model answers. It is on record with the first decision."""
     attempt: int
     """Calls made for this decision before this one."""
     endpoint: str
     model: str
     level: Level
     """How the answer is to be formed: as the endpoint is known to support it."""
+    form: Annotated[Literal["", "asked", "seen", "enforced"], Field(exclude_if=operator.not_)] = ""
+    """What is known of that form. "enforced": our own server makes a grammar of it. "seen": the endpoint gives it to
+    the model, which answered the probe in a form that no prompt tells. "asked": it is no more than asked for, since it
+    stands in the prompt only, or an answer came outside of it. "": none of these is known."""
     template: str
     template_sha256: str
     messages: list[Message]
@@ -115,6 +120,14 @@ class Reply(Wire):
     """What the endpoint says that it is."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Of the prompt's tokens, those from the endpoint's cache, ..."""
+    cache_write_tokens: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """... and those that were put into it."""
+    reasoning_tokens: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Of the completion's tokens, those of thoughts, where the endpoint tells."""
+    outside: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether the answer is outside the form that the endpoint was given, which shows that it does not enforce it."""
     estimated: bool = False
     """Whether the endpoint did not count the tokens, so that we had to."""
     money: float | None = None

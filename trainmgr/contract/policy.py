@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from trainmgr.base import toml
+from trainmgr.base.concealment import SECRET
 from trainmgr.base.errors import PolicyError
 from trainmgr.base.wire import MAX_INT, Wire
 from trainmgr.contract.action_space import ActionSpace
@@ -22,6 +24,13 @@ VARIABLE = r"^[A-Z][A-Z0-9_]{0,63}$"
 KNOWN_MANAGERS = ("rules", "schedule", "replay", "none")  # deterministic, and measured
 NO_DOUBT: Mapping[str, float] = {}
 Level = Literal["json_schema", "tool", "json_object", "text"]
+OURS = (  # keys of a request that `llm.extra` has no say about: what is asked, in which form, or what another key sets
+    "model", "messages", "response_format", "tools", "tool_choice", "functions", "function_call", "n", "stream",
+    "stream_options", "temperature", "reasoning_effort", "max_tokens", "max_completion_tokens",
+)  # fmt: skip
+LONGEST_EXTRA = 4000  # characters of `llm.extra` as JSON
+_CREDENTIAL = re.compile(r"(^|[_-])(api[_-]?key|key|secret|password|auth|authorization|bearer|credentials?|cookie|"
+                         r"(access|auth|api|id|refresh)[_-]?token)$", re.IGNORECASE)  # fmt: skip
 
 
 class Section(Wire):
@@ -279,8 +288,8 @@ class Llm(Section):
     """The language model, for the managers `llm` and `local:FILE`."""
 
     model: str | None = None
-    """Its name at the endpoint; `--manager llm:MODEL` says it too. Default: the only one that the endpoint lists;
-    at api.openai.com gpt-5-mini."""
+    """Its name at the endpoint; `--manager llm:MODEL` says it too. Default: the only chat model that the endpoint
+    lists."""
     formatter: str | None = None
     """A second, cheaper model at the same endpoint: `model` reasons in plain English, this one writes it down."""
     base_url: str | None = None
@@ -289,13 +298,27 @@ class Llm(Section):
     api_key_env: Annotated[str, Field(pattern=VARIABLE)] = "OPENAI_API_KEY"
     """The NAME of the environment variable that holds the key, like HOUSE_API_KEY; one that is called otherwise, like
     HF_TOKEN, --api-key-env has to name. The key itself never goes into a file."""
+    probe: bool = True
+    """Before anything is started, list the endpoint's models and ask for one word, so that a wrong address, a key that
+    is refused or a model that is not there is told at once. It counts in the budget. false: nothing is sent before the
+    first question, but for the list where no model is named."""
     level: Level = "json_schema"
-    """The strictest form of answer to ask for. An endpoint that does not have it is asked for the next one:
-    json_schema, tool, json_object, text."""
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
-    """Sent unless the model refuses it."""
+    """The strictest form of answer to ask for: json_schema, tool, json_object or text. ..."""
+    fallback: bool = True
+    """... An endpoint that does not have it is asked for the next one of these. false: in that form only."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Sent only where it is set, and not again to a model that refuses it. The embedded server gets 0 by default."""
+    reasoning_effort: Annotated[str, Field(pattern=r"^[a-z]{1,16}$")] | None = None
+    """How much a thinking model is to think, in the endpoint's words (none, minimal, low, medium, high). Sent only
+    where it is set, and not again to a model that refuses it."""
+    extra: dict[str, JsonValue] = {}
+    """More for the body of every request, as the endpoint documents it: top_p = 0.9 in [llm.extra], enable_thinking =
+    false in [llm.extra.chat_template_kwargs]. Not what is asked, nor what another setting is for, nor a key."""
     max_output_tokens: Annotated[int, Field(ge=64, le=MAX_INT)] = 2048
-    """Of one answer, with what a reasoning model thinks."""
+    """Of one answer, with what a thinking model thinks."""
+    most_output_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    """An answer that was cut off before it began is asked for once more, with twice as many tokens, up to this many.
+    What it took stays for the rest of the run. Default: four times max_output_tokens."""
     prompt_tokens: Annotated[int, Field(ge=500, le=100_000)] = 5000
     """Of one prompt, by our own estimate, which is on the high side; evaluations are left out first. An embedded server
     gets no more than its context has room for."""
@@ -315,6 +338,24 @@ class Llm(Section):
     """Of the embedded server (`local:FILE`), beside the training."""
     context: Annotated[int, Field(ge=512, le=MAX_INT)] = 4096
     """Tokens of prompt and answer together that the embedded server has room for."""
+
+    @field_validator("extra")
+    @classmethod
+    def _only_extra(cls, extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if taken := sorted(set(extra) & {*OURS}):
+            raise ValueError(f"{taken[0]} is not for this table: it has a key of its own, or is not to be set")
+        for name, value in _leaves(extra):
+            if _CREDENTIAL.search(name) or (isinstance(value, str) and SECRET.search(value)):
+                raise ValueError("a key never goes into a file: llm.api_key_env names the variable that holds it")
+        if len(json.dumps(extra)) > LONGEST_EXTRA:
+            raise ValueError(f"it is longer than {LONGEST_EXTRA:,} characters")
+        return extra
+
+    @property
+    def most(self) -> int:
+        """The most tokens of one answer."""
+        most = 4 * self.max_output_tokens if self.most_output_tokens is None else self.most_output_tokens
+        return max(most, self.max_output_tokens)
 
 
 class Budget(Section):
@@ -337,6 +378,10 @@ class Price(Section):
     """Read."""
     output: Annotated[float, Field(ge=0)]
     """Written."""
+    cached: Annotated[float, Field(ge=0)] | None = None
+    """Read from the provider's cache of prompts, where it tells. Default: as input."""
+    cache_write: Annotated[float, Field(ge=0)] | None = None
+    """Read and put into that cache. Default: as input."""
 
 
 class ParameterLimits(Section):
@@ -520,6 +565,20 @@ def known(values: Any) -> Any:
     if "probation" not in values and isinstance(actions := values.get("actions", {}), dict):
         values = {**values, "actions": {**actions, "stop_settled_evals": 0}, "probation": {"enabled": False}}
     return _known(values, Policy)
+
+
+def _leaves(value: JsonValue, name: str = "") -> Iterator[tuple[str, JsonValue]]:
+    """Every key and every value within, by the name of its key."""
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else ((name, each) for each in value)
+        if isinstance(value, list)
+        else ()
+    )
+    yield name, value
+    for key, each in inner:
+        yield from _leaves(each, key)
 
 
 def _known(values: Any, section: type[BaseModel]) -> Any:
