@@ -61,13 +61,13 @@ ALLOWED: dict[str, str] = {
     "contract.run_file": ".policy .protocol .summary base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
     "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
+    "state.answers": "contract.events contract.policy contract.proposal",
     "state.budget": "contract.policy",
     "state.course": "base.wire contract.protocol",
     "state.evaluations": "",
     "state.finiteness": "base.wire",
     "state.interventions": "base.wire contract.protocol",
-    "state.ledger": ".budget base.wire contract.events contract.forecast contract.policy "
-    "contract.proposal contract.protocol",
+    "state.ledger": ".answers .budget base.wire contract.events contract.forecast contract.proposal contract.protocol",
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "

@@ -198,8 +198,8 @@ def take(now: Situation, trigger: str) -> Snapshot:
         unavailable=unavailable,
         interventions_left=None if left is None else max(0, left - ledger.accepted),
         texts=[_short(f"{level}: {message}", TEXT) for level, message in state.texts[-4:]],
-        note=_short(ledger.note, NOTE),
-        noted_at=ledger.noted_at,
+        note=_short(ledger.answers.note, NOTE),
+        noted_at=ledger.answers.noted_at,
         unasked=asking.spared(now, trigger) if is_hybrid(now.manifest.manager) else "",
     )
 
