@@ -199,7 +199,7 @@ def print_proof(console: Console, result: proof.Proof) -> None:
         since = " ".join(words.number(value) for _, value in change.after) or "–"
         table.row(
             f"{change.step:,}",
-            quoted(f"{change.diagnosis or ''}: {change.evidence}"),
+            quoted(f"{change.by}, " * bool(change.by) + f"{change.diagnosis or ''}: {change.evidence}"),
             quoted(what),
             quoted(change.expected or "–"),
             f"{words.number(change.before)} → {since}"
