@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from factories import curve, episodes, records, ruled
 from factories.calls import KEY, NOW, failures, holds, of, sent
+from factories.ledgers import asked
+from factories.ledgers import ruled as verdict
 from factories.profiles import examples
 from factories.situations import manifest, view
 from hypothesis import given
@@ -175,6 +177,40 @@ def test_the_model_waits_between_two_questions_and_as_long_as_it_wants_to_but_th
     assert makers(paths)[:3] == [MODEL, "rules", MODEL]
     assert views[1].snapshot["unasked"] == "it wanted to wait until step 6"
     assert (views[2].snapshot["note"], views[2].snapshot["noted_at"]) == ("hypothesis: too fast", 2)
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_in_doubt_what_the_model_said_last_holds_until_it_may_be_asked_again(heard: bool) -> None:
+    shown = view(ruled.overfitted().state, CALM).model_copy(update={"unasked": "it wanted to wait", "heard": heard})
+    found = hybrid.consider(shown, hybrid.rules(CALM), CALM)
+    assert (found.raw["action"], found.raw["diagnosis"]) == ("keep" if heard else "rollback", "overfitting")
+    assert found.raw["evidence"].startswith("left to the model (it wanted to wait): ") is heard
+    late = view(ruled.Run(total=3000).curve([10.0 - i / 10 for i in range(42)]).state, CALM)
+    late = late.model_copy(update={"unasked": "it wanted to wait", "heard": heard})
+    assert hybrid.consider(late, hybrid.rules(CALM), CALM).raw["action"] == "adjust"  # which they are sure of
+
+
+def test_what_the_model_said_holds_only_where_it_was_accepted() -> None:
+    def said(*payloads: Any) -> bool:
+        ledger = Ledger()
+        for payload in (events.RunStarted(manifest=manifest(CALM, manager="hybrid:m")), asked(1, 10, 1), *payloads):
+            ledger.fold(payload)
+        return ledger.answers.heard
+
+    request = request_on()
+    by_model = events.Response(decision="d1", manager=MODEL, raw=answer(), seconds=0.0)
+    by_rules = by_model.model_copy(update={"manager": "rules"})
+    assert said(request, by_model, verdict(1, action="keep"))
+    assert not said(request, by_model, verdict(1, "rejected"))
+    assert not said(request, by_rules, verdict(1, action="keep"))
+    assert said(request, by_model, verdict(1, action="keep"), asked(2, 20, 2), by_rules, verdict(2, action="keep"))
+    assert not said(request, by_model, verdict(1, action="keep"), asked(2, 20, 2), request)
+
+
+def request_on() -> events.Request:
+    return events.Request(decision="d1", purpose="decide", attempt=0, endpoint="http://127.0.0.1:1/v1", model="m",
+                          level="text", template="v3/0", template_sha256="", messages=[], answer_schema=None,
+                          parameters={}, prompt_tokens=1)  # fmt: skip
 
 
 def test_a_forged_answer_of_the_rules_is_found(tmp_path: Path) -> None:

@@ -159,6 +159,8 @@ class Snapshot(Wire):
     """... and the step at which it wrote that."""
     unasked: Annotated[str, Field(exclude_if=operator.not_)] = ""
     """Of a hybrid: why its model is not to be asked now, whatever the rules say; "" where it may be."""
+    heard: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Of a hybrid: whether its model has answered when it was asked last."""
 
     @property
     def refused(self) -> bool:
@@ -173,6 +175,7 @@ def take(now: Situation, trigger: str) -> Snapshot:
     objective = state.start.objective
     actions, unavailable = allowed.actions(now)
     left = now.policy.limits.max_interventions
+    hybrid = is_hybrid(now.manifest.manager)
     return Snapshot(
         workload=_short(state.start.workload),
         objective=_short(objective.metric),
@@ -200,7 +203,8 @@ def take(now: Situation, trigger: str) -> Snapshot:
         texts=[_short(f"{level}: {message}", TEXT) for level, message in state.texts[-4:]],
         note=_short(ledger.answers.note, NOTE),
         noted_at=ledger.answers.noted_at,
-        unasked=asking.spared(now, trigger) if is_hybrid(now.manifest.manager) else "",
+        unasked=asking.spared(now, trigger) if hybrid else "",
+        heard=hybrid and ledger.answers.heard,
     )
 
 

@@ -41,6 +41,8 @@ class Answers:
     """Answers of a language model."""
     model_step: int | None = None
     """Step of the last snapshot that a language model was asked about."""
+    heard: bool = False
+    """Whether it gave an answer then that was accepted."""
     stood_in: int = 0
     """Answers of a hybrid's rules in place of its model, which was asked, ..."""
     stood_in_why: str = ""
@@ -61,7 +63,7 @@ class Answers:
                 progress = payload.snapshot["progress"]
                 return replace(self, step=int(progress["step"]), evals=int(progress["evaluations"]))
             case events.Request(purpose="decide" | "reason"):
-                return replace(self, model_step=self.step)
+                return replace(self, model_step=self.step, heard=False)
             case events.Response():
                 found = replace(self, by=payload.manager, by_model=self.by_model + asks_model(payload.manager))
                 stood_in = replace(found, stood_in=found.stood_in + 1, stood_in_why=payload.instead)
@@ -80,7 +82,9 @@ class Answers:
             return self if payload.action == "keep" else replace(self, wait=None)
         steps, when = payload.ask_again_in, payload.ask_again_when
         wants = self.step is not None and (steps is not None or when is not None)
-        found = replace(self, wait=Wait(self.step or 0, self.evals, steps, when) if wants else None)
+        found = replace(
+            self, heard=asks_model(self.by), wait=Wait(self.step or 0, self.evals, steps, when) if wants else None
+        )
         if not (note := payload.note.strip()):
             return found
         gone = note == NOTHING
