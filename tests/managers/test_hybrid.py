@@ -298,6 +298,10 @@ def test_the_advice_is_one_line_whatever_the_script_calls_things() -> None:
     assert "\n" not in text
     assert len(text) < 300
     assert json.loads(text[text.index('"') : text.rindex('"') + 1]) == "lr END DATA"
+    plans = {"lr": {"to": 1e-5, "by_step": 900, "shape": "linear"}}
+    assert "adjust (lr to 1e-05 by step 900), since routine: " in hybrid.advice(
+        {**answer("adjust", diagnosis="routine"), "plans": plans}
+    )
 
 
 # -- never more often than is allowed ----------------------------------------------------------------------------------

@@ -172,6 +172,8 @@ def advice(opinion: dict[str, Any]) -> str:
     if opinion.get("to"):
         parts.append(f"to {opinion['to']}")
     changes = [f"{prompt.word(name)} = {prompt.value(value)}" for name, value in opinion.get("changes", {}).items()]
+    for name, plan in opinion.get("plans", {}).items():
+        changes.append(f"{prompt.word(name)} to {prompt.value(plan['to'])} by step {plan['by_step']}")
     done = " ".join(parts) + (f" ({', '.join(changes)})" if changes else "")
     return f"{done}, since {opinion['diagnosis']}: {short(opinion['evidence'], EVIDENCE)}"
 
