@@ -61,6 +61,7 @@ ALLOWED: dict[str, str] = {
     "contract.run_file": ".policy .protocol .summary base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
     "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
+    "state.answers": "contract.events contract.policy contract.proposal",
     "state.budget": "contract.policy",
     "state.changes": "base.wire contract.events contract.proposal",
     "state.course": "base.wire contract.protocol",
@@ -70,8 +71,8 @@ ALLOWED: dict[str, str] = {
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
     "state.plans": ".interventions base.wire contract.events contract.proposal contract.protocol",
-    "state.ledger": ".budget .changes .plans base.wire contract.events contract.forecast "
-    "contract.policy contract.proposal contract.protocol",
+    "state.ledger": ".answers .budget .changes .plans base.wire contract.events contract.forecast "
+    "contract.proposal contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
@@ -148,7 +149,7 @@ ALLOWED: dict[str, str] = {
     "contract.events contract.policy contract.proposal deciding.snapshot "
     "state.budget",
     "managers.hybrid": ".answer .base .exploration .llm .prompts.words .reading .rules base.errors "
-    "base.wire contract.policy deciding.snapshot state.budget",
+    "base.wire contract.policy contract.proposal deciding.snapshot state.budget",
     "managers.catalog": ".__init__ .adversaries .base .hybrid .llm .local .none .replay .rules "
     ".schedules base.errors base.paths contract.policy",
     "running.exit_code": "base.errors contract.run_file state.ledger state.run_state",

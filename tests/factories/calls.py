@@ -38,7 +38,7 @@ from trainmgr.testing import (
 )
 
 KEY = "sk-not-for-the-log-81c2"
-FIRST = LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 8, 4")  # two evaluations
+FIRST = LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 9, 4")  # two evaluations
 LOWER = answer("adjust", {"lr": 0.2})
 
 UNWATCHED = Probation(enabled=False)

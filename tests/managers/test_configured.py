@@ -120,7 +120,7 @@ def test_a_key_of_another_name_is_hidden_too(tmp_path: Path, monkeypatch: pytest
     with ScriptedEndpoint([Status(401, echo_key=True), KEEP], key=CANARY) as endpoint:
         monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
         paths, _, _ = supervise(tmp_path, write_child(tmp_path, SPY), LlmManager(rules, "scripted"), policy=rules)
-        assert len(asked(endpoint)) == 12
+        assert len(asked(endpoint)) == 11
     output = paths.stdout.read_text()
     assert "TRAINMGR_RUN_DIR" in output
     assert "HOUSE_API_KEY" not in output

@@ -233,7 +233,7 @@ def calls_are_over() -> None:
 
 def test_a_run_that_ends_during_a_call_ends_at_once(tmp_path: Path) -> None:
     with ScriptedEndpoint([Silence()]) as endpoint:
-        body = long(10, f"if step == 10: {kind('request')}")
+        body = long(11, f"if step == 10: {kind('request')}")
         paths, closing, _ = managed(tmp_path, endpoint, policy_of(timeout=3600.0), body)
         calls_are_over()  # closing the manager ended the call, too
     assert closing.status == "completed"
@@ -286,7 +286,7 @@ def test_with_blocking_training_stands_still_during_a_call_and_goes_on_after_it(
 
     listener = Recorder(on_event=hear)
     with ScriptedEndpoint(script) as endpoint:
-        last = "[e['snapshot']['progress']['evaluations'] for e in log() if e['kind'] == 'snapshot'][-1:] == [40]"
+        last = "[e['snapshot']['progress']['evaluations'] for e in log() if e['kind'] == 'snapshot'][-1:] == [39]"
         body = long(400, f"if step == 400: until(lambda: {last} and log()[-1]['kind'] == 'verdict')")
         rules = Policy(probation=UNWATCHED, cadence=Cadence(min_steps=0), llm=ALONE)
         paths, closing, _ = managed(tmp_path, endpoint, rules, body,

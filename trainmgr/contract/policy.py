@@ -285,7 +285,7 @@ class Approval(Section):
 
 
 class Llm(Section):
-    """The language model, for the managers `llm` and `local:FILE`."""
+    """The language model, for the managers `llm`, `hybrid` and `local:FILE`."""
 
     model: str | None = None
     """Its name at the endpoint; `--manager llm:MODEL` says it too. Default: the only chat model that the endpoint

@@ -31,9 +31,10 @@ def trigger(now: Situation) -> str | None:
         return why
     if _in_vain(now) or (spared(now, why) and not is_hybrid(now.manifest.manager)):
         return None
-    wait = now.ledger.wait
-    met = wait is not None and wait.when is not None and _met(now, wait.when, since=wait.step)
-    return f"{why}: {_in_words(wait.when)}" if met and wait is not None and wait.when is not None else why
+    wait = now.ledger.answers.wait
+    if wait is None or wait.when is None or _alarming(why) or not _met(now, wait.when, since=wait.step):
+        return why
+    return f"{why}: {_in_words(wait.when)}"
 
 
 def spared(now: Situation, why: str) -> str:
@@ -44,11 +45,13 @@ def spared(now: Situation, why: str) -> str:
     state, ledger, policy = now.state, now.ledger, now.policy
     if asks_model(now.manifest.manager) and _only_keep(now):
         return "nothing can be changed now"
-    if why.startswith("alarm"):
+    if _alarming(why):
         return ""
     least = policy.model_steps(state.total_steps) if is_hybrid(now.manifest.manager) else 0
-    if ledger.model_step is not None and 0 <= state.step - ledger.model_step < least:  # below 0: after a restart
-        return f"it was asked at step {ledger.model_step}, and once in {least} steps is enough"
+    if (
+        ledger.answers.model_step is not None and 0 <= state.step - ledger.answers.model_step < least
+    ):  # below 0: after a restart
+        return f"it was asked at step {ledger.answers.model_step}, and once in {least} steps is enough"
     return _waits(now)
 
 
@@ -99,6 +102,10 @@ def _planned(now: Situation) -> str | None:
     begin = now.policy.asks_from(due)
     asked = last is not None and begin <= last <= state.step
     return f"step {due} is near" if state.evals and state.step >= begin and not asked else None
+
+
+def _alarming(why: str) -> bool:
+    return why.startswith("alarm")
 
 
 def _alarms(now: Situation) -> frozenset[str]:
@@ -153,7 +160,7 @@ def _waits(now: Situation) -> str:
 
     It waits for at least one evaluation, and no longer than the policy allows.
     """
-    wait, state = now.ledger.wait, now.state
+    wait, state = now.ledger.answers.wait, now.state
     if wait is None or state.step < wait.step or (wait.when is not None and _met(now, wait.when, since=wait.step)):
         return ""
     most = _longest(now)

@@ -163,6 +163,8 @@ class Snapshot(Wire):
     """Of a hybrid: why its model is not to be asked now, whatever the rules say; "" where it may be."""
     account: Annotated[Account | None, Field(exclude_if=_missing)] = None
     """What a reader who remembers nothing must know besides; since edition 2."""
+    heard: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Of a hybrid: whether its model has answered when it was asked last."""
 
     @property
     def refused(self) -> bool:
@@ -178,6 +180,7 @@ def take(now: Situation, trigger: str) -> Snapshot:
     actions, unavailable = allowed.actions(now)
     left = now.policy.limits.max_interventions
     rows = thinned(state.evaluations, ROWS, ROWS // 2)
+    hybrid = is_hybrid(now.manifest.manager)
     return Snapshot(
         workload=_short(state.start.workload),
         objective=_short(objective.metric),
@@ -203,9 +206,10 @@ def take(now: Situation, trigger: str) -> Snapshot:
         unavailable=unavailable,
         interventions_left=None if left is None else max(0, left - ledger.accepted),
         texts=[_short(f"{level}: {message}", TEXT) for level, message in state.texts[-4:]],
-        note=_short(ledger.note, NOTE),
-        noted_at=ledger.noted_at,
-        unasked=asking.spared(now, trigger) if is_hybrid(now.manifest.manager) else "",
+        note=_short(ledger.answers.note, NOTE),
+        noted_at=ledger.answers.noted_at,
+        unasked=asking.spared(now, trigger) if hybrid else "",
+        heard=hybrid and ledger.answers.heard,
         account=account.of(now, rows) if now.manifest.edition > 1 else None,
     )
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainmgr.base.errors import ManagerError
-from trainmgr.base.wire import short
+from trainmgr.base.wire import plain, short
 from trainmgr.contract.policy import Policy
+from trainmgr.contract.proposal import keep
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import answer, exploration, reading
 from trainmgr.managers.base import Answer, Exchange
@@ -107,9 +108,17 @@ def rules(policy: Policy) -> RulesManager:
 
 
 def consider(snapshot: Snapshot, rules: RulesManager, policy: Policy) -> Opinion:
-    """What the rules make of a snapshot. A replay asks this again."""
+    """What the rules make of a snapshot. A replay asks this again.
+
+    In doubt, what the model said last holds until it may be asked again: else a change that it has just refused would
+    be made at the next evaluation.
+    """
     raw = rules.decide(snapshot)
-    return Opinion(raw, "" if snapshot.unasked else doubt(snapshot, raw, policy), advice(raw))
+    unsure = doubt(snapshot, raw, policy)
+    if unsure and snapshot.unasked and snapshot.heard and raw["action"] != "keep":
+        left = f"left to the model ({snapshot.unasked}): {raw['evidence']}"
+        raw = plain(keep(raw["diagnosis"], short(left, answer.EVIDENCE)))
+    return Opinion(raw, "" if snapshot.unasked else unsure, advice(raw))
 
 
 def doubt(snapshot: Snapshot, opinion: dict[str, Any], policy: Policy) -> str:

@@ -68,6 +68,8 @@ class Change:
     """Why probation took it back, where it did."""
     overwritten: str | None = None
     """Which of its values something in the script overwrote."""
+    by: str = ""
+    """Of a hybrid: whether its rules or its model wanted it."""
 
 
 @dataclass
@@ -329,7 +331,8 @@ class Prover:
             elif not _same(new, override.params[name]):
                 self._find(place, f"{name} is in effect at {new!r}; revision {event.revision} asked for "
                                   f"{override.params[name]!r}")  # fmt: skip
-        command = override.command
+        command, ledger = override.command, self._history.ledger
+        decision = ledger.decisions.get(event.decision) if ledger.answers.hybrid else None
         self._changes[event.revision] = Change(
             decision=event.decision,
             step=event.step,
@@ -338,6 +341,7 @@ class Prover:
             changes={name: list(pair) for name, pair in event.changes.items()},
             command=f"{command.name} {command.to or ''}".strip() if command else None,
             expected=f"{ruling.expected.metric} {ruling.expected.direction}" if ruling and ruling.expected else None,
+            by=decision.by if decision else "",
         )
 
     def _asker(self, origin: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from trainmgr.base.wire import Value, moved
 from trainmgr.contract import events
 from trainmgr.contract.forecast import Forecast
-from trainmgr.contract.policy import asks_model, is_hybrid
-from trainmgr.contract.proposal import Condition, Diagnosis, Expectation, Plan
+from trainmgr.contract.proposal import Diagnosis, Expectation, Plan
 from trainmgr.contract.protocol import Control
+from trainmgr.state.answers import Answers
 from trainmgr.state.budget import Spent
 from trainmgr.state.changes import Changes
 from trainmgr.state.plans import Plans
@@ -23,7 +23,6 @@ ROUNDING = 1e-6  # of a value
 APART = 8  # spans of steps remembered
 OVER = "the run ended before the answer came"
 REFUSED = "refused by the workload:"  # how a rejection of its begins
-NOTHING = "-"  # the note that takes back the one before
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Decision:
     expected: Expectation | None
     evidence: str
     by: str = ""
-    """Who made it: of a hybrid "rules" or the language model."""
+    """Who made it."""
     judge_after: int | None = None
     """Steps that it asked for before it is judged to have brought nothing."""
     undoes: tuple[int, ...] = ()
@@ -57,20 +56,6 @@ class Ailment:
     """The same of the last time."""
     why: str
     """Why nothing could be done the last time, and what would help."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """When a manager wants to be asked again."""
-
-    step: int
-    """Of the snapshot that it answered, ..."""
-    evals: int
-    """... and the evaluations until then."""
-    steps: int | None
-    """In so many."""
-    when: Condition | None
-    """Before that, if this comes true."""
 
 
 @dataclass(frozen=True)
@@ -154,23 +139,9 @@ class Ledger:
     """The alarms that held at the last snapshot: only a new one asks again."""
     waiting: str | None = None
     """The decision that has no verdict yet."""
-    wait: Wait | None = None
-    """What the last answer asked for; None where that was nothing, or something happened that it could not know of."""
-    note: str = ""
-    """What the manager wants to read again, ..."""
-    noted_at: int | None = None
-    """... and the step of the snapshot on which it wrote that."""
-    model_step: int | None = None
-    """Step of the last snapshot that a language model was asked about."""
     answered: int = 0
-    by: str = ""
-    """Who gave the last answer: of a hybrid, its rules or its model."""
-    by_model: int = 0
-    """Answers of a language model."""
-    stood_in: int = 0
-    """Answers of a hybrid's rules in place of its model, which was asked, ..."""
-    stood_in_why: str = ""
-    """... and why the last time."""
+    answers: Answers = field(default_factory=Answers)
+    """Who gave them, and what was asked for with them."""
     spent: Spent = field(default_factory=Spent)
     """On a language model."""
     accepted: int = 0
@@ -260,11 +231,6 @@ class Ledger:
     """Why the last of them got none."""
 
     @property
-    def hybrid(self) -> bool:
-        """Whether this run's manager is rules and a language model together."""
-        return self.started is not None and is_hybrid(self.started.manifest.manager)
-
-    @property
     def on_probation(self) -> bool:
         """Whether the changes of this run's manager are watched."""
         return self.started is not None and self.started.manifest.policy.watches(self.started.manifest.manager)
@@ -295,6 +261,7 @@ class Ledger:
 
     def fold(self, payload: events.Payload) -> None:
         """Take one event in."""
+        self.answers = self.answers.after(payload)
         match payload:
             case events.RunStarted():
                 self.started = payload
@@ -309,21 +276,15 @@ class Ledger:
                 self.alarms = self._alarms(payload.snapshot.get("signals", {}))
             case events.Request():
                 self.spent = self.spent.asked()
-                if payload.purpose in ("decide", "reason"):
-                    self.model_step = self.last_step
             case events.Reply():
                 self.spent = self.spent.answered(
                     payload.prompt_tokens, payload.completion_tokens, payload.money, payload.seconds
                 )
             case events.Response():
-                self.answered, self.by = self.answered + 1, payload.manager
-                self.by_model += asks_model(payload.manager)
-                if payload.instead:
-                    self.stood_in, self.stood_in_why = self.stood_in + 1, payload.instead
+                self.answered += 1
             case events.Verdict():
                 self.waiting = None
                 self._ails(payload)
-                self._wishes(payload)
                 if payload.result == "rejected":
                     self.rejected += 1
                     self._rejection(next((check.reason for check in payload.checks if not check.ok), "rejected"))
@@ -332,13 +293,11 @@ class Ledger:
                     if self.demoted:  # what is never applied need not be remembered
                         return
                     decision = Decision(
-                        payload.decision, payload.diagnosis, payload.expected, payload.evidence, self.by,
+                        payload.decision, payload.diagnosis, payload.expected, payload.evidence, self.answers.by,
                         payload.judge_after, tuple(payload.undoes), changes=tuple(payload.changes), plans=payload.plans,
                     )  # fmt: skip
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
                     self.changes = self.changes.said(payload)
-            case events.Approval() if payload.answer != "yes":
-                self.wait = None
             case events.OverrideIssued():
                 self._issued(payload)
             case events.Acknowledged():
@@ -358,7 +317,7 @@ class Ledger:
                 self.changes = self.changes.judged(payload)
                 self._kept(payload)
             case events.Challenged():
-                self.due, self.overtaken, self.wait = payload, True, None
+                self.due, self.overtaken = payload, True
                 self.challenges, self.challenged_at = self.challenges + 1, payload.evals
             case events.Ending():
                 self.due, self.overtaken, self.ending = payload, True, True
@@ -366,8 +325,7 @@ class Ledger:
                 self.restarts += 1
                 self.plans.restarted()
                 self.changes = self.changes.restarted()
-                self.trials, self.wait = [], None  # what would come of them starts from other weights
-                self.ending = False
+                self.trials, self.ending = [], False  # what would come of them starts from other weights
                 left, self.carrying = self.due or self.carrying, None
                 self.due = None if isinstance(left, events.Challenged) else left  # its grounds are gone
             case events.Stalled():
@@ -389,22 +347,6 @@ class Ledger:
                 self.ended = payload
             case _:
                 pass
-
-    def _wishes(self, payload: events.Verdict) -> None:
-        """What an accepted answer wants of the questions to come; a rejected one says nothing."""
-        if payload.result == "rejected":
-            return
-        if self.hybrid and not asks_model(
-            self.by
-        ):  # of its rules: what its model wanted holds until something is changed
-            self.wait = self.wait if payload.action == "keep" else None
-            return
-        if payload.note.strip():
-            gone = payload.note.strip() == NOTHING
-            self.note, self.noted_at = ("", None) if gone else (payload.note, self.last_step)
-        steps, when = payload.ask_again_in, payload.ask_again_when
-        wanted = self.last_step is not None and (steps is not None or when is not None)
-        self.wait = Wait(self.last_step or 0, self.last_evals, steps, when) if wanted else None
 
     def _ails(self, payload: events.Verdict) -> None:
         if payload.helpless and payload.diagnosis is not None:
@@ -462,7 +404,6 @@ class Ledger:
             self._changed(payload)
         else:
             self.refused += 1
-            self.wait = None
             self._rejection(f"{REFUSED} {payload.reason}")
         settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
         if self._jointly and payload.forecast is not None:
@@ -495,7 +436,7 @@ class Ledger:
 
     def _unanswered(self, payload: events.Unanswered) -> None:
         self.in_force, self.outstanding, self.unheard = dict(self.held), None, payload.revision
-        self.carrying = self.wait = None  # the recipe of the start, which nobody tried
+        self.carrying = None  # the recipe of the start, which nobody tried
         self.lapsed += 1
         self._rejection(f"not answered by the workload until step {payload.step}")
 
@@ -580,7 +521,7 @@ class Ledger:
         self.idle_since += payload.idle
         self.idle_until = payload.step if payload.idle else self.idle_until
         self.demoted |= payload.demoted
-        self.due, self.overtaken, self.wait = payload, True, None
+        self.due, self.overtaken = payload, True
         self.trials = [] if self._jointly else self._passed_on(payload.revisions)
         self.plans.taken_back(payload.decisions)
         if payload.demoted:

@@ -58,7 +58,7 @@ def print_closing(console: Console, now: Situation, stderr: Path | None = None, 
             mark = "  (taken back)" if item.revision in ledger.taken_back else ""
             mark += f"  [yellow]({quoted(display.lost_in_words(item))})[/]" if item.lost else ""
             why = f"{decision.diagnosis} ({decision.evidence})" if decision else by
-            why = f"{decision.by}, {why}" if decision and ledger.hybrid else why
+            why = f"{decision.by}, {why}" if decision and ledger.answers.hybrid else why
             parts = (display.command_in_words(item.command), display.changes_in_words(item.changes))
             out(f"  step {item.step:>6,}  {quoted(why)}: [bold]{quoted('; '.join(p for p in parts if p))}[/]{mark}")
         if state.overwritten:
@@ -77,11 +77,11 @@ def print_closing(console: Console, now: Situation, stderr: Path | None = None, 
         out(_probation(ledger.reversals, ledger.lost, ledger.idle, ledger.demoted))
     if spent := display.spent_in_words(ledger):
         out(f"The model was asked: {spent}.")
-    if ledger.hybrid and ledger.answered:
-        out(f"Decisions: {ledger.by_model} of {ledger.answered} by the model, the others by the rules.")
-    if ledger.stood_in:
-        out(f"[yellow]The rules stood in for the model {counted(ledger.stood_in, 'time')}; the last: "
-            f"{quoted(ledger.stood_in_why).rstrip('.')}.[/]")  # fmt: skip
+    if ledger.answers.hybrid and ledger.answered:
+        out(f"Decisions: {ledger.answers.by_model} of {ledger.answered} by the model, the others by the rules.")
+    if ledger.answers.stood_in:
+        out(f"[yellow]The rules stood in for the model {counted(ledger.answers.stood_in, 'time')}; the last: "
+            f"{quoted(ledger.answers.stood_in_why).rstrip('.')}.[/]")  # fmt: skip
     if ledger.unanswered:
         why = quoted(ledger.unanswered_why).rstrip(".")
         out(f"[yellow]No answer to {counted(ledger.unanswered, 'decision')}; the last: {why}.[/]")
@@ -199,7 +199,7 @@ def print_proof(console: Console, result: proof.Proof) -> None:
         since = " ".join(words.number(value) for _, value in change.after) or "–"
         table.row(
             f"{change.step:,}",
-            quoted(f"{change.diagnosis or ''}: {change.evidence}"),
+            quoted(f"{change.by}, " * bool(change.by) + f"{change.diagnosis or ''}: {change.evidence}"),
             quoted(what),
             quoted(change.expected or "–"),
             f"{words.number(change.before)} → {since}"
@@ -350,7 +350,7 @@ def show_json(paths: RunPaths, now: Situation) -> str:
         "steps_in_vain": ledger.idle,
         "trust": ledger.trust,
         "answers": ledger.answered,
-        "answers_by_model": ledger.by_model,
+        "answers_by_model": ledger.answers.by_model,
         "ailments": [asdict(ailment) for ailment in ledger.ailments.values()],
         "closing": plain(ledger.ended.closing) if ledger.ended else None,
     }
