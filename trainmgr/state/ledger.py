@@ -384,8 +384,7 @@ class Ledger:
 
     def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:
         command = control.command if control else None
-        go_on, (_, plans) = self.plans.of(payload.revision).go_on, self._planned(payload.decision)
-        changes = {name: pair for name, pair in payload.changes.items() if name not in go_on}
+        changes, (_, plans) = self.plans.own(payload), self._planned(payload.decision)
         trial = Trial(
             step=payload.step,
             forecast=forecast,

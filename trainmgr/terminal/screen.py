@@ -208,9 +208,8 @@ def _interventions(now: Situation) -> RenderableType:
         table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
     for item in state.interventions[-SHOWN:]:
         decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
-        todo = "; ".join(
-            p for p in (display.command_in_words(item.command), display.changes_in_words(item.changes)) if p
-        )
+        done = display.done_in_words(item.changes, decision.plans if decision else {})
+        todo = "; ".join(p for p in (display.command_in_words(item.command), done) if p)
         since = words.number(item.after[-1][1]) if item.after else "…"
         table.add_row(
             f"{item.step:,}",
