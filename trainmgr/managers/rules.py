@@ -108,10 +108,10 @@ class RulesManager:
         found = exploration.diagnose(snapshot, now, self._explore) if now else None
         if found is None:
             return None
-        if not found.changes:
+        if not found.changes and not found.plans:
             return self._resigned(snapshot, found.diagnosis, found.evidence)
         if found.back is None:
-            return self._adjust(snapshot, found.diagnosis, found.evidence, found.changes)
+            return self._adjust(snapshot, found.diagnosis, found.evidence, found.changes, found.plans)
         return self._retreat(snapshot, found.diagnosis, found.evidence, found.changes, found.back)
 
     def _imbalanced(self, snapshot: Snapshot) -> Proposal | None:
@@ -184,8 +184,11 @@ class RulesManager:
         """Averages of weights that are on reach back over a share of the run so far: longer, each time it has doubled.
 
         (Averages whose length grows with the run: Karras et al. 2024, https://arxiv.org/abs/2312.02696.) Not on the
-        way back to the best, which a longer average would make slower, and not with the last changes that are left.
+        way back to the best, which a longer average would make slower, not while a rate is being brought down, and not
+        with the last changes that are left.
         """
+        if any(row.plan is not None for row in snapshot.recipe):
+            return None
         spare = snapshot.interventions_left is None or snapshot.interventions_left > SPARE
         if reading.since_change(snapshot) < self._rules.patience or self._climbing(snapshot) or not spare:
             return None
