@@ -143,8 +143,8 @@ ALLOWED: dict[str, str] = {
     "contract.action_space contract.policy contract.protocol log.telemetry "
     "running.manifest state.interventions state.run_state",
     "readers.opinions": "base.errors base.paths contract.events contract.proposal contract.protocol "
-    "deciding.guard deciding.snapshot log.audit log.history log.telemetry "
-    "managers.base state.ledger state.run_state state.situation",
+    "contract.run_file deciding.guard deciding.snapshot log.audit log.history "
+    "log.telemetry managers.base state.ledger state.run_state state.situation",
     "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
     "contract.run_file deciding.decision deciding.plans deciding.probation "
     "deciding.snapshot log.audit log.history log.telemetry managers.answer "
