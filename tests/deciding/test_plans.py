@@ -168,6 +168,7 @@ def test_a_plan_goes_with_adjust_and_rollback_only_and_not_with_a_change_of_the_
         assert f"{action} with plans" in objections(run.judge({**planned, "action": action}))
     both = run.judge({**planned, "changes": {"lr": 1e-3}})
     assert "lr is in changes and in plans" in objections(both)
+    assert "under way already" in objections(run.answered(planned).measure(4.0).judge(planned))
     many = {f"p{i}": (1.0, 90) for i in range(PLANS + 1)}
     assert run.judge(answer(**many)).result == "rejected"
 
@@ -274,6 +275,15 @@ def test_a_part_that_the_workload_refuses_ends_it_and_the_log_says_so() -> None:
     (ended,) = run.of(events.PlanEnded)
     assert (ended.decision, ended.name, ended.why) == ("d1", "lr", "the workload refused a part of it: too late")
     assert run.ledger.plans.underway == {}
+    assert run.ledger.refused == 0  # no answer of the manager was
+
+
+def test_what_works_at_first_is_watched_to_its_end() -> None:
+    run = watched().plan("lr", 1e-4, 200).measure(3.9, 3.8, 3.7, 3.6, 3.5, 3.4, best=True)
+    assert run.of(events.Kept) == []
+    run.measure(9.0, 9.0)
+    assert [event.why for event in run.reversals] == ["harm"]
+    assert watched().plan("lr", 1e-4, 120).measure(3.9, 3.8, 3.7, 3.6, 3.5, 3.4, best=True).of(events.Kept) != []
 
 
 def test_a_part_that_came_too_late_for_its_step_is_made_up_for() -> None:

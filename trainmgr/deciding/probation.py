@@ -55,14 +55,14 @@ def assess(now: Situation) -> events.Judgment | None:
         oldest = ledger.trials[0]
         if harmed(now, oldest):
             return _reverted(now, harm=True)
-        if _measured(state, oldest) >= now.policy.probation.window_evals:
+        if _measured(state, oldest) >= now.policy.probation.window_evals and not _under_way(now):
             if oldest.challenge:
                 if oldest.forecast.level is None or not math.isfinite(state.measured[-1][2]):  # nothing can be compared
                     return _reverted(now, harm=True)
                 return _kept(now, state.step)
             if (through := proven(now, oldest)) is not None:
                 return _kept(now, through)
-            if not _under_way(now) and not _promising(now):
+            if not _promising(now):
                 return _reverted(now, harm=False)
     elif manifest.mode != "shadow" and (values := _challenger(now)):
         return _challenged(now, values)
@@ -72,9 +72,10 @@ def assess(now: Situation) -> events.Judgment | None:
 
 
 def _under_way(now: Situation) -> bool:
-    """Whether a plan on trial is not at its end yet, so that nobody can say that it brought nothing."""
-    until = now.ledger.trials[0].until
-    return until is not None and now.state.step < until
+    """Whether a plan on trial is not at its end yet, so that nobody can say what it brought: only harm shows before."""
+    oldest, underway = now.ledger.trials[0], now.ledger.plans.underway.values()
+    going = any(plan.decision in oldest.decisions for plan in underway)
+    return going and oldest.until is not None and now.state.step < oldest.until
 
 
 def harmed(now: Situation, trial: Trial) -> bool:

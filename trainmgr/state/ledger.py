@@ -64,7 +64,7 @@ class Trial:
     challenge: bool = False
     """Whether it is the recipe of the start that is on trial."""
     until: int | None = None
-    """The step before which it cannot have brought nothing: the end of a plan; None where there is none."""
+    """The step before which nobody can say what it brought: the end of a plan; None where there is none."""
 
     def joined(self, other: Trial) -> Trial:
         """With later changes of the same moment."""
@@ -356,7 +356,7 @@ class Ledger:
             self.applied += 1
             self.own += self.origins.get(payload.revision) == "probation"
             self.stops += self.origins.get(payload.revision) == "operator"
-        else:
+        elif self.origins.get(payload.revision) != "plan":  # of a part, the end of its plan says what is to be said
             self.refused += 1
             self._rejection(f"{REFUSED} {payload.reason}")
         settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
