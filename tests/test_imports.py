@@ -175,35 +175,35 @@ ALLOWED: dict[str, str] = {
     "contract.action_space contract.policy contract.protocol log.telemetry "
     "running.manifest state.interventions state.run_state",
     "readers.opinions": "base.errors base.paths contract.events contract.proposal contract.protocol "
-    "deciding.guard deciding.snapshot log.audit log.history log.telemetry "
-    "managers.base state.ledger state.run_state state.situation",
+    "contract.run_file deciding.guard deciding.snapshot log.audit log.history "
+    "log.telemetry managers.base state.ledger state.run_state state.situation",
     "readers.replay": "base.errors base.paths base.wire contract.events contract.policy "
     "contract.protocol contract.run_file deciding.asking deciding.decision "
     "deciding.plans deciding.probation deciding.snapshot log.audit log.history "
     "log.telemetry managers.answer managers.base managers.hybrid managers.prompt "
     "managers.prompts.game state.lineage state.situation",
-    "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
-    "managers.catalog running.launch",
+    "readers.again": ".opinions .replay base.errors base.paths contract.policy contract.run_file "
+    "log.history managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "
     "deciding.decision deciding.plans deciding.probation log.history log.telemetry "
     "state.situation",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
-    "contract.protocol contract.run_file log.history log.telemetry "
-    "state.interventions state.measured state.notices state.run_state",
+    "contract.protocol contract.run_file deciding.decision log.history "
+    "log.telemetry state.interventions state.measured state.notices state.run_state",
     "terminal.markup": "base.foreign",
     "terminal.output": "base.errors",
     "terminal.consoles": ".output base.foreign",
     "terminal.tab": "base.paths managers.__init__",
     "terminal.words": "",
-    "terminal.display": ".words base.foreign base.wire contract.events contract.protocol log.telemetry "
-    "state.interventions state.ledger state.lineage state.notices state.run_state "
-    "state.situation",
+    "terminal.display": ".words base.foreign base.wire contract.events contract.proposal "
+    "contract.protocol log.telemetry state.interventions state.ledger state.lineage "
+    "state.notices state.run_state state.situation",
     "terminal.listing": ".markup .words base.files base.paths contract.summary",
     "terminal.screen": ".display .markup .words base.foreign contract.action_space contract.events "
     "log.telemetry state.run_state state.situation",
     "terminal.tables": ".display .listing .markup .words base.paths base.process base.wire "
-    "checking.checked contract.run_file readers.opinions readers.proof "
-    "readers.replay state.run_state state.situation",
+    "checking.checked contract.proposal contract.run_file readers.opinions "
+    "readers.proof readers.replay state.run_state state.situation",
     "terminal.playback": ".consoles .screen .tables base.paths log.history",
     "terminal.supervised": ".consoles .display .screen .tables base.errors base.paths contract.run_file "
     "log.history running.exit_code running.launch running.listener "

@@ -213,6 +213,9 @@ def _plans(judgment: Judgment, proposal: Proposal, now: Situation) -> None:
         objection = objection or parameter.objection(to)
         if not objection and to == parameter.value:
             objection = f"{name} is at {to:g} already"
+        under_way = now.ledger.plans.underway.get(name)
+        if not objection and under_way is not None and under_way.plan == plan:
+            objection = f"that plan for {name} is under way already"
         if not objection and allowed.resting(now, name):
             objection = f"{name} rests: its last change is still being measured"
         if objection:

@@ -165,8 +165,11 @@ def _judged(now: Situation) -> events.Reverted | events.Kept | None:
 
 
 def _over(now: Situation, trial: Trial) -> bool:
-    """Whether a trial has had its time."""
-    in_time = trial.until is not None and now.state.step < trial.until
+    """Whether a trial has had its time. A plan has it until its end, which may come sooner than planned."""
+    decisions, underway = now.ledger.decisions, now.ledger.plans.underway.values()
+    planned = any(decisions[name].plans for name in trial.decisions if name in decisions)
+    waits = not planned or any(plan.decision in trial.decisions for plan in underway)
+    in_time = waits and trial.until is not None and now.state.step < trial.until
     return not in_time and _measured(now.state, trial) >= now.policy.probation.window_evals
 
 

@@ -37,6 +37,8 @@ class Rebuilt:
     """Events compared, by kind."""
     differences: list[tuple[int, str]] = field(default_factory=list)
     """(line of audit.jsonl, what differs)."""
+    note: str = ""
+    """What was not compared, and why; "" where all of it was."""
 
 
 def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:

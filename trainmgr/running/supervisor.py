@@ -361,6 +361,8 @@ class Supervisor:
 
     def _take_further(self) -> None:
         """Issue the next part of the plans in force, and say which of them cannot go on."""
+        if not self.ledger.plans.underway:
+            return
         while (ended := plans.over(self.now)) is not None:
             self._append(ended)
         event = plans.going_on(self.now, self._issued())

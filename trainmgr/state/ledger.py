@@ -402,7 +402,7 @@ class Ledger:
             self.own += self.origins.get(payload.revision) == "probation"
             self.stops += self.origins.get(payload.revision) == "operator"
             self._changed(payload)
-        else:
+        elif self.origins.get(payload.revision) != "plan":  # of a part, the end of its plan says what is to be said
             self.refused += 1
             self._rejection(f"{REFUSED} {payload.reason}")
         settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
@@ -442,9 +442,8 @@ class Ledger:
 
     def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:
         command = control.command if control else None
+        changes, (_, plans) = self.plans.own(payload), self._planned(payload.decision)
         decision = self.decisions.get(payload.decision)
-        go_on, (_, plans) = self.plans.of(payload.revision).go_on, self._planned(payload.decision)
-        changes = {name: pair for name, pair in payload.changes.items() if name not in go_on}
         later = [plan.by_step for plan in plans.values()]
         later += [payload.step + decision.judge_after] if decision and decision.judge_after is not None else []
         trial = Trial(

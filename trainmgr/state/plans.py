@@ -61,6 +61,11 @@ class Plans:
         """What of a revision is due to plans."""
         return self.moves.get(revision, NOTHING)
 
+    def own(self, payload: events.Acknowledged) -> dict[str, tuple[Value, Value]]:
+        """What a revision changed itself: not what only went on."""
+        go_on = self.of(payload.revision).go_on
+        return {name: pair for name, pair in payload.changes.items() if name not in go_on}
+
     def issued(
         self, payload: events.OverrideIssued, named: Collection[str], begin: Collection[str], before: Control | None
     ) -> None:
