@@ -9,6 +9,7 @@ import math
 from trainmgr.base.wire import short
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.proposal import Action
+from trainmgr.deciding import undoing
 from trainmgr.state.situation import Situation
 
 NOT_OFFERED = "the workload offers none"  # why a command may not be given
@@ -26,13 +27,14 @@ def actions(now: Situation) -> tuple[list[Action], dict[str, str]]:
     left = now.policy.limits.max_interventions
     if left is not None and now.ledger.accepted >= left:
         spent = f"all {left} interventions of this run are spent"
-        return found, {"adjust": spent, "rollback": spent, "stop": spent}
+        return found, dict.fromkeys(("adjust", "rollback", "stop", *_undo(now)), spent)
     no: dict[str, str] = {}
     late = _too_late(now)
     objections: tuple[tuple[Action, str], ...] = (
         ("adjust", late or _no_adjust(now)),
         ("rollback", late or _no_rollback(now)),
         ("stop", _no_stop(now)),
+        *((action, _no_undo(now)) for action in _undo(now)),
     )
     for action, objection in objections:
         if objection:
@@ -40,6 +42,29 @@ def actions(now: Situation) -> tuple[list[Action], dict[str, str]]:
         else:
             found.append(action)
     return found, no
+
+
+def _undo(now: Situation) -> tuple[Action, ...]:
+    return ("undo",) if now.manifest.edition > 1 else ()
+
+
+def _no_undo(now: Situation) -> str:
+    found = undoing.last(now)
+    if found is None:
+        return "no change of yours is in force"
+    if not found.values and (why := no_weights(now, found)):
+        return why
+    return ""
+
+
+def no_weights(now: Situation, undo: undoing.Undo) -> str:
+    """Why the weights from before a change cannot come back with its values; "" where they can."""
+    if not now.policy.actions.rollback or "rollback" not in now.declared.commands or undo.saved is None:
+        return "the weights from before that change are not kept"
+    costs, spare = undoing.costs(now, undo), undoing.spare(now)
+    if spare is not None and costs > spare:
+        return f"{costs} steps would be in vain; a manager on probation may lose {spare} more"
+    return ""
 
 
 def _too_late(now: Situation) -> str:

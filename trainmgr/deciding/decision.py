@@ -131,6 +131,8 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
         checks=judgment.checks,
         helpless=proposal.helpless if proposal and proposal.action == "keep" and not rejected else "",
         falsifier=proposal.falsifier if proposal and now.manifest.edition > 1 else "",
+        undoes=[] if rejected else list(judgment.undoes),
+        judge_after=probation.judge_after(proposal, now) if proposal and not rejected else None,
     )
 
 
@@ -152,7 +154,7 @@ def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) ->
         based_on_step=based_on_step,
         valid_until_step=None if age is None else max(based_on_step + age, due or 0),
         at_step=due,
-        keep=probation.keeps(now),
+        keep=probation.keeps(now, ruling.command) if not ruling.undoes or ruling.command is None else None,
     )
     return events.OverrideIssued(decision=ruling.decision, origin="manager", control=content)
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
 from trainmgr.contract.proposal import Action, Diagnosis, Expectation, Plan
-from trainmgr.deciding import allowed
+from trainmgr.deciding import allowed, undoing
 from trainmgr.state.evaluations import thinned
 from trainmgr.state.ledger import REFUSED
 from trainmgr.state.run_state import RunState
@@ -90,6 +90,17 @@ class RecipeRow(Wire):
         return (math.ceil(low), math.floor(high)) if self.type == "int" else (low, high)
 
 
+class Undoable(Wire):
+    """The manager's last change that is in force, which it may undo."""
+
+    decision: str
+    step: int
+    values: dict[str, Value]
+    """What comes back."""
+    weights: bool
+    """Whether those from before it may come back too."""
+
+
 class Past(Wire):
     """An earlier change: what was expected, and what was measured until the next one."""
 
@@ -156,6 +167,10 @@ class Snapshot(Wire):
     """What the manager last wanted to read again, ..."""
     noted_at: Annotated[int | None, Field(exclude_if=_missing)] = None
     """... and the step at which it wrote that."""
+    checkpoints: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    """What a rollback may name besides "best" and "initial": those that are kept from before changes."""
+    undo: Annotated[Undoable | None, Field(exclude_if=_missing)] = None
+    """What "undo" would take back."""
 
     @property
     def refused(self) -> bool:
@@ -195,7 +210,17 @@ def take(now: Situation, trigger: str) -> Snapshot:
         unavailable=unavailable,
         interventions_left=None if left is None else max(0, left - ledger.accepted),
         texts=[_short(f"{level}: {message}", TEXT) for level, message in state.texts[-4:]],
+        checkpoints=[name for name in undoing.checkpoints(now) if name.startswith("step ")],
+        undo=_undo(now) if "undo" in actions else None,
     )
+
+
+def _undo(now: Situation) -> Undoable | None:
+    found = undoing.last(now)
+    if found is None:
+        return None
+    weights = not allowed.no_weights(now, found)
+    return Undoable(decision=found.decision, step=found.step, values=found.values, weights=weights)
 
 
 def _row(now: Situation, parameter: Parameter) -> RecipeRow:

@@ -214,6 +214,8 @@ def _movable(row: RecipeRow, snapshot: Snapshot) -> bool:
 def _targets(action: Action, snapshot: Snapshot) -> list[str | None]:
     if action == "rollback":
         return ["best", "initial"]
+    if action == "undo":
+        return [None, "weights"] if snapshot.undo is not None and snapshot.undo.weights else [None]
     return [None, "best"] if action == "stop" and snapshot.best_checkpoint is not None else [None]
 
 
