@@ -75,14 +75,18 @@ ALLOWED: dict[str, str] = {
     "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
     "contract.run_file",
     "state.measured": ".situation contract.run_file",
-    "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
-    "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol "
-    "contract.run_file state.situation",
-    "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
+    "deciding.jointly": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
-    "deciding.snapshot": ".allowed base.wire contract.action_space contract.proposal state.evaluations "
-    "state.ledger state.run_state state.signals state.situation",
+    "deciding.undoing": "base.wire state.interventions state.ledger state.lineage state.situation",
+    "deciding.allowed": ".undoing base.wire contract.action_space contract.proposal state.situation",
+    "deciding.guard": ".allowed .undoing base.wire contract.events contract.proposal "
+    "contract.protocol contract.run_file state.situation",
+    "deciding.probation": ".allowed .jointly .undoing base.wire contract.events contract.forecast "
+    "contract.proposal contract.protocol state.ledger state.lineage state.run_state "
+    "state.situation",
+    "deciding.snapshot": ".allowed .undoing base.wire contract.action_space contract.proposal "
+    "state.evaluations state.ledger state.run_state state.signals state.situation",
     "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
     "contract.policy contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",

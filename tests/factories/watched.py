@@ -92,9 +92,12 @@ class Run:
                 self.fold(checkpoint(self.at))
         return self
 
-    def change(self, action: str = "adjust", to: str | None = None, **changes: Value) -> Run:
+    def change(
+        self, action: str = "adjust", to: str | None = None, judge_after: int | None = None, **changes: Value
+    ) -> Run:
         """A change of the manager that the guard accepts, applied at once."""
-        raw = {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to}
+        raw = {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to,
+               **({"judge_after": judge_after} if judge_after is not None else {})}  # fmt: skip
         _, taken = decision.take_snapshot(self.now, "evaluation")
         self.tell(taken)
         ruling = situations.verdict(raw, self.state, self.policy, self.ledger, decision=taken.decision)

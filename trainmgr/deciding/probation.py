@@ -103,8 +103,7 @@ def acknowledged(record: protocol.Applied | protocol.Refused, now: Situation) ->
     found: dict[str, Any] = {"ends": [revision for trial in ended for revision in trial.revisions]}
     if undoes and rolled:
         began = min((item.step for item in state.interventions if item.revision in undoes), default=record.step)
-        found |= {"lost": max(0, record.step - began)}
-        return found | ({"forecast": _from_now(state, left[0], rolled=True)} if left else {})
+        return found | {"lost": max(0, record.step - began)}
     before = ended[0] if ended else left[0] if left and rolled else None
     forecast = (
         _forecast(state, state.lineage.course_before) if before is None else _from_now(state, before, rolled=False)
@@ -443,13 +442,13 @@ def _restored(now: Situation, gone: list[Trial], *, start: bool) -> dict[str, Va
     state, ledger, space = now.state, now.ledger, now.declared.parameters
     values, movements = dict[str, Value](), dict[str, Value]()
     shares: dict[str, float] = {}
+    newer: set[str] = set()  # what a change that stays has made something else of since
     for trial in reversed(ledger.trials):
         if trial in gone:
-            values.update(trial.before)
+            values.update({name: value for name, value in trial.before.items() if name not in newer})
             shares = multiplied(trial.shares, shares)
-        else:  # an older one keeps what it had; a newer one has what it made of it
-            newer = ledger.trials.index(trial) > ledger.trials.index(gone[-1])
-            values = {name: value for name, value in values.items() if not newer or name not in trial.before}
+        else:
+            newer |= trial.before.keys()
     for name in values.keys() & shares.keys() & state.moving.keys() & space.keys():  # the script has moved it on since
         value, parameter = state.recipe[name], space[name]
         if isinstance(value, float) and parameter.low is not None and parameter.high is not None:

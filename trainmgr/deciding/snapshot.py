@@ -168,7 +168,7 @@ class Snapshot(Wire):
     noted_at: Annotated[int | None, Field(exclude_if=_missing)] = None
     """... and the step at which it wrote that."""
     checkpoints: Annotated[list[str], Field(exclude_if=operator.not_)] = []
-    """What a rollback may name besides "best" and "initial": those that are kept from before changes."""
+    """What a rollback may name: "best", "initial", and those that are kept from before changes, as "step 120"."""
     undo: Annotated[Undoable | None, Field(exclude_if=_missing)] = None
     """What "undo" would take back."""
 
@@ -210,7 +210,7 @@ def take(now: Situation, trigger: str) -> Snapshot:
         unavailable=unavailable,
         interventions_left=None if left is None else max(0, left - ledger.accepted),
         texts=[_short(f"{level}: {message}", TEXT) for level, message in state.texts[-4:]],
-        checkpoints=[name for name in undoing.checkpoints(now) if name.startswith("step ")],
+        checkpoints=[*undoing.checkpoints(now)] if "rollback" in actions and now.manifest.edition > 1 else [],
         undo=_undo(now) if "undo" in actions else None,
     )
 

@@ -74,11 +74,15 @@ def kept(now: Situation) -> list[Saved]:
 
 def checkpoints(now: Situation) -> dict[str, str]:
     """What a rollback may name, and what the workload calls it: the best, the initial one, and those that are kept from
-    before changes, by their step."""
-    found = {"best": "best", "initial": "initial"}
-    if now.manifest.edition > 1:
-        found |= {f"step {saved.step}": saved.path for saved in kept(now)}
-    return found
+    before changes, by their step. But for the best, only where a manager may lose what that undoes."""
+    if now.manifest.edition == 1:
+        return {"best": "best", "initial": "initial"}
+    initial, left = now.state.lineage.initial, spare(now)
+    known = {"initial": initial} if initial is not None else {}
+    known |= {f"step {saved.step}": saved for saved in kept(now)}
+    trained = now.state.lineage.trained(now.state.step)
+    there = [name for name, saved in known.items() if left is None or trained - saved.trained <= left]
+    return {"best": "best"} | {name: name if name == "initial" else known[name].path for name in there}
 
 
 def costs(now: Situation, undo: Undo) -> int:
@@ -91,4 +95,5 @@ def spare(now: Situation) -> int | None:
     total = now.state.total_steps
     if total is None or not now.ledger.on_probation:
         return None
-    return max(0, int(now.policy.probation.loss_budget * total) - now.ledger.lost)
+    on_trial = sum(trial.undone for trial in now.ledger.trials)
+    return max(0, int(now.policy.probation.loss_budget * total) - now.ledger.lost - on_trial)
