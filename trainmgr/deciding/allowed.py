@@ -13,6 +13,7 @@ from trainmgr.deciding import undoing
 from trainmgr.state.situation import Situation
 
 NOT_OFFERED = "the workload offers none"  # why a command may not be given
+BLIND = 4  # evaluations before there is a noise
 SETTLED = 5  # evaluations without a best or a change after which a stop is offered, where the policy does not say
 NAME = 48  # characters of a metric's name
 TINY = 1e-9  # 0.94 - 0.84 is a little less than 0.1
@@ -29,7 +30,7 @@ def actions(now: Situation) -> tuple[list[Action], dict[str, str]]:
         spent = f"all {left} interventions of this run are spent"
         return found, dict.fromkeys(("adjust", "rollback", "stop", *_undo(now)), spent)
     no: dict[str, str] = {}
-    late = _too_late(now)
+    late = _too_late(now) or _blind(now)
     objections: tuple[tuple[Action, str], ...] = (
         ("adjust", late or _no_adjust(now)),
         ("rollback", late or _no_rollback(now)),
@@ -73,6 +74,15 @@ def _too_late(now: Situation) -> str:
     if left is None or left >= least or not now.ledger.on_probation:
         return ""
     return f"fewer than {_times(least)} are left to judge it"
+
+
+def _blind(now: Situation) -> str:
+    """Why nothing more may be changed on probation while a change is on trial: too little was measured of these
+    weights to tell what came of which."""
+    trials, known = now.ledger.trials, len(now.state.lineage.course)
+    if now.manifest.edition == 1 or not trials or known >= BLIND:
+        return ""
+    return f"what was changed at step {trials[-1].step} is on trial, and {_times(BLIND)} are needed to judge more"
 
 
 def _no_adjust(now: Situation) -> str:

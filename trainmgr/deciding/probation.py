@@ -37,7 +37,6 @@ from trainmgr.state.situation import Situation
 
 Why = Literal["harm", "no proof", "crash"]
 UNKNOWN = 10.0  # times the tolerance, where the noise is not known; and what is near the best
-BLIND = 4  # evaluations before there is a noise
 LATE = 1 / 3  # of the run: its last part
 PROTECTS = ("regularization", "averaging")  # groups of which more seldom costs anything
 SETTLES = "exploration"  # the group of which less costs nothing late in a run, as of a learning rate
@@ -47,7 +46,7 @@ def first_evals(now: Situation) -> int:
     """Evaluations before which nobody is asked. Where there is a way back an early mistake costs what it undoes, which
     is little: the steps until then."""
     least = now.policy.probation.first_evals
-    return least if now.manifest.edition == 1 or can_go_back(now) else max(least, BLIND)
+    return least if now.manifest.edition == 1 or can_go_back(now) else max(least, allowed.BLIND)
 
 
 def judge_after(proposal: Proposal, now: Situation) -> int | None:
@@ -99,15 +98,12 @@ def acknowledged(record: protocol.Applied | protocol.Refused, now: Situation) ->
     ended = [
         trial for trial in ledger.trials if undoes & {*trial.revisions} or _void(trial, now, moved(record.changes))
     ]
-    left = [trial for trial in ledger.trials if trial not in ended]
     found: dict[str, Any] = {"ends": [revision for trial in ended for revision in trial.revisions]}
     if undoes and rolled:
         began = min((item.step for item in state.interventions if item.revision in undoes), default=record.step)
         return found | {"lost": max(0, record.step - began)}
-    before = ended[0] if ended else left[0] if left and rolled else None
-    forecast = (
-        _forecast(state, state.lineage.course_before) if before is None else _from_now(state, before, rolled=False)
-    )
+    course = state.lineage.course_before
+    forecast = _from_now(state, ended[0], rolled=False) if ended else _forecast(state, course)
     return found | {"forecast": forecast, "undone": state.lineage.undone if rolled else 0}
 
 
@@ -197,11 +193,15 @@ def _over(now: Situation, trial: Trial) -> bool:
 def harmed(now: Situation, trial: Trial) -> bool:
     """Whether the objective is worse than was forecast before the change, by what the policy calls harm.
 
-    Where the noise is not known, it takes both: that it lasts, and that it is a catastrophe.
+    Where the noise is not known, it takes both: that it lasts, and that it is a catastrophe. What went back has the
+    steps that it undid to come up again, as far as the loss budget goes.
     """
     watch, found, limit = now.policy.probation, excesses(now.state, trial), margin(now, trial)
     if not found or math.isinf(found[-1]) or limit <= 0:
         return bool(found) and math.isinf(found[-1])
+    total = now.state.total_steps
+    if total is not None and now.state.step - trial.step <= trial.undone <= watch.loss_budget * total:
+        return False
     patience, far = min(watch.patience, watch.window_evals), watch.catastrophe * limit
     late = found[-patience:]
     lasting = len(late) == patience
@@ -356,8 +356,10 @@ def _of_before(state: RunState, trials: list[Trial], trial: Trial) -> Saved | No
 def _lost(now: Situation, trial: Trial, back: Saved | None) -> int:
     """Steps of training that are lost if the weights go back there, or if they stay and what came of it is no good."""
     state = now.state
-    since = state.step - trial.step if back is None else state.lineage.trained(state.step) - back.trained
-    return max(1, since + trial.undone)
+    since = state.step - trial.step
+    if back is None:
+        return max(1, since + trial.undone)
+    return max(1, since, state.lineage.trained(state.step) - back.trained + trial.undone)
 
 
 def crashed(now: Situation) -> events.Reverted | None:

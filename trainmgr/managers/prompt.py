@@ -300,7 +300,9 @@ def _change(past: Past, detail: Detail) -> str:
     after = ", ".join(f"{step}: {figure(objective)}" for step, objective in past.after) or "nothing yet"
     state = f" ({past.closed})" if past.closed else ""
     if past.taken_back:
-        reason = {"harm": "it did harm and was", "no proof": "no help; it was"}.get(past.taken_back, "a crash; it was")
+        reason = {"harm": "it did harm and was", "no proof": "no help; it was", "undone": "it was undone and"}.get(
+            past.taken_back, "a crash; it was"
+        )
         state = f" ({reason} taken back)"
     if past.overwritten:
         names = ", ".join(word(name, detail.name) for name in past.overwritten[: detail.changes])

@@ -103,7 +103,7 @@ def multiplied(first: dict[str, float], second: dict[str, float]) -> dict[str, f
 def same(one: Value, other: Value) -> bool:
     """Whether two values differ by rounding at most."""
     if any(isinstance(value, bool | str) for value in (one, other)):
-        return one == other
+        return type(one) is type(other) and one == other
     return math.isclose(one, other, rel_tol=ROUNDING)  # type: ignore[arg-type]
 
 
