@@ -79,22 +79,24 @@ ALLOWED: dict[str, str] = {
     "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
     "contract.run_file",
     "state.measured": ".situation contract.run_file",
-    "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
     "deciding.jointly": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
+    "deciding.undoing": "base.wire state.interventions state.ledger state.lineage state.situation",
+    "deciding.allowed": ".undoing base.wire contract.action_space contract.proposal state.situation",
     "deciding.plans": ".allowed .control base.errors base.wire contract.action_space contract.events "
     "contract.proposal contract.protocol state.plans state.signals state.situation",
-    "deciding.probation": ".allowed .jointly base.wire contract.events contract.forecast "
-    "contract.protocol state.ledger state.lineage state.run_state state.situation",
+    "deciding.probation": ".allowed .jointly .undoing base.wire contract.events contract.forecast "
+    "contract.proposal contract.protocol state.ledger state.lineage state.run_state "
+    "state.situation",
     "deciding.asking": ".allowed .probation base.wire contract.policy contract.proposal "
     "state.evaluations state.situation",
     "deciding.account": ".allowed .asking base.wire contract.forecast contract.proposal "
     "contract.protocol state.changes state.evaluations state.ledger state.run_state "
     "state.signals state.situation",
-    "deciding.guard": ".allowed .asking .plans base.wire contract.events contract.proposal "
+    "deciding.guard": ".allowed .asking .plans .undoing base.wire contract.events contract.proposal "
     "contract.protocol contract.run_file state.situation",
-    "deciding.snapshot": ".account .allowed .asking .plans base.wire contract.action_space "
+    "deciding.snapshot": ".account .allowed .asking .plans .undoing base.wire contract.action_space "
     "contract.policy contract.proposal state.evaluations state.ledger "
     "state.run_state state.signals state.situation",
     "deciding.decision": ".control .guard .plans .probation .snapshot base.paths base.wire "

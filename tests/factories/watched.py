@@ -103,9 +103,13 @@ class Run:
                 self.fold(checkpoint(self.at))
         return self
 
-    def change(self, action: str = "adjust", to: str | None = None, **changes: Value) -> Run:
+    def change(
+        self, action: str = "adjust", to: str | None = None, judge_after: int | None = None, **changes: Value
+    ) -> Run:
         """A change of the manager that the guard accepts, applied at once."""
-        return self.answered({"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to})
+        more = {} if judge_after is None else {"judge_after": judge_after}
+        raw = {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to}
+        return self.answered({**raw, **more})
 
     def plan(self, name: str, to: float, by_step: int, shape: str = "linear", **more: Any) -> Run:
         """A plan of the manager for one parameter, whose first part is applied at once."""

@@ -250,7 +250,7 @@ class Acknowledged(Wire):
     reason: str
     forecast: Annotated[Forecast | None, Field(exclude_if=operator.not_)] = None
     """Of a manager's change, which is on trial from now on: what the objective was to be without it. Of a reversal of
-    our own, and of an undo that brought weights back: what it is to be now, for what is on trial still."""
+    our own: what it is to be now, for what is on trial still."""
     undone: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """With a rollback on trial: the steps of training that it undid."""
     ends: Annotated[list[int], Field(exclude_if=operator.not_)] = []

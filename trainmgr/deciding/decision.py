@@ -83,6 +83,8 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
         ask_again_in=None if rejected else judgment.ask_again_in,
         ask_again_when=None if rejected else judgment.ask_again_when,
         note=proposal.note if proposal and not rejected else "",
+        undoes=[] if rejected else list(judgment.undoes),
+        judge_after=probation.judge_after(proposal, now) if proposal and not rejected else None,
     )
 
 
@@ -104,7 +106,7 @@ def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) ->
         based_on_step=based_on_step,
         valid_until_step=None if age is None else max(based_on_step + age, due or 0),
         at_step=due,
-        keep=probation.keeps(now),
+        keep=probation.keeps(now, ruling.command) if not ruling.undoes or ruling.command is None else None,
     )
     return events.OverrideIssued(
         decision=ruling.decision,

@@ -25,9 +25,10 @@ from typing import Any, Literal
 
 from trainmgr.base.wire import Value, moved
 from trainmgr.contract import events, protocol
-from trainmgr.contract.forecast import Forecast, predict
+from trainmgr.contract.forecast import Forecast, predict, rough_noise
+from trainmgr.contract.proposal import Proposal
 from trainmgr.contract.protocol import Command
-from trainmgr.deciding import allowed, jointly
+from trainmgr.deciding import allowed, jointly, undoing
 from trainmgr.deciding.jointly import ROLLBACK, ROUNDING, SLOWEST, can_go_back, challenged, ending, expect
 from trainmgr.state.ledger import Trial, multiplied, same
 from trainmgr.state.lineage import COURSE, LATER, TRIAL, Saved
@@ -36,7 +37,6 @@ from trainmgr.state.situation import Situation
 
 Why = Literal["harm", "no proof", "crash"]
 UNKNOWN = 10.0  # times the tolerance, where the noise is not known; and what is near the best
-BLIND = 4  # evaluations before there is a noise
 LATE = 1 / 3  # of the run: its last part
 PROTECTS = ("regularization", "averaging")  # groups of which more seldom costs anything
 SETTLES = "exploration"  # the group of which less costs nothing late in a run, as of a learning rate
@@ -46,17 +46,31 @@ def first_evals(now: Situation) -> int:
     """Evaluations before which nobody is asked. Where there is a way back an early mistake costs what it undoes, which
     is little: the steps until then."""
     least = now.policy.probation.first_evals
-    return least if now.manifest.edition == 1 or can_go_back(now) else max(least, BLIND)
+    return least if now.manifest.edition == 1 or can_go_back(now) else max(least, allowed.BLIND)
 
 
-def keeps(now: Situation) -> str | None:
-    """The name under which the workload keeps its weights before a change; None where it cannot, or need not."""
+def judge_after(proposal: Proposal, now: Situation) -> int | None:
+    """For how many steps a change that asks for it is not judged to have brought nothing: what the policy allows, and
+    what the loss budget would bear. None for what it has anyway."""
+    total, spare = now.state.total_steps, undoing.spare(now)
+    if proposal.judge_after is None or total is None or spare is None or proposal.action not in ("adjust", "rollback"):
+        return None
+    most = min(int(now.policy.probation.longest_trial * total), spare)
+    return min(proposal.judge_after, most) if min(proposal.judge_after, most) > 0 else None
+
+
+def keeps(now: Situation, command: Command | None) -> str | None:
+    """The name under which the workload keeps its weights before a change; None where it cannot, or need not, or would
+    overwrite what the command goes back to."""
     ledger, kept = now.ledger, now.state.lineage.trial
     wanted = ledger.on_probation and now.policy.probation.checkpoint and "checkpoint" in now.declared.commands
     if now.manifest.edition == 1:
         return TRIAL if wanted and not ledger.trials else None
     of_the_oldest = bool(ledger.trials) and kept is not None and kept.step >= ledger.trials[0].step
-    return (LATER if of_the_oldest else TRIAL) if wanted else None
+    to = {saved.path: name for name, saved in ((TRIAL, kept), (LATER, now.state.lineage.later)) if saved is not None}
+    free = [name for name in (TRIAL, LATER) if command is None or to.get(command.to or "") != name]
+    free = [name for name in free if name != TRIAL or not of_the_oldest]
+    return free[0] if wanted and free else None
 
 
 # -- what goes on trial ------------------------------------------------------------------------------------------------
@@ -85,14 +99,12 @@ def acknowledged(record: protocol.Applied | protocol.Refused, now: Situation) ->
         return {}
     undoes = {*decision.undoes} if decision else set()
     ended = [trial for trial in ledger.trials if undoes & {*trial.revisions} or _void(trial, now, changes)]
-    left = [trial for trial in ledger.trials if trial not in ended]
     found: dict[str, Any] = {"ends": [revision for trial in ended for revision in trial.revisions]}
     if undoes and rolled:
         began = min((item.step for item in state.interventions if item.revision in undoes), default=record.step)
-        found |= {"lost": max(0, record.step - began)}
-        return found | ({"forecast": _from_now(state, left[0], rolled=True)} if left else {})
-    before = ended[0] if ended else left[0] if left and rolled else None
-    forecast = expect(state) if before is None else _from_now(state, before, rolled=False)
+        return found | {"lost": max(0, record.step - began)}
+    course = state.lineage.course_before
+    forecast = _from_now(state, ended[0], rolled=False) if ended else _forecast(state, course)
     return found | {"forecast": forecast, "undone": state.lineage.undone if rolled else 0}
 
 
@@ -102,9 +114,18 @@ def _from_now(state: RunState, trial: Trial, *, rolled: bool) -> Forecast:
     best = state.best[1] if state.best else None
     if not rolled:
         return trial.forecast.after(state.evals - trial.forecast.evals).model_copy(update={"best": best})
+    return _forecast(state, state.lineage.course)
+
+
+def _forecast(state: RunState, course: list[tuple[int, float]]) -> Forecast:
+    """What comes after these (step, objective)."""
     assert state.start is not None
-    goal, values = state.start.objective, [value for _, value in state.lineage.course]
-    return predict(values, evals=state.evals, mode=goal.mode, best=best, scale=goal.scale)
+    goal, values = state.start.objective, [value for _, value in course]
+    best = state.best[1] if state.best else None
+    found = predict(values, evals=state.evals, mode=goal.mode, best=best, scale=goal.scale)
+    if found.noise is None or found.noise > ROUNDING * found.scale:
+        return found
+    return found.model_copy(update={"noise": rough_noise([value for value in values if math.isfinite(value)])})
 
 
 def _void(trial: Trial, now: Situation, changes: dict[str, Any]) -> bool:
@@ -176,11 +197,15 @@ def _over(now: Situation, trial: Trial) -> bool:
 def harmed(now: Situation, trial: Trial) -> bool:
     """Whether the objective is worse than was forecast before the change, by what the policy calls harm.
 
-    Where the noise is not known, it takes both: that it lasts, and that it is a catastrophe.
+    Where the noise is not known, it takes both: that it lasts, and that it is a catastrophe. What went back has the
+    steps that it undid to come up again, as far as the loss budget goes.
     """
     watch, found, limit = now.policy.probation, excesses(now.state, trial), margin(now, trial)
     if not found or math.isinf(found[-1]) or limit <= 0:
         return bool(found) and math.isinf(found[-1])
+    total = now.state.total_steps
+    if total is not None and now.state.step - trial.step <= trial.undone <= watch.loss_budget * total:
+        return False
     patience, far = min(watch.patience, watch.window_evals), watch.catastrophe * limit
     late = found[-patience:]
     lasting = len(late) == patience
@@ -199,8 +224,10 @@ def margin(now: Situation, trial: Trial) -> float:
 
 
 def _noisy(trial: Trial) -> bool:
-    """Whether the noise is known: a score that stood still has shown none yet."""
-    return (trial.forecast.noise or 0.0) > ROUNDING * trial.forecast.scale
+    """Whether the noise is known: it takes four evaluations, and a score that stood still has shown none yet."""
+    before = trial.forecast
+    still = before.slope == 0 and (before.noise or 0.0) <= ROUNDING * before.scale
+    return before.noise is not None and not still
 
 
 def excesses(state: RunState, trial: Trial) -> list[float]:
@@ -306,16 +333,17 @@ def _costs_nothing(now: Situation, trial: Trial) -> bool:
 # -- what is done then -------------------------------------------------------------------------------------------------
 
 
-def _way_back(now: Situation, trial: Trial) -> Saved | None:
+def _way_back(now: Situation, trial: Trial, *, harm: bool) -> Saved | None:
     """The checkpoint to go back to: of before the change, or of before the oldest on trial, or of a real best since;
-    else the best. None where there is no way."""
+    else the best. None where there is no way, or without harm no way but a long one."""
     state, trials = now.state, now.ledger.trials
     if not now.policy.actions.rollback or "rollback" not in now.declared.commands:
         return None
     best, own = state.lineage.best, _of_before(state, trials, trial)
     kept = own or _of_before(state, trials, trials[0])
     if kept is None or trial.forecast.level is None:  # of broken weights
-        return best
+        further = best is not None and best.trained > state.lineage.trained(state.step)  # after a rollback to the start
+        return best if harm or further or trial.forecast.level is None else None
     better = best is not None and best.step > kept.step and (best.step <= trial.step or _gained(state, trial))
     return best if better else kept
 
@@ -332,8 +360,10 @@ def _of_before(state: RunState, trials: list[Trial], trial: Trial) -> Saved | No
 def _lost(now: Situation, trial: Trial, back: Saved | None) -> int:
     """Steps of training that are lost if the weights go back there, or if they stay and what came of it is no good."""
     state = now.state
-    since = state.step - trial.step if back is None else state.lineage.trained(state.step) - back.trained
-    return max(1, since + trial.undone)
+    since = state.step - trial.step
+    if back is None:
+        return max(1, since + trial.undone)
+    return max(1, since, state.lineage.trained(state.step) - back.trained + trial.undone)
 
 
 def crashed(now: Situation) -> events.Reverted | None:
@@ -348,7 +378,8 @@ def crashed(now: Situation) -> events.Reverted | None:
 def _reverted(now: Situation, trial: Trial, why: Why) -> events.Reverted:
     """Of harm the weights go back too; of a change that brought nothing only where it had moved them itself."""
     alone = now.ledger.trials == [trial]
-    back = _way_back(now, trial) if why == "harm" or (trial.rollback and alone) else None
+    harm = why == "harm"
+    back = _way_back(now, trial, harm=harm) if harm or (trial.rollback and alone) else None
     return _taken_back(now, [trial], why, back)
 
 
@@ -417,13 +448,13 @@ def _restored(now: Situation, gone: list[Trial], *, start: bool) -> dict[str, Va
     state, ledger, space = now.state, now.ledger, now.declared.parameters
     values, movements = dict[str, Value](), dict[str, Value]()
     shares: dict[str, float] = {}
+    newer: set[str] = set()  # what a change that stays has made something else of since
     for trial in reversed(ledger.trials):
         if trial in gone:
-            values.update(trial.before)
+            values.update({name: value for name, value in trial.before.items() if name not in newer})
             shares = multiplied(trial.shares, shares)
-        else:  # an older one keeps what it had; a newer one has what it made of it
-            newer = ledger.trials.index(trial) > ledger.trials.index(gone[-1])
-            values = {name: value for name, value in values.items() if not newer or name not in trial.before}
+        else:
+            newer |= trial.before.keys()
     for name in values.keys() & shares.keys() & state.moving.keys() & space.keys():  # the script has moved it on since
         value, parameter = state.recipe[name], space[name]
         if isinstance(value, float) and parameter.low is not None and parameter.high is not None:

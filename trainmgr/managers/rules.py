@@ -110,7 +110,7 @@ class RulesManager:
             return None
         if not found.changes and not found.plans:
             return self._resigned(snapshot, found.diagnosis, found.evidence)
-        if found.back is None:
+        if found.back is None or (snapshot.checkpoints and found.back not in snapshot.checkpoints):
             return self._adjust(snapshot, found.diagnosis, found.evidence, found.changes, found.plans)
         return self._retreat(snapshot, found.diagnosis, found.evidence, found.changes, found.back)
 

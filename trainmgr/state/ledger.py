@@ -110,7 +110,7 @@ def multiplied(first: dict[str, float], second: dict[str, float]) -> dict[str, f
 def same(one: Value, other: Value) -> bool:
     """Whether two values differ by rounding at most."""
     if any(isinstance(value, bool | str) for value in (one, other)):
-        return one == other
+        return type(one) is type(other) and one == other
     return math.isclose(one, other, rel_tol=ROUNDING)  # type: ignore[arg-type]
 
 
@@ -472,7 +472,8 @@ class Ledger:
     def _watched(self, payload: events.Acknowledged, control: Control | None) -> None:
         """What a revision that was applied does to what is on trial: its own trial begins, and others end with it.
 
-        Where the weights went back, what is on trial still is measured anew from there.
+        Where we took something back, what is on trial still is measured anew from there. Whatever else a manager does
+        keeps no trial from its end.
         """
         back = {name: old for trial in self.trials if {*trial.revisions} & {*payload.ends}
                 for name, old in trial.before.items()}  # fmt: skip
@@ -484,11 +485,9 @@ class Ledger:
             self.taken_back = dict([*self.taken_back.items(), *((gone, "undone") for gone in undoes)][-KEPT:])
         if payload.forecast is None:
             return
-        rolled = control is not None and control.command is not None and control.command.name == "rollback"
-        if rolled or isinstance(self.carrying, events.Reverted):
+        if isinstance(self.carrying, events.Reverted):
             self.trials = [replace(trial, forecast=payload.forecast.model_copy(update={"best": trial.forecast.best}))
                            for trial in self.trials]  # fmt: skip
-        if isinstance(self.carrying, events.Reverted) or (undoes and rolled):
             return
         self._on_trial(payload, payload.forecast, control)
         restored = [name for name, (_, new) in payload.changes.items() if name in back and same(new, back[name])]

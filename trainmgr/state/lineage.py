@@ -9,7 +9,7 @@ from trainmgr.contract.protocol import Command
 
 COURSE = 12  # evaluations that a forecast rests on
 TRIAL = "trial"  # the name under which the weights from before a change on trial are kept, ...
-LATER = "trial-later"  # ... and those from before the last one, while the first is on trial still
+LATER = "retrial"  # ... and those from before the last one, while the first is on trial still
 
 
 def is_trial(path: str) -> bool:

@@ -243,6 +243,8 @@ def event_in_words(event: events.Payload, now: Situation) -> str | None:
         case events.Kept(challenge=True):
             expected = number(event.forecast)
             return f"the recipe of the start does no harm: it stays ({number(event.measured)}, forecast {expected})"
+        case events.Kept(neutral=True):
+            return f"{', '.join(event.decisions[-4:])} did neither good nor harm, and stays: that costs nothing"
         case events.Kept():
             expected = f" where {number(event.forecast)} was forecast" if event.forecast is not None else ""
             return f"{', '.join(event.decisions[-4:])} proved good: {number(event.measured)}{expected}"
