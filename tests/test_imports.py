@@ -105,18 +105,19 @@ ALLOWED: dict[str, str] = {
     "managers.none": "base.wire contract.proposal deciding.snapshot",
     "managers.prompts.game": "contract.policy",
     "managers.prompts.v3.schema": "base.wire contract.proposal deciding.snapshot",
-    "managers.answer": ".prompts.__init__ .prompts.v3.__init__ .prompts.v4.__init__ base.wire "
-    "contract.proposal contract.protocol deciding.snapshot",
-    "managers.prompts.v4.system": ".prompts.game .prompts.v4.__init__ deciding.account deciding.snapshot",
     "managers.prompts.words": "base.wire",
-    "managers.prompt": ".prompts.__init__ .prompts.game .prompts.v3.__init__ .prompts.v4.__init__ "
-    ".prompts.words base.wire contract.policy deciding.snapshot",
     "managers.prompts.v3.wording": ".prompts.game .prompts.words contract.proposal deciding.snapshot state.evaluations",
-    "managers.prompts.v4.course": ".prompts.v4.__init__ .prompts.words base.wire deciding.account "
-    "deciding.snapshot state.evaluations",
     "managers.prompts.v4.detail": ".prompts.words",
+    "managers.prompts.v4.course": ".prompts.v4.detail .prompts.words base.wire deciding.account deciding.snapshot "
+    "state.evaluations",
     "managers.prompts.v4.schema": ".prompts.words contract.proposal deciding.snapshot",
-    "managers.prompts.v4.wording": ".prompts.v4.__init__ .prompts.words deciding.snapshot",
+    "managers.answer": ".prompts.__init__ .prompts.v3.schema .prompts.v4.schema base.wire "
+    "contract.proposal contract.protocol deciding.snapshot",
+    "managers.prompts.v4.system": ".prompts.game .prompts.v4.schema deciding.account deciding.snapshot",
+    "managers.prompts.v4.wording": ".prompts.v4.course .prompts.v4.detail .prompts.v4.system .prompts.words "
+    "deciding.snapshot",
+    "managers.prompt": ".prompts.__init__ .prompts.game .prompts.v3.wording .prompts.v4.wording "
+    ".prompts.words base.wire contract.policy deciding.snapshot",
     "managers.reading": "base.wire contract.proposal deciding.snapshot state.signals",
     "managers.adversaries": ".base .reading base.errors base.wire contract.policy contract.proposal "
     "deciding.snapshot state.budget",
@@ -222,7 +223,7 @@ THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
         *("base.wire", "contract.action_space", "contract.events", "contract.policy", "contract.proposal"),  # on disk
         *("contract.protocol", "contract.run_file", "contract.schemas"),  # the same
-        *("state.signals", "deciding.snapshot"),
+        *("state.signals", "deciding.account", "deciding.snapshot"),
         *("deciding.guard", "log.audit", "log.history", "managers.answer"),  # what reads it
         *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it
     },
@@ -253,8 +254,8 @@ EMPTY = {module for module in MODULES if module.endswith("__init__") and module 
 
 
 def package(module: str) -> str:
-    """The package that a module is in; "" for those right in trainmgr."""
-    return module.rpartition(".")[0]
+    """The package that a module is in, however deep; "" for those right in trainmgr."""
+    return module.partition(".")[0] if "." in module else ""
 
 
 def own(path: Path) -> set[str]:
@@ -264,7 +265,7 @@ def own(path: Path) -> set[str]:
         head, _, rest = name.partition(".")
         if head == "trainmgr":
             parts = rest.split(".")
-            prefixes = (".".join(parts[:n]) for n in (3, 2, 1))
+            prefixes = (".".join(parts[:n]) for n in (4, 3, 2, 1))
             places = (place for prefix in prefixes for place in (prefix, f"{prefix}.__init__"))
             found.add(next((place for place in places if place in MODULES), "__init__"))
     return found
