@@ -94,7 +94,10 @@ class Run:
 
     def change(self, action: str = "adjust", to: str | None = None, **changes: Value) -> Run:
         """A change of the manager that the guard accepts, applied at once."""
-        raw = {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to}
+        return self.answer({"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to})
+
+    def answer(self, raw: dict[str, Any]) -> Run:
+        """Any answer that the guard accepts, applied at once."""
         _, taken = decision.take_snapshot(self.now, "evaluation")
         self.tell(taken)
         ruling = situations.verdict(raw, self.state, self.policy, self.ledger, decision=taken.decision)

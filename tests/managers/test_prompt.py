@@ -48,8 +48,6 @@ from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import answer, prompt
 from trainmgr.managers.local import LocalServer
 from trainmgr.managers.prompt import VARIANTS, VERSION, WORDINGS, Task, estimate, render
-from trainmgr.managers.prompts import v3, v4
-from trainmgr.managers.prompts.game import Game, game_of
 from trainmgr.managers.prompts.v3.wording import REASON
 from trainmgr.managers.prompts.v4.course import NOTE
 from trainmgr.managers.prompts.words import exact, word
@@ -378,7 +376,10 @@ def test_the_templates_are_part_of_what_is_installed(tmp_path: Path) -> None:
     wanted = {p.relative_to(there) for p in there.rglob("*") if p.suffix in (".py", ".md") or p.name == "py.typed"}
     built = tmp_path / "lib" / "trainmgr"
     assert {p.relative_to(built) for p in built.rglob("*") if p.is_file()} == wanted
-    code = "from trainmgr.managers import prompt as p; print(p.__file__); p._templates('v4', 'decide', 3), p._templates('v3', 'decide', 3); p.repair('x')"
+    code = (
+        "from trainmgr.managers import prompt as p; print(p.__file__); p.repair('x'); "
+        "[p._templates(v, 'decide', 3) for v in p.WORDINGS]"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "lib")}, capture_output=True,
         text=True, timeout=TIME_LIMIT, check=False,
