@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from factories.records import checkpoint, evaluation, step
-from factories.situations import verdict
 from factories.watched import Run
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.protocol import MetricInfo, Objective
-from trainmgr.deciding import decision, snapshot
+from trainmgr.deciding import snapshot
 from trainmgr.managers.prompt import render, room
 from trainmgr.managers.prompts.game import game_of
 
@@ -47,14 +46,9 @@ class Case(Run):
                 self.fold(checkpoint(self.at))
         return self
 
-    def answer(self, diagnosis: str, action: str = "adjust", **more: Any) -> Case:
+    def says(self, diagnosis: str, action: str = "adjust", **more: Any) -> Case:
         """An answer of the model, accepted and applied at once."""
-        _, taken = decision.take_snapshot(self.now, "evaluation")
-        self.tell(taken)
-        raw = {"diagnosis": diagnosis, "evidence": "", "action": action, **more}
-        ruling = verdict(raw, self.state, self.policy, self.ledger, decision=taken.decision)
-        assert [check.reason for check in ruling.checks if not check.ok] == []
-        self.apply(ruling)
+        self.answer({"diagnosis": diagnosis, "evidence": "", "action": action, **more})
         return self
 
     def handed_over(self, why: str = "evaluation", **changed: Any) -> str:
@@ -137,12 +131,12 @@ def early() -> str:
 
 def middled() -> Case:
     case = text_run().until(300)
-    case.answer("overfitting", changes={"weight_decay": 1.5, "dropout": 0.1, "token_mask": 0.1},
+    case.says("overfitting", changes={"weight_decay": 1.5, "dropout": 0.1, "token_mask": 0.1},
                 expected=expects("val_loss", "down", 900),
                 falsifier="val_loss still above 4.3 at step 900 while train_loss falls")  # fmt: skip
-    case.until(780).answer("routine", changes={"ema": 0.995}, expected=expects("val_loss", "down", 1200),
+    case.until(780).says("routine", changes={"ema": 0.995}, expected=expects("val_loss", "down", 1200),
                            falsifier="no new best by step 1200")  # fmt: skip
-    case.until(1260).answer("plateau", changes={"lr": 2e-3}, expected=expects("val_loss", "down", 1560))
+    case.until(1260).says("plateau", changes={"lr": 2e-3}, expected=expects("val_loss", "down", 1560))
     return case
 
 
@@ -157,7 +151,7 @@ def late() -> str:
     case = middled().until(1800)
     for at, lr in ((2100, 1.5e-3), (2640, 1e-3), (3180, 6e-4)):
         if not case.state.nearly_over:
-            case.until(at).answer("plateau", changes={"lr": lr}, expected=expects("val_loss", "down", at + 300))
+            case.until(at).says("plateau", changes={"lr": lr}, expected=expects("val_loss", "down", at + 300))
     return case.until(5280).handed_over()
 
 
@@ -212,7 +206,7 @@ def reinforcement() -> str:
                "episodes_per_evaluation": 120,
                "scored_at_the_end": "safe success and collisions: last rollouts, held-out scenes"},
     )  # fmt: skip
-    case.until(40).answer("unsafe-exploration", changes={"entropy": 0.02, "collision_penalty": 20.0},
+    case.until(40).says("unsafe-exploration", changes={"entropy": 0.02, "collision_penalty": 20.0},
                           expected=expects("collision", "down", 80),
                           falsifier="collision not under 0.2 by update 80")  # fmt: skip
     return case.until(70).handed_over()

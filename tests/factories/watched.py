@@ -109,14 +109,14 @@ class Run:
         """A change of the manager that the guard accepts, applied at once."""
         more = {} if judge_after is None else {"judge_after": judge_after}
         raw = {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to}
-        return self.answered({**raw, **more})
+        return self.answer({**raw, **more})
 
     def plan(self, name: str, to: float, by_step: int, shape: str = "linear", **more: Any) -> Run:
         """A plan of the manager for one parameter, whose first part is applied at once."""
         raw = {"diagnosis": "unclear", "evidence": "", "action": "adjust", **more}
-        return self.answered({**raw, "plans": {name: {"to": to, "by_step": by_step, "shape": shape}}})
+        return self.answer({**raw, "plans": {name: {"to": to, "by_step": by_step, "shape": shape}}})
 
-    def answered(self, raw: dict[str, Any]) -> Run:
+    def answer(self, raw: dict[str, Any]) -> Run:
         """An answer that the guard accepts, applied at once."""
         _, taken = decision.take_snapshot(self.now, "evaluation")
         self.tell(taken)

@@ -21,7 +21,7 @@ from trainmgr.state.changes import Change
 from trainmgr.state.evaluations import Evaluation
 from trainmgr.state.ledger import Trial
 from trainmgr.state.run_state import RunState
-from trainmgr.state.signals import rounded
+from trainmgr.state.signals import NOISE_EVALS, rounded
 from trainmgr.state.situation import Situation
 
 NAME = 48  # characters of a name
@@ -201,20 +201,21 @@ def _said(now: Situation) -> list[Said]:
 
 
 def _checked(now: Situation, change: Change) -> Said:
-    """What was expected, beside what came; a difference within the noise is none."""
+    """What was expected, beside what came; a difference within the noise of before is none."""
     assert now.state.start is not None
     expected, goal = change.expected, now.state.start.objective
     metric = expected.metric if expected else goal.metric
     there = [(e.step, v) for e in now.state.evaluations
              if (v := _value(e, metric)) is not None and math.isfinite(v)]  # fmt: skip
-    was = next((value for step, value in reversed(there) if step <= change.step), None)
+    before = [value for step, value in there if step <= change.step]
+    was = before[-1] if before else None
     since = [(step, value) for step, value in there if step > change.step]
     by_step = expected.by_step if expected else None
     due = [pair for pair in since if by_step is not None and pair[0] >= by_step]
     at, value = due[0] if due else since[-1] if since else (None, None)
     came = None
     if expected and was is not None and value is not None and (due or by_step is None):
-        noise = forecast.noise([v for _, v in there][-12:]) if metric == goal.metric else None
+        noise = forecast.noise(before[-NOISE_EVALS:]) if metric == goal.metric else None
         rise, chance = value - was, SURELY * (noise or 0.0)
         came = {"up": rise > chance, "down": rise < -chance, "flat": abs(rise) <= chance}[expected.direction]
     return Said(

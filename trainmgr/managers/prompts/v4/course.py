@@ -42,7 +42,8 @@ def _told(past: Past) -> Told:
     """An earlier change as a snapshot of edition 1 has it."""
     at, measured = past.after[-1] if past.after else (None, None)
     fate = past.taken_back or ("open" if at is None else "measured")
-    return Told(step=past.step, author="manager" if past.diagnosis else "challenge", diagnosis=past.diagnosis,
+    author = "supervisor" if past.decision.startswith("probation") else "manager"
+    return Told(step=past.step, author=author, diagnosis=past.diagnosis,
                 changes=past.changes, command=past.command or "", fate=fate, at=at, forecast=past.before,
                 measured=measured)  # fmt: skip
 
@@ -61,9 +62,8 @@ def _change(change: Told, detail: Detail) -> str:
     ]
     more = change.more + max(0, len(moved) - detail.together)
     what += [f"{more} more"] if more else []
-    who = change.diagnosis or (
-        "the start's recipe put on trial, unasked" if change.author == "challenge" else "unknown"
-    )
+    own = {"challenge": "the start's recipe put on trial, unasked", "supervisor": "by probation"}
+    who = change.diagnosis or own.get(change.author, "unknown")
     return f"step {change.step}, {who}: {', '.join(what) or 'nothing'}; {_fate(change)}"
 
 

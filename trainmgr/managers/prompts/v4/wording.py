@@ -143,7 +143,7 @@ def _saved(view: Snapshot) -> str:
 def _own(view: Snapshot, share: float | None) -> float | None:
     """A fraction of the scale in the objective's own unit."""
     scale = view.account.scale if view.account else None
-    return None if share is None or scale is None else share * scale
+    return None if share is None or scale is None else _tidy(view, share * scale)
 
 
 def _tidy(view: Snapshot, of: float) -> float:
@@ -157,7 +157,6 @@ def _difference(view: Snapshot, share: float | None, words: tuple[str, str], non
     own, noise = _own(view, share), _own(view, view.signals.noise)
     if own is None or not math.isfinite(own):
         return ""
-    own = _tidy(view, own)
     if not own:
         return f", {none}"
     beside = f", {abs(own) / noise:.2g} x noise" if noise and math.isfinite(noise) else ""
