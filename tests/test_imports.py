@@ -56,7 +56,7 @@ ALLOWED: dict[str, str] = {
     "contract.forecast": "base.wire",
     "contract.proposal": "base.wire",
     "contract.protocol": ".action_space base.wire",
-    "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
+    "contract.policy": ".action_space .protocol base.concealment base.errors base.toml base.wire",
     "contract.summary": "base.files",
     "contract.run_file": ".policy .protocol .summary base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
@@ -96,11 +96,14 @@ ALLOWED: dict[str, str] = {
     "managers.answer": "base.wire contract.proposal contract.protocol deciding.snapshot",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
-    "managers.endpoint": ".completion base.concealment base.errors base.wire contract.policy",
+    "managers.listing": "base.wire",
+    "managers.endpoint": ".completion .listing base.concealment base.errors base.wire contract.policy",
     "managers.key": ".endpoint base.concealment base.errors base.paths contract.policy",
     "managers.local": "base.errors base.process",
     "managers.none": "base.wire contract.proposal deciding.snapshot",
     "managers.prompt": ".prompts.__init__ base.wire contract.proposal deciding.snapshot state.evaluations",
+    "managers.probe": ".endpoint .listing .prompt base.errors",
+    "managers.question": ".answer .prompt deciding.snapshot",
     "managers.reading": "base.wire contract.proposal deciding.snapshot state.signals",
     "managers.adversaries": ".base .reading base.errors base.wire contract.policy contract.proposal "
     "deciding.snapshot state.budget",
@@ -109,12 +112,14 @@ ALLOWED: dict[str, str] = {
     "managers.imbalance": ".reading contract.policy deciding.snapshot",
     "managers.remedies": ".reading contract.proposal deciding.allowed deciding.snapshot",
     "managers.replay": "base.errors base.paths base.wire contract.events contract.proposal deciding.snapshot log.audit",
+    "managers.reply": ".answer .completion .endpoint contract.policy",
     "managers.rules": ".anew .exploration .imbalance .reading .remedies base.wire contract.policy "
     "contract.proposal deciding.snapshot",
-    "managers.llm": ".answer .base .completion .endpoint .key .prompt .rules base.errors base.paths "
-    "base.wire contract.events contract.policy contract.proposal deciding.snapshot "
-    "state.budget",
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
+    "managers.terms": ".endpoint contract.policy",
+    "managers.llm": ".answer .base .completion .endpoint .key .listing .probe .prompt .question "
+    ".reply .rules .terms base.errors base.paths base.wire contract.events "
+    "contract.policy contract.proposal deciding.snapshot state.budget",
     "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
     "base.errors base.paths contract.policy",
     "running.exit_code": "base.errors contract.run_file state.ledger state.run_state",
