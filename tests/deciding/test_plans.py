@@ -64,7 +64,7 @@ def test_every_part_is_one_that_a_change_may_be_and_the_last_is_the_target(param
     raw = {**answer(), "plans": {"p": {"to": to, "by_step": by_step, "shape": shape}}}
     assume(run.judge(raw).result != "rejected")
     old = parameter.value
-    run.answered(raw)
+    run.answer(raw)
     seen: list[Any] = [old, *way(run, "p")]
     for _ in range(30):
         run.measure(4.0)
@@ -168,7 +168,7 @@ def test_a_plan_goes_with_adjust_and_rollback_only_and_not_with_a_change_of_the_
         assert f"{action} with plans" in objections(run.judge({**planned, "action": action}))
     both = run.judge({**planned, "changes": {"lr": 1e-3}})
     assert "lr is in changes and in plans" in objections(both)
-    assert "under way already" in objections(run.answered(planned).measure(4.0).judge(planned))
+    assert "under way already" in objections(run.answer(planned).measure(4.0).judge(planned))
     many = {f"p{i}": (1.0, 90) for i in range(PLANS + 1)}
     assert run.judge(answer(**many)).result == "rejected"
 
@@ -262,7 +262,7 @@ def test_it_is_revoked_by_any_change_of_its_parameter_even_to_where_it_is() -> N
 def test_another_plan_takes_its_place_and_what_does_not_name_it_leaves_it() -> None:
     run = begun().plan("lr", 2e-4, 230).measure(4.0).change(dropout=0.2).measure(4.0).plan("lr", 4e-3, 500)
     assert {name: found.decision for name, found in run.ledger.plans.underway.items()} == {"lr": "d3"}
-    run.answered({"diagnosis": "unclear", "evidence": "", "action": "keep"})
+    run.answer({"diagnosis": "unclear", "evidence": "", "action": "keep"})
     assert run.ledger.plans.underway.keys() == {"lr"}
 
 

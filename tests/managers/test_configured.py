@@ -232,11 +232,10 @@ def test_a_certificate_that_is_not_trusted_is_told_with_what_helps(monkeypatch: 
     ("settings", "environment", "expected"),
     [
         ({}, {}, ("rules", "no language model is configured")),
-        ({}, {"OPENAI_API_KEY": "x"}, ("llm", "OPENAI_API_KEY is set")),
-        ({}, {"OPENAI_API_KEY": ""}, ("rules", "no language model is configured")),
+        ({}, {"OPENAI_API_KEY": "x"}, ("rules", "no language model is configured")),  # which of its many models?
+        ({"model": "m"}, {"OPENAI_API_KEY": "x"}, ("llm", "the policy names one")),
         ({}, {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, ("llm", "OPENAI_BASE_URL is set")),
-        ({"api_key_env": "HOUSE_API_KEY"}, {"OPENAI_API_KEY": "x"}, ("rules", "no language model is configured")),
-        ({"api_key_env": "HOUSE_API_KEY"}, {"HOUSE_API_KEY": "x"}, ("llm", "HOUSE_API_KEY is set")),
+        ({"api_key_env": "HOUSE_API_KEY"}, {"HOUSE_API_KEY": "x"}, ("rules", "no language model is configured")),
         ({"model": "m"}, {}, ("llm", "the policy names one")),
         ({"base_url": "http://127.0.0.1:1/v1"}, {}, ("llm", "the policy names one")),
     ],

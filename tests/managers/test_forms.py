@@ -190,9 +190,7 @@ def test_what_a_model_refuses_is_not_sent_again() -> None:
     keys = [{"temperature", "max_tokens", "max_completion_tokens"} & set(body) for body in sent(endpoint)]
     assert keys == [{"temperature", "max_tokens"}, {"max_tokens"},
                     {"max_completion_tokens"}, {"max_completion_tokens"}]  # fmt: skip
-    assert [notice.message for notice in desk.of(events.Failure)] == [
-        "scripted refuses temperature; it is not sent any more"
-    ]
+    assert "scripted refuses temperature; it is not sent any more" in [told.message for told in desk.of(events.Failure)]
     assert {request.level for request in desk.of(events.Request)} == {"json_schema"}
     assert [set(request.parameters) for request in desk.of(events.Request)] == keys
 

@@ -410,13 +410,11 @@ class LlmManager:
 
 
 def configured(policy: Policy, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Why a language model may be asked: what names one; None where nothing does."""
+    """Why a language model may be asked: what names one, or an endpoint that may have a single one; None where nothing
+    does. A key alone names none: it is in many an environment, and its provider has many models."""
     if policy.llm.base_url or policy.llm.model:
         return "the policy names one"
-    for variable in (BASE_URL_VARIABLE, key.variable(policy.llm, environment)):
-        if environment.get(variable):
-            return f"{variable} is set"
-    return None
+    return f"{BASE_URL_VARIABLE} is set" if environment.get(BASE_URL_VARIABLE) else None
 
 
 def _endpoint(policy: Policy, environment: Mapping[str, str]) -> tuple[Endpoint, str | None]:
