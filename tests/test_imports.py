@@ -246,7 +246,7 @@ THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
         *("base.wire", "contract.action_space", "contract.events", "contract.policy", "contract.proposal"),  # on disk
         *("contract.protocol", "contract.run_file", "contract.schemas"),  # the same
-        *("state.signals", "deciding.snapshot"),
+        *("state.signals", "deciding.account", "deciding.snapshot"),
         *("deciding.guard", "log.audit", "log.history", "managers.answer"),  # what reads it
         *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it
     },
@@ -277,8 +277,8 @@ EMPTY = {module for module in MODULES if module.endswith("__init__") and module 
 
 
 def package(module: str) -> str:
-    """The package that a module is in; "" for those right in trainmgr."""
-    return module.rpartition(".")[0]
+    """The package that a module is in, however deep; "" for those right in trainmgr."""
+    return module.partition(".")[0] if "." in module else ""
 
 
 def own(path: Path) -> set[str]:
@@ -288,7 +288,7 @@ def own(path: Path) -> set[str]:
         head, _, rest = name.partition(".")
         if head == "trainmgr":
             parts = rest.split(".")
-            prefixes = (".".join(parts[:n]) for n in (3, 2, 1))
+            prefixes = (".".join(parts[:n]) for n in (4, 3, 2, 1))
             places = (place for prefix in prefixes for place in (prefix, f"{prefix}.__init__"))
             found.add(next((place for place in places if place in MODULES), "__init__"))
     return found

@@ -13,7 +13,8 @@ with judge_after or until the end of a plan. The objective is held against a for
 evaluations before it, damped) and against the best before it."""
 HARM = """Harm: worse than forecast by more than {tolerance} of the scale, by more than {factor} x noise and by more
 than half of the progress that was forecast, at {patience} in a row; or at one by {catastrophe} times as much, or not
-finite. The last change that this holds for is taken back at once{weights}; if the harm goes on, the one before is next."""
+finite. The last change that this holds for is taken back at once{weights}; if the harm goes on, the one before is
+next."""
 PROOF = """At the end of its trial a change is kept if it brought a new best, or is better than forecast and near the
 best. What did neither good nor harm is kept where that costs nothing (more regularization, a longer average, late in
 the run a lower learning rate); else its values are put back for want of proof, which does not show that it was
