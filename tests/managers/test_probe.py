@@ -247,11 +247,12 @@ def test_without_it_nothing_is_sent_before_the_first_decision() -> None:
 def test_both_models_are_asked_each_in_its_form() -> None:
     with ScriptedEndpoint([Say("hello"), Say(PRESENT), Say("Leave it."), KEEP]) as endpoint:
         manager = manager_at(endpoint, probing(formatter="small"))
-        opened(manager)
+        manager.open()
         first, second = sent(endpoint)
         told: list[Any] = []
         manager.begin("d1", Spent(), told.append)
         manager.decide(view())
+        manager.close()
     assert [event.attempt for event in told if isinstance(event, events.Request)] == [0, 1, 2, 3]
     assert (first["model"], "response_format" in first) == ("scripted", False)
     assert (second["model"], "response_format" in second) == ("small", True)
