@@ -45,7 +45,7 @@ UNWATCHED = Probation(enabled=False)
 
 def policy_of(**llm_settings: Any) -> Policy:
     """Each change takes effect one step after its evaluation."""
-    return Policy(limits=Limits(lead_steps=1), llm=Llm(**llm_settings), probation=UNWATCHED)
+    return Policy(limits=Limits(lead_steps=1), llm=Llm(**{"prompt_tokens": 2500, **llm_settings}), probation=UNWATCHED)
 
 
 def manager_at(endpoint: ScriptedEndpoint, policy: Policy, model: str | None = "scripted") -> LlmManager:
