@@ -32,7 +32,8 @@ def log():
 def at_the_end():
     '''How many evaluations were made at the last step that is planned: nobody is asked there.'''
     lines = (RUN / "telemetry.jsonl").read_bytes().splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}\\n")]
+    named = (line for line in lines if line.endswith(b"}\\n") and (b'"start"' in line or b'"eval"' in line))
+    records = [json.loads(line) for line in named if line.startswith(b"{")]
     planned = [record.get("total_steps") for record in records if record["event"] == "start"]
     return sum(record["event"] == "eval" and record["step"] == planned[-1] for record in records) if planned else 0
 
