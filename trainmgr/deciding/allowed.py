@@ -46,16 +46,13 @@ def actions(now: Situation) -> tuple[list[Action], dict[str, str]]:
 
 
 def _undo(now: Situation) -> tuple[Action, ...]:
-    return ("undo",) if now.manifest.edition > 1 else ()
+    """Only where there is something to undo: else nobody need hear of it."""
+    return ("undo",) if now.manifest.edition > 1 and undoing.last(now) is not None else ()
 
 
 def _no_undo(now: Situation) -> str:
     found = undoing.last(now)
-    if found is None:
-        return "no change of yours is in force"
-    if not found.values and (why := no_weights(now, found)):
-        return why
-    return ""
+    return no_weights(now, found) if found is not None and not found.values else ""
 
 
 def no_weights(now: Situation, undo: undoing.Undo) -> str:

@@ -37,7 +37,9 @@ from trainmgr.state.situation import Situation
 
 Why = Literal["harm", "no proof", "crash"]
 UNKNOWN = 10.0  # times the tolerance, where the noise is not known; and what is near the best
-LATE = 1 / 3  # of the run: its last part
+LATE = 1 / 3  # of the run: its last part, in which the recipe of the start tells nothing any more
+SETTLING = 1 / 2  # of the run: its second part, in which it may settle
+NEUTRAL = 0.5  # of the steps in vain count
 PROTECTS = ("regularization", "averaging")  # groups of which more seldom costs anything
 SETTLES = "exploration"  # the group of which less costs nothing late in a run, as of a learning rate
 
@@ -45,8 +47,8 @@ SETTLES = "exploration"  # the group of which less costs nothing late in a run, 
 def first_evals(now: Situation) -> int:
     """Evaluations before which nobody is asked. Where there is a way back an early mistake costs what it undoes, which
     is little: the steps until then."""
-    least = now.policy.probation.first_evals
-    return least if now.manifest.edition == 1 or can_go_back(now) else max(least, allowed.BLIND)
+    wanted = now.policy.probation.first_evals
+    return wanted if wanted is not None else 1 if can_go_back(now) else allowed.BLIND
 
 
 def judge_after(proposal: Proposal, now: Situation) -> int | None:
@@ -310,10 +312,10 @@ def _promising(now: Situation, trial: Trial) -> bool:
 
 
 def _costs_nothing(now: Situation, trial: Trial) -> bool:
-    """Whether a change that did neither good nor harm may stay: more regularization or a longer average, late in the
-    run a lower learning rate or less exploration; or nothing is left of it."""
+    """Whether a change that did neither good nor harm may stay: more regularization or a longer average, in the second
+    half of the run a lower learning rate or less exploration; or nothing is left of it."""
     left, total = now.state.steps_left, now.state.total_steps
-    late = left is not None and total is not None and left <= LATE * total
+    late = left is not None and total is not None and left <= SETTLING * total
     if trial.rollback:
         return False
     for name, old in trial.before.items():
@@ -391,7 +393,7 @@ def _taken_back(now: Situation, trials: list[Trial], why: Why, back: Saved | Non
     elif total is None:
         demoted = ledger.reversals >= watch.max_reversals
     else:
-        much = ledger.idle_since + vain > watch.idle_budget * total and ledger.reversals >= 2
+        much = NEUTRAL * (ledger.idle_since + vain) > watch.idle_budget * total and ledger.reversals >= 2
         demoted = ledger.lost + lost > watch.loss_budget * total or much
     gone = ledger.trials if demoted else trials  # nothing of such a manager is judged any more
     name = f"probation{ledger.revision + 1}"
