@@ -11,7 +11,7 @@ from factories.watched import KEEPS, RATE, Run, learned
 
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
-from trainmgr.state.ledger import same
+from trainmgr.state.trial import same
 
 LOSES = Policy(probation=Probation(loss_budget=0.5))
 

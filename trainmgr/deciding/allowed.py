@@ -51,8 +51,14 @@ def _undo(now: Situation) -> tuple[Action, ...]:
 
 
 def _no_undo(now: Situation) -> str:
-    found = undoing.last(now)
-    return no_weights(now, found) if found is not None and not found.values else ""
+    found, parameters = undoing.last(now), now.declared.parameters
+    if found is None:
+        return ""
+    for name, value in found.values.items():
+        rises = not isinstance(value, str) and value > parameters[name].value  # type: ignore[operator]
+        if rises and held(now, parameters[name]):
+            return f"{name} may not rise while the objective diverges"
+    return "" if found.values else no_weights(now, found)
 
 
 def no_weights(now: Situation, undo: undoing.Undo) -> str:
