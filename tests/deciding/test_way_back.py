@@ -42,15 +42,15 @@ def test_a_rollback_that_brought_nothing_is_undone() -> None:
     run = learned(commands=KEEPS).change("rollback", to="initial")
     (change,) = run.of(events.Acknowledged)
     assert change.undone == 50  # the first checkpoint is of step 10
-    (back,) = run.measure(4.0, 4.0, 4.0, 4.0, 4.0).reversals
+    (back,) = run.measure(*[4.0] * 9).reversals
     assert (back.why, back.command and back.command.to) == ("no proof", "checkpoints/trial.pt")
-    assert (back.lost, run.state.lineage.set_back, run.ledger.trust) == (50, 50, {"rollback": 0.5})
+    assert (back.lost, run.state.lineage.set_back, run.ledger.trust) == (90, 90, {"rollback": 0.5})
 
 
 def test_without_them_what_a_rollback_undid_is_lost() -> None:
     run = learned().change("rollback", to="best")
-    (back,) = run.measure(4.0, 4.0, 4.0, 4.0, 4.0).reversals
-    assert (back.why, back.command, back.lost) == ("no proof", None, 80)
+    (back,) = run.measure(*[4.0] * 7).reversals
+    assert (back.why, back.command, back.lost) == ("no proof", None, 100)
 
 
 @pytest.mark.parametrize("how", ["not on probation", "not wanted", "of an earlier trial"])
@@ -78,7 +78,7 @@ def test_what_overlaps_is_taken_back_one_after_the_other_the_last_one_first() ->
     assert (back.decisions, back.since, back.parameters, back.trust) == (["d3"], 80, {"dropout": 0.3}, {"dropout": 0.5})
     assert [trial.decisions for trial in run.ledger.trials] == [("d1",), ("d2",)]
     assert run.measure(4.0, 4.0).reversals == [back]  # the others are judged anew, from the weights that are back
-    (_, back) = run.measure(4.9, 4.9).reversals
+    (_, back) = run.measure(4.9).reversals
     assert (back.decisions, run.state.recipe) == (["d2"], {"lr": 2e-3, "dropout": 0.1})
 
 

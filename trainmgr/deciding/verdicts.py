@@ -19,8 +19,19 @@ SETTLES = "exploration"  # the group of which less costs nothing late in a run, 
 
 def over(now: Situation, trial: Trial) -> bool:
     """Whether a trial has had its time."""
-    in_time = trial.until is not None and now.state.step < trial.until
-    return not in_time and _measured(now.state, trial) >= now.policy.probation.window_evals
+    state, ready = now.state, trial.step + grace(now, trial)
+    in_time = trial.until is not None and state.step < trial.until
+    late = sum(n > trial.forecast.evals and step >= ready for n, step, _ in state.measured)
+    return not in_time and late >= now.policy.probation.window_evals
+
+
+def grace(now: Situation, trial: Trial) -> int:
+    """Steps that what went back has to come up again: those that it undid, as far as the loss budget goes. None where
+    it undid far more than that: from the best it has nothing to come up from."""
+    total = now.state.total_steps
+    bearable = 0 if total is None else int(now.policy.probation.loss_budget * total)
+    comes_up = trial.forecast.level is not None and trial.undone <= 2 * bearable
+    return min(trial.undone, bearable) if comes_up else 0
 
 
 def harmed(now: Situation, trial: Trial) -> bool:
@@ -32,8 +43,7 @@ def harmed(now: Situation, trial: Trial) -> bool:
     watch, found, limit = now.policy.probation, excesses(now.state, trial), margin(now, trial)
     if not found or math.isinf(found[-1]) or limit <= 0:
         return bool(found) and math.isinf(found[-1])
-    total = now.state.total_steps
-    if total is not None and now.state.step - trial.step <= trial.undone <= watch.loss_budget * total:
+    if trial.undone and now.state.step - trial.step <= grace(now, trial):
         return False
     patience, far = min(watch.patience, watch.window_evals), watch.catastrophe * limit
     late = found[-patience:]
