@@ -94,8 +94,8 @@ ALLOWED: dict[str, str] = {
     "deciding.asking": ".allowed .probation base.wire contract.policy contract.proposal "
     "state.evaluations state.situation",
     "deciding.account": ".allowed .asking base.wire contract.forecast contract.proposal "
-    "contract.protocol state.changes state.evaluations state.ledger state.run_state "
-    "state.signals state.situation",
+    "contract.protocol state.changes state.evaluations state.run_state "
+    "state.signals state.situation state.trial",
     "deciding.guard": ".allowed .asking .plans .undoing base.wire contract.events contract.proposal "
     "contract.protocol contract.run_file state.situation",
     "deciding.snapshot": ".account .allowed .asking .plans .undoing base.wire contract.action_space "
