@@ -167,7 +167,12 @@ def _listed(values: list[float]) -> str:
 
 
 def resting(now: Situation, name: str) -> bool:
-    """Whether a parameter was changed too recently to be changed again."""
+    """Whether a parameter was changed too recently to be changed again, or was corrected already and that is on trial:
+    a chain of changes, each of which replaces the one before, would never have to prove itself."""
+    on_trial = [trial for trial in now.ledger.trials if name in trial.before]
+    corrected = len(on_trial) > 1 or any(name in trial.inherited for trial in on_trial)
+    if corrected and now.manifest.edition > 1:
+        return True
     at = now.state.changed_at.get(name)
     return at is not None and now.state.evals - at < max(now.policy.limits.cooldown_evals, _rest(now, name))
 

@@ -44,8 +44,9 @@ NEUTRAL = 0.5  # of the steps in vain count
 def first_evals(now: Situation) -> int:
     """Evaluations before which nobody is asked. Where there is a way back an early mistake costs what it undoes, which
     is little: the steps until then."""
-    wanted = now.policy.probation.first_evals
-    return wanted if wanted is not None else 1 if can_go_back(now) else allowed.BLIND
+    wanted, evaluations = now.policy.probation.first_evals, now.state.evaluations
+    untrained = bool(evaluations) and evaluations[0].step <= 0  # such a one says nothing of the recipe
+    return wanted if wanted is not None else 1 + untrained if can_go_back(now) else allowed.BLIND
 
 
 def judge_after(proposal: Proposal, now: Situation) -> int | None:

@@ -416,7 +416,8 @@ class Ledger:
             names = values.keys() & trial.before.keys()
             passed = {name: values.pop(name) for name in names}
             more = {name: shares.pop(name) for name in names if name in shares}
-            left.append(replace(trial, before={**trial.before, **passed}, shares=multiplied(trial.shares, more)))
+            before, inherited = {**trial.before, **passed}, trial.inherited | passed.keys()
+            left.append(replace(trial, before=before, inherited=inherited, shares=multiplied(trial.shares, more)))
         return left
 
     def _trust(self, changed: dict[str, float]) -> None:
