@@ -9,7 +9,7 @@ from factories.ledgers import asked, ruled
 from factories.watched import FLAT, KEEPS, RATE, Run, learned
 
 from trainmgr.contract import events, protocol
-from trainmgr.contract.policy import Actions, Limits, Policy, Probation
+from trainmgr.contract.policy import Actions, Policy, Probation
 from trainmgr.deciding import decision
 
 NO_ROLLBACK = ["stop"]
