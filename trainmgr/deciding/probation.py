@@ -204,6 +204,8 @@ def _way_back(now: Situation, trial: Trial, *, harm: bool) -> Saved | None:
 
 def _of_before(state: RunState, trials: list[Trial], trial: Trial) -> Saved | None:
     """The checkpoint that was kept before a change on trial; None where there is none any more."""
+    if trial.tainted:
+        return None
     after = [other.step for other in trials if other.step > trial.step]
     for saved in (state.lineage.trial, state.lineage.later):
         if saved is not None and trial.step <= saved.step < min(after, default=math.inf):
