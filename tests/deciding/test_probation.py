@@ -260,7 +260,8 @@ def is_harm(run: Run, trial: Any, watch: Probation) -> bool:
     patience = min(watch.patience, watch.window_evals)
     late = found[-patience:]
     if noise is None or (noise <= 1e-9 * forecast.scale and not forecast.slope):
-        return least > 0 and len(late) == patience and all(x > watch.catastrophe * 10 * least for x in late)
+        far = watch.catastrophe * 10 * least / (2 if len(found) >= watch.window_evals else 1)
+        return least > 0 and len(late) == patience and all(x > far for x in late)
     few = 1 + 2 / max(1, min(forecast.evals, 12) - 2)
     limit = max(least, watch.noise_factor * noise * few)
     return limit > 0 and (found[-1] > watch.catastrophe * limit or (len(late) == patience and min(late) > limit))

@@ -184,3 +184,21 @@ def test_values_are_the_same_but_for_rounding() -> None:
     assert same("adam", "adam")
     assert not same(True, 1.0)
     assert not same(1e-3, 1.001e-3)
+
+
+def test_a_parameter_may_be_corrected_once_while_it_is_on_trial() -> None:
+    """Else a chain of changes, each of which replaces the one before, would never have to prove itself."""
+    run = learned(RATE, commands=KEEPS).change(lr=1.1e-3).measure(4.0, 4.0).change(lr=1.2e-3).measure(4.0)
+    assert view(run.state, run.policy, run.ledger).recipe[0].resting
+    run.measure(4.0, 4.0)  # the first has brought nothing, and the second answers for both
+    assert [back.parameters for back in run.reversals] == [{}]
+    assert view(run.state, run.policy, run.ledger).recipe[0].resting
+    run.measure(4.0, 4.0)
+    assert (run.ledger.trials, run.state.recipe["lr"]) == ([], 1e-3)
+    assert not view(run.measure(4.0).state, run.policy, run.ledger).recipe[0].resting
+
+
+def test_an_evaluation_before_any_training_does_not_count() -> None:
+    run = Run(commands=KEEPS, manager="scripted")
+    run.at = -10
+    assert [run.measure(4.0, best=True).why() for _ in range(2)] == [None, "evaluation"]

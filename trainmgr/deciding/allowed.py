@@ -167,12 +167,15 @@ def _listed(values: list[float]) -> str:
 
 
 def resting(now: Situation, name: str) -> bool:
-    """Whether a parameter was changed too recently to be changed again."""
-    return rest(now, name) > 0
+    """Whether a parameter was changed too recently to be changed again, or was corrected already and that is on trial:
+    a chain of changes, each of which replaces the one before, would never have to prove itself."""
+    on_trial = [trial for trial in now.ledger.trials if name in trial.before]
+    corrected = len(on_trial) > 1 or any(name in trial.inherited for trial in on_trial)
+    return (corrected and now.manifest.edition > 1) or rest(now, name) > 0
 
 
 def rest(now: Situation, name: str) -> int:
-    """Evaluations until a parameter may be changed again; 0 or less: it may be now."""
+    """Evaluations until a parameter may be changed again; 0 or less: it may be now, unless its trial is waited for."""
     at = now.state.changed_at.get(name)
     if at is None:
         return 0

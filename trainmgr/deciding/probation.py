@@ -44,8 +44,9 @@ NEUTRAL = 0.5  # of the steps in vain count
 def first_evals(now: Situation) -> int:
     """Evaluations before which nobody is asked. Where there is a way back an early mistake costs what it undoes, which
     is little: the steps until then."""
-    wanted = now.policy.probation.first_evals
-    return wanted if wanted is not None else 1 if can_go_back(now) else allowed.BLIND
+    wanted, evaluations = now.policy.probation.first_evals, now.state.evaluations
+    untrained = bool(evaluations) and evaluations[0].step <= 0  # such a one says nothing of the recipe
+    return wanted if wanted is not None else 1 + untrained if can_go_back(now) else allowed.BLIND
 
 
 def judge_after(proposal: Proposal, now: Situation) -> int | None:
@@ -204,6 +205,8 @@ def _way_back(now: Situation, trial: Trial, *, harm: bool) -> Saved | None:
 
 def _of_before(state: RunState, trials: list[Trial], trial: Trial) -> Saved | None:
     """The checkpoint that was kept before a change on trial; None where there is none any more."""
+    if trial.tainted:
+        return None
     after = [other.step for other in trials if other.step > trial.step]
     for saved in (state.lineage.trial, state.lineage.later):
         if saved is not None and trial.step <= saved.step < min(after, default=math.inf):

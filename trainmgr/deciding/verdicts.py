@@ -40,8 +40,8 @@ def grace(now: Situation, trial: Trial) -> int:
 def harmed(now: Situation, trial: Trial) -> bool:
     """Whether the objective is worse than was forecast before the change, by what the policy calls harm.
 
-    Where the noise is not known, it takes both: that it lasts, and that it is a catastrophe. What went back has the
-    steps that it undid to come up again, as far as the loss budget goes.
+    Where the noise is not known, it takes both: that it lasts, and that it is a catastrophe; or half of one, at the
+    end. What went back has the steps that it undid to come up again, as far as the loss budget goes.
     """
     watch, found, limit = now.policy.probation, excesses(now.state, trial), margin(now, trial)
     if not found or math.isinf(found[-1]) or limit <= 0:
@@ -52,7 +52,8 @@ def harmed(now: Situation, trial: Trial) -> bool:
     late = found[-patience:]
     lasting = len(late) == patience
     if not _noisy(trial):
-        return lasting and min(late) > far
+        whole = len(found) >= watch.window_evals
+        return lasting and min(late) > (far / 2 if whole else far)
     return found[-1] > far or (lasting and min(late) > limit)
 
 

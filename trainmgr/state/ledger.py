@@ -467,16 +467,20 @@ class Ledger:
         """What is left on trial without these revisions. What a later change is on now, it goes back to what they had
         replaced."""
         left: list[Trial] = []
+        after = False
         values: dict[str, Value] = {}
         shares: dict[str, float] = {}
         for trial in self.trials:
             if {*trial.revisions} & {*revisions}:
                 values, shares = {**trial.before, **values}, multiplied(shares, trial.shares)
+                after = True
                 continue
             names = values.keys() & trial.before.keys()
             passed = {name: values.pop(name) for name in names}
             more = {name: shares.pop(name) for name in names if name in shares}
-            left.append(replace(trial, before={**trial.before, **passed}, shares=multiplied(trial.shares, more)))
+            before, inherited = {**trial.before, **passed}, trial.inherited | passed.keys()
+            tainted, shared = after or trial.tainted, multiplied(trial.shares, more)
+            left.append(replace(trial, before=before, inherited=inherited, tainted=tainted, shares=shared))
         return left
 
     def _trust(self, changed: dict[str, float]) -> None:

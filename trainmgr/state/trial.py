@@ -31,6 +31,10 @@ class Trial:
     """Steps of training that rollbacks among them undid."""
     challenge: bool = False
     """Whether it is the recipe of the start that is on trial."""
+    inherited: frozenset[str] = frozenset()
+    """Parameters whose value in ``before`` is that of an earlier change, which brought nothing or did harm."""
+    tainted: bool = False
+    """Whether the weights that were kept before it had a change in them that was taken back since."""
     until: int | None = None
     """The step before which it is not judged to have brought nothing; None: it has the usual number of evaluations."""
 
