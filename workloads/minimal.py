@@ -35,7 +35,8 @@ step = load(Path(saved)) if saved else 0
 valid = [sample(random.Random(i)) for i in range(200)]
 with Workload("minimal", objective="val_loss", mode="min", total_steps=STEPS, seed=SEED,
               resumed_from=saved, resumed_step=step,
-              metrics={"loss": "squared error of one sample", "val_loss": "mean squared error"}) as w:  # fmt: skip
+              metrics={"loss": "squared error of one sample", "val_loss": "mean squared error"},
+              facts={"data": "a new sample at every step", "samples_per_step": 1, "parameters": 2}) as w:  # fmt: skip
     w.float("lr", get=lambda: recipe["lr"], set=lambda value: recipe.update(lr=value), low=1e-4, high=1.0,
             scale="log", max_ratio=2.0, min_ratio=0.1, group="optimizer", description="step size")  # fmt: skip
     keep = Checkpoints(w, save, load, suffix=".json")

@@ -427,9 +427,15 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    facts = {
+        "data": "random points, drawn anew at every step: none comes twice",
+        "points_per_step": args.inside + 2 * args.rim,
+        "parameters": info["parameters"],
+        "scored_at_the_end": "relative L2 error of the final network on a finer grid",
+    }
     w = Workload(
         "pinn", objective="val_error", mode="min", total_steps=args.steps, seed=args.seed, metrics=METRICS, info=info,
-        directory=args.out, resumed_from=args.resume, resumed_step=step,
+        facts=facts, directory=args.out, resumed_from=args.resume, resumed_step=step,
     )  # fmt: skip
     declare(w, trainer)
 

@@ -466,9 +466,17 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    facts = {
+        "a_step_is": "one PPO update: a rollout, then up to the set epochs over it",
+        "samples_per_rollout": args.envs * args.horizon,
+        "minibatch": args.minibatch,
+        "parameters": info["parameters"],
+        "episodes_per_evaluation": 6 * args.eval_episodes,
+        "scored_at_the_end": "safe success and collisions: last rollouts, held-out scenes",
+    }
     w = Workload(
         "reacher", objective="score", mode="max", scale=1.0, total_steps=args.updates, seed=args.seed,
-        metrics=METRICS, info=info, directory=args.out, resumed_from=args.resume, resumed_step=update,
+        metrics=METRICS, info=info, facts=facts, directory=args.out, resumed_from=args.resume, resumed_step=update,
     )  # fmt: skip
     declare(w, trainer, args.boundary)
 

@@ -234,10 +234,11 @@ class Trainer:
         return dict(zip(("loss", "clean_loss", "grad_norm"), values, strict=True))
 
     @torch.no_grad()
-    def evaluate(self, sequences: Tensor) -> float:
-        """Mean cross-entropy in nats per token of [N, T+1]: the average's if there is one, nothing random."""
+    def evaluate(self, sequences: Tensor, *, raw: bool = False) -> float:
+        """Mean cross-entropy in nats per token of [N, T+1]: the average's if there is one, unless the raw weights' is
+        wanted; nothing random."""
         self.model.eval()
-        weights = dict(zip(self.names, self.average or self.params, strict=True))
+        weights = dict(zip(self.names, (not raw and self.average) or self.params, strict=True))
         total = torch.zeros((), dtype=torch.float64, device=sequences.device)
         for chunk in torch.split(sequences, 4):  # larger batches fall out of the cache
             logits = torch.func.functional_call(self.model, weights, (chunk[:, :-1],))  # [4, T, V]
@@ -299,6 +300,7 @@ METRICS = {
     "grad_norm": "global L2 norm of the gradient, before clipping",
     "val_loss": "cross-entropy on fixed slices of the first half of the validation text; nats per token",
     "train_loss": "the same on fixed slices of the training text, nothing random; nats per token",
+    "raw_val_loss": "val_loss of the raw weights, as long as their average is what is evaluated; nats per token",
     "epochs": "training tokens drawn so far, in lengths of the training text",
     "best_val_loss": "lowest val_loss of the run; nats per token",
     "best_step": "the step that had it",
@@ -387,9 +389,19 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    facts = {
+        "train_tokens": len(train),
+        "tokens_per_step": args.batch * args.context,
+        "passes_over_them_planned": round(args.steps * args.batch * args.context / len(train), 1),
+        "vocabulary": tokens.vocab,
+        "parameters": info["parameters"],
+        "validation_tokens": len(valid_part) * args.context,
+        "scored_at_the_end": "test_loss of the final weights (of their average if ema is on)",
+    }
     w = Workload(
         "tinystories", objective="val_loss", mode="min", counterpart="train_loss", total_steps=args.steps,
-        seed=args.seed, metrics=METRICS, info=info, directory=args.out, resumed_from=args.resume, resumed_step=step,
+        seed=args.seed, metrics=METRICS, info=info, facts=facts, directory=args.out, resumed_from=args.resume,
+        resumed_step=step,
     )  # fmt: skip
     declare(w, trainer)
 
@@ -401,7 +413,10 @@ def main() -> None:
 
     def assess() -> dict[str, float]:
         epochs = step * args.batch * args.context / len(train)
-        return {"val_loss": trainer.evaluate(valid_part), "train_loss": trainer.evaluate(train_part), "epochs": epochs}
+        found = {"val_loss": trainer.evaluate(valid_part), "train_loss": trainer.evaluate(train_part), "epochs": epochs}
+        if trainer.average is not None:  # which hides for as long as it reaches back what a change has done
+            found["raw_val_loss"] = trainer.evaluate(valid_part, raw=True)
+        return found
 
     print("tinystories: " + ", ".join(f"{name} {value}" for name, value in info.items()), flush=True)
     begun, first = time.perf_counter(), step

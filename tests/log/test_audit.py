@@ -293,7 +293,7 @@ UNSEEN: dict[str, Callable[[list[dict[str, Any]], Files], Files]] = {
     "the log cut at its end, run.json with it": cut_end,
     "the last decision, which changed nothing, left out": drop_last_decision,
     "what comes from outside: how long an answer took": edit("response", 0, "seconds", 99.0),
-    "what comes from outside: a part of an answer that no check reads": edit("response", 1, "raw", "falsifier", "…"),
+    "what comes from outside: a part of an answer that no check reads": edit("response", 1, "raw", "confidence", 0.5),
     "what comes from outside: the seed, the command, the versions": edit("run started", 0, "manifest", "seed", 99),
     "telemetry that no decision rests on, its digest in the log with it": change_telemetry,
 }

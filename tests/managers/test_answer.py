@@ -47,13 +47,12 @@ from trainmgr.managers.answer import (
     EVIDENCE,
     FALSIFIER,
     extract,
-    grammar,
     objection,
     read,
-    schema,
     spoken,
     whole,
 )
+from trainmgr.managers.prompts.v3.schema import grammar, schema
 from trainmgr.state.run_state import RunState
 
 STRICT = {"type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "minimum", "maximum"}

@@ -265,7 +265,7 @@ _BOM = b"\xef\xbb\xbf"
 _STEP = re.compile(rb'"event"\s*:\s*"step"').search
 _EVENT = re.compile(rb'"event"\s*:\s*"([a-z]{1,16})"')
 _DECODER = json.JSONDecoder(parse_constant=_Bare)
-_PARTS = {"metrics": 1, "params": 1, "groups": 1, "split": 2}
+_PARTS = {"metrics": 1, "params": 1, "groups": 1, "split": 2, "facts": 1}
 """Parts of a record of which each entry stands for itself, and how deep the entries lie: one is left out alone."""
 
 
@@ -407,6 +407,9 @@ def _mended(value: Any, error: ValidationError) -> Telemetry:
         elif path == ("status",) and isinstance(found, str):
             parent["status"] = "unknown"
             flaws[path] = Flaw("status", quoted(found))
+        elif path == ("facts",):
+            parent["facts"] = dict(list(found.items())[:MAX_FACTS]) if isinstance(found, dict) else {}
+            flaws[path] = Flaw("left out", _said(path, items))
         elif path[0] == "action_space":
             _make_whole(found)
         elif len(entry) > 1:

@@ -12,7 +12,7 @@ import math
 from trainmgr.base.wire import short
 from trainmgr.contract.policy import asks_model, is_hybrid
 from trainmgr.contract.proposal import Condition, Proposal
-from trainmgr.deciding import allowed
+from trainmgr.deciding import allowed, probation
 from trainmgr.state.evaluations import Evaluation
 from trainmgr.state.situation import Situation
 
@@ -24,7 +24,7 @@ MEAN = "mean."  # how snapshots name the mean of a training metric
 def trigger(now: Situation) -> str | None:
     """Why a manager should be asked now, or None.
 
-    Never while a decision is pending or a change waits for its acknowledgment.
+    Never while a decision is pending or a change waits for its acknowledgment, unless that is a part of a plan.
     """
     why = _by_cadence(now)
     if why is None or now.manifest.edition == 1:
@@ -60,7 +60,9 @@ def spared(now: Situation, why: str) -> str:
 
 def _by_cadence(now: Situation) -> str | None:
     state, ledger, policy = now.state, now.ledger, now.policy
-    if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
+    if state.start is None or state.end is not None or ledger.waiting is not None:
+        return None
+    if ledger.outstanding is not None and ledger.origins.get(ledger.outstanding.revision) != "plan":
         return None
     if state.stopped_at is not None:  # nothing but its end is wanted of it
         return None
@@ -70,7 +72,7 @@ def _by_cadence(now: Situation) -> str | None:
     if ledger.demoted and asks_model(manager):  # its answers cost, and would not be applied
         return None
     watches = policy.watches(manager)
-    early = watches and state.evals < policy.probation.first_evals
+    early = watches and state.evals < probation.first_evals(now)
     lost = policy.cadence.on_alarm and state.finiteness.lost
     if lost and ledger.last_alarm != state.evals and (state.evals or not early):
         return "alarm"
@@ -84,7 +86,9 @@ def _by_cadence(now: Situation) -> str | None:
     if policy.cadence.on_alarm and (begun := _alarms(now) - ledger.alarms):
         return f"alarm: {', '.join(sorted(begun))}"
     least = policy.min_steps(manager, state.total_steps)
-    steps = state.step - ledger.last_step if ledger.last_step is not None else least
+    # A training step is reported before its evaluation: asked between the two, a manager would not see that.
+    at = state.evaluations[-1].step if now.manifest.edition > 1 and state.evaluations else state.step
+    steps = at - ledger.last_step if ledger.last_step is not None else least
     if new >= policy.cadence.every_evals and not 0 <= steps < least:  # below 0: after a restart
         return "evaluation"
     return None
@@ -237,7 +241,7 @@ def _ahead(now: Situation) -> tuple[int, int | None] | None:
     if is_hybrid(manager):
         least = policy.model_steps(state.total_steps)
     last, evals = state.evaluations[-1].step, policy.cadence.every_evals
-    early = policy.probation.first_evals - state.evals if policy.watches(manager) else 0
+    early = probation.first_evals(now) - state.evals if policy.watches(manager) else 0
     first = last + spacing * max(evals, early, math.ceil((least + max(0, state.step - last)) / spacing))
     if total is None:
         return first, None

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from trainmgr.base.paths import usable
-from trainmgr.base.wire import moved, plain, short, to_json
+from trainmgr.base.wire import plain, short, to_json
 from trainmgr.contract import events, protocol
-from trainmgr.deciding import control, guard, probation, snapshot
+from trainmgr.deciding import control, guard, plans, probation, snapshot
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.lineage import TRIAL
 from trainmgr.state.situation import Situation
@@ -73,6 +73,7 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
         action=proposal.action if proposal else "keep",
         diagnosis=proposal.diagnosis if proposal else None,
         changes={} if rejected else judgment.changes,
+        plans={} if rejected else judgment.plans,
         command=None if rejected else judgment.command,
         expected=proposal.expected if proposal else None,
         evidence=proposal.evidence if proposal else "",
@@ -82,13 +83,15 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
         ask_again_in=None if rejected else judgment.ask_again_in,
         ask_again_when=None if rejected else judgment.ask_again_when,
         note=proposal.note if proposal and not rejected else "",
+        undoes=[] if rejected else list(judgment.undoes),
+        judge_after=probation.judge_after(proposal, now) if proposal and not rejected else None,
     )
 
 
 def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) -> events.OverrideIssued | None:
     """What an accepted verdict puts into the control file; None where there is nothing to apply, or nothing may be."""
     ledger, policy, based_on_step = now.ledger, now.policy, now.ledger.last_step or 0
-    if ruling.result == "rejected" or (not ruling.changes and ruling.command is None):
+    if not acts(ruling):
         return None
     if ledger.demoted or ledger.overtaken or ledger.challenged:
         return None
@@ -97,21 +100,26 @@ def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) ->
         ledger,
         now.manifest.id,
         ruling.decision,
-        changes=ruling.changes,
+        changes={**ruling.changes, **plans.first(now, ruling.decision, ruling.plans, based_on_step)},
         command=ruling.command,
         issued=issued,
         based_on_step=based_on_step,
         valid_until_step=None if age is None else max(based_on_step + age, due or 0),
         at_step=due,
-        keep=_keep(now),
+        keep=probation.keeps(now, ruling.command) if not ruling.undoes or ruling.command is None else None,
     )
-    return events.OverrideIssued(decision=ruling.decision, origin="manager", control=content)
+    return events.OverrideIssued(
+        decision=ruling.decision,
+        origin="manager",
+        control=content,
+        telemetry_offset=now.mark.offset if ruling.plans else None,
+        telemetry_sha256=now.mark.sha256 if ruling.plans else None,
+    )
 
 
-def _keep(now: Situation) -> str | None:
-    """The name under which the workload keeps its weights first; None where it cannot, or something is on trial."""
-    wanted = now.ledger.on_probation and now.policy.probation.checkpoint and not now.ledger.trials
-    return TRIAL if wanted and "checkpoint" in now.declared.commands else None
+def acts(ruling: events.Verdict) -> bool:
+    """Whether there is anything to apply."""
+    return ruling.result != "rejected" and bool(ruling.changes or ruling.plans or ruling.command is not None)
 
 
 def unanswered(now: Situation) -> events.Unanswered | None:
@@ -203,7 +211,6 @@ def _held(ledger: Ledger) -> Ledger:
 def acknowledgment(record: protocol.Applied | protocol.Refused, now: Situation) -> events.Acknowledged:
     """The workload's answer to a revision, as our own record; of what goes on trial with the forecast without it."""
     applied = isinstance(record, protocol.Applied)
-    on_trial = _on_trial(record, now)
     return events.Acknowledged(
         decision=now.ledger.revisions.get(record.revision, "unknown"),
         revision=record.revision,
@@ -213,23 +220,8 @@ def acknowledgment(record: protocol.Applied | protocol.Refused, now: Situation) 
         boundary=record.boundary if isinstance(record, protocol.Applied) else None,
         changes=record.changes if isinstance(record, protocol.Applied) else {},
         reason=record.reason if isinstance(record, protocol.Refused) else "",
-        forecast=probation.expect(now.state) if on_trial else None,
-        undone=now.state.lineage.undone if on_trial and isinstance(record, protocol.Applied) and _rolled(record) else 0,
+        **probation.acknowledged(record, now),
     )
-
-
-def _on_trial(record: protocol.Applied | protocol.Refused, now: Situation) -> bool:
-    ledger = now.ledger
-    if not isinstance(record, protocol.Applied):
-        return False
-    challenge = isinstance(ledger.carrying, events.Challenged) and record.revision == ledger.revision
-    if ledger.origins.get(record.revision) != "manager" and not challenge:
-        return False
-    return ledger.on_probation and now.state.start is not None and bool(moved(record.changes) or _rolled(record))
-
-
-def _rolled(record: protocol.Applied) -> bool:
-    return record.command is not None and record.command.name == "rollback"
 
 
 def outcomes(now: Situation, *, over: bool = False) -> Iterator[events.Outcome]:

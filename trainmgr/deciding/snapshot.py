@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Annotated
 
@@ -17,8 +18,9 @@ from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
 from trainmgr.contract.policy import is_hybrid
 from trainmgr.contract.proposal import NOTE, Action, Diagnosis, Expectation, Plan
-from trainmgr.deciding import allowed, asking
-from trainmgr.state.evaluations import thinned
+from trainmgr.deciding import account, allowed, asking, plans, undoing
+from trainmgr.deciding.account import Account
+from trainmgr.state.evaluations import Evaluation, thinned
 from trainmgr.state.ledger import REFUSED
 from trainmgr.state.run_state import RunState
 from trainmgr.state.signals import DIGITS, Signals, rounded
@@ -91,6 +93,17 @@ class RecipeRow(Wire):
         return (math.ceil(low), math.floor(high)) if self.type == "int" else (low, high)
 
 
+class Undoable(Wire):
+    """The manager's last change that is in force, which it may undo."""
+
+    decision: str
+    step: int
+    values: dict[str, Value]
+    """What comes back."""
+    weights: bool
+    """Whether those from before it may come back too."""
+
+
 class Past(Wire):
     """An earlier change: what was expected, and what was measured until the next one."""
 
@@ -159,8 +172,14 @@ class Snapshot(Wire):
     """... and the step at which it wrote that."""
     unasked: Annotated[str, Field(exclude_if=operator.not_)] = ""
     """Of a hybrid: why its model is not to be asked now, whatever the rules say; "" where it may be."""
+    account: Annotated[Account | None, Field(exclude_if=_missing)] = None
+    """What a reader who remembers nothing must know besides; since edition 2."""
     heard: Annotated[bool, Field(exclude_if=operator.not_)] = False
     """Of a hybrid: whether its model has answered when it was asked last."""
+    checkpoints: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    """What a rollback may name: "best", "initial", and those that are kept from before changes, as "step 120"."""
+    undo: Annotated[Undoable | None, Field(exclude_if=_missing)] = None
+    """What "undo" would take back."""
 
     @property
     def refused(self) -> bool:
@@ -175,6 +194,7 @@ def take(now: Situation, trigger: str) -> Snapshot:
     objective = state.start.objective
     actions, unavailable = allowed.actions(now)
     left = now.policy.limits.max_interventions
+    rows = thinned(state.evaluations, ROWS, ROWS // 2)
     hybrid = is_hybrid(now.manifest.manager)
     return Snapshot(
         workload=_short(state.start.workload),
@@ -190,7 +210,7 @@ def take(now: Situation, trigger: str) -> Snapshot:
             overrun=state.overrun,
         ),
         recipe=[_row(now, parameter) for parameter in now.space.parameters.values()],
-        evaluations=_table(state),
+        evaluations=_table(state, rows),
         meanings=_meanings(state),
         split={_short(k): {_short(n): rounded(v) for n, v in list(row.items())[:8]} for k, row in state.split.items()},
         signals=now.signals,
@@ -205,7 +225,18 @@ def take(now: Situation, trigger: str) -> Snapshot:
         noted_at=ledger.answers.noted_at,
         unasked=asking.spared(now, trigger) if hybrid else "",
         heard=hybrid and ledger.answers.heard,
+        account=account.of(now, rows) if now.manifest.edition > 1 else None,
+        checkpoints=[*undoing.checkpoints(now)] if "rollback" in actions and now.manifest.edition > 1 else [],
+        undo=_undo(now) if "undo" in actions else None,
     )
+
+
+def _undo(now: Situation) -> Undoable | None:
+    found = undoing.last(now)
+    if found is None:
+        return None
+    weights = not allowed.no_weights(now, found)
+    return Undoable(decision=found.decision, step=found.step, values=found.values, weights=weights)
 
 
 def _row(now: Situation, parameter: Parameter) -> RecipeRow:
@@ -233,6 +264,7 @@ def _row(now: Situation, parameter: Parameter) -> RecipeRow:
         own=rounded(moving.value) if moving else None,
         end=rounded(moving.end) if moving else None,
         overwritten=state.overwritten.get(name, 0),
+        plan=plans.in_force(now, name),
     )
 
 
@@ -259,8 +291,7 @@ def _takes(parameter: Parameter, value: float) -> bool:
     return parameter.low <= value <= parameter.high and not parameter.too_far(value, parameter.value)
 
 
-def _table(state: RunState) -> Table:
-    rows = thinned(state.evaluations, ROWS, ROWS // 2)
+def _table(state: RunState, rows: Sequence[Evaluation]) -> Table:
     names: dict[str, None] = {}
     for row in rows:
         names.update(dict.fromkeys(row.metrics))

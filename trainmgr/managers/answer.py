@@ -1,154 +1,39 @@
 """What a language model may answer to one snapshot: the JSON schema of it, and how its text is read. Pure.
 
-The schema is made from the action space of this moment, so that an endpoint which keeps to it cannot name what is not
-allowed now. Nothing rests on that: the text is read by us, and the guard judges it like any other answer.
+Nothing rests on the schema: the text is read by us, and the guard judges it like any other answer.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
 from trainmgr.base.wire import Value, quoted, short
-from trainmgr.contract.proposal import Diagnosis, Proposal
+from trainmgr.contract.proposal import NOTE, Plan, Proposal
 from trainmgr.contract.protocol import explain
 from trainmgr.deciding.snapshot import RecipeRow, Snapshot
+from trainmgr.managers.prompts import VERSION
+from trainmgr.managers.prompts.v3.schema import grammar, targets_of, typed
+from trainmgr.managers.prompts.v3.schema import schema as schema_of_the_moment
+from trainmgr.managers.prompts.v4.schema import schema
 
 EVIDENCE, FALSIFIER = 1000, 500  # characters, as in Proposal
-METRICS = 32  # of which an effect may be expected
-CHOICES = 5  # values of a parameter that a grammar offers
-TOGETHER = 8  # parameters that it lets be adjusted at once, of those that follow each other
+NEW = ("plans", "judge_after", "ask_again_in", "ask_again_when", "note")  # keys whose null stands for nothing
 DEPTH = 12  # of nesting
 CANDIDATES = 32  # places of a long text where an object may begin
 
 
-def form(manager: str) -> Callable[[Snapshot, tuple[str, ...]], dict[str, Any]]:
-    """How answers of a manager of this name are formed: ``grammar`` for the embedded server, else ``schema``."""
-    return grammar if manager.startswith("local:") else schema
-
-
-def schema(view: Snapshot, parameters: tuple[str, ...]) -> dict[str, Any]:
-    """The strict JSON schema of an answer: every key required, none besides, and limits as minimum and maximum.
-
-    ``parameters`` are those that may be named. The evidence comes first, so that a model has written the figures before
-    it decides.
-    """
-    adjustable = parameters if {"adjust", "rollback"} & set(view.actions) else ()
-    targets = dict.fromkeys(to for action in view.actions for to in (*_targets(action, view), None))
-    return _object(
-        {
-            "evidence": {"type": "string"},
-            "diagnosis": _one_of(get_args(Diagnosis)),
-            "action": _one_of(view.actions),
-            "to": {"type": ["string", "null"], "enum": list(targets)},
-            "changes": _object({row.name: _limits(row) for row in view.recipe if row.name in adjustable}),
-            "expected": _expected(view),
-            "falsifier": {"type": "string"},
-            "confidence": {"type": "number", "minimum": 0, "maximum": 1},
-        }
-    )
-
-
-def grammar(view: Snapshot, parameters: tuple[str, ...]) -> dict[str, Any]:
-    """The same for llama.cpp, which makes a grammar of it: that knows no minimum and maximum of fractions, but lengths
-    and alternatives. One alternative for each action, with what belongs to it, and a few values of each parameter to
-    choose from: whoever keeps to it is valid.
-    """
-    rows = [row for row in view.recipe if row.name in parameters]
-    alternatives = []
-    for action in view.actions:
-        changes = {"keep": [_changes(())], "stop": [_changes(())], "rollback": [_changes(rows)]}
-        adjusted = [_changes(rows[i : i + TOGETHER], first=True) for i, row in enumerate(rows) if _choices(row)]
-        allowed = changes.get(action, adjusted)
-        if not allowed:
-            continue
-        alternatives.append(
-            _object(
-                {
-                    "evidence": {"type": "string", "maxLength": 160},
-                    "diagnosis": _one_of(get_args(Diagnosis)),
-                    "action": {"const": action},
-                    "to": {"enum": _targets(action, view)},
-                    "changes": allowed[0] if len(allowed) == 1 else {"anyOf": allowed},
-                    "expected": _expected(view),
-                    "falsifier": {"type": "string", "maxLength": 80},
-                    "confidence": {"enum": [0.1, 0.3, 0.5, 0.7, 0.9]},
-                }
-            )
-        )
-    return {"anyOf": alternatives}
-
-
-def _changes(rows: Sequence[RecipeRow], *, first: bool = False) -> dict[str, Any]:
-    """Changes of these or of none; with ``first``, of the first one in any case."""
-    return _object({row.name: {"enum": [*_choices(row), *([] if first and not i else [None])]}
-                    for i, row in enumerate(rows)})  # fmt: skip
-
-
-def _targets(action: str, view: Snapshot) -> list[str | None]:
-    """What an action may go to."""
-    if action == "rollback":
-        return ["best", "initial"]
-    return ["best", None] if action == "stop" and view.best_checkpoint is not None else [None]
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
-def _one_of(names: Iterable[str]) -> dict[str, Any]:
-    return {"type": "string", "enum": list(names)}
-
-
-def _expected(view: Snapshot) -> dict[str, Any]:
-    names = (view.objective, *view.evaluations.columns[1:])  # of which two long ones may look the same
-    metrics = list(dict.fromkeys(name for name in names if name))
-    return _object(
-        {
-            "metric": _one_of(metrics[:METRICS]),
-            "direction": _one_of(("down", "up", "flat")),
-            "by_step": {"type": ["integer", "null"]},
-        }
-    )
-
-
-def _limits(row: RecipeRow) -> dict[str, Any]:
-    """One parameter: null leaves it."""
-    null = {"type": "null"}
-    if row.type == "choice":
-        return {"anyOf": [{"type": "string", "enum": row.choices}, null]}
-    if row.type == "bool":
-        return {"type": ["boolean", "null"]}
-    kind = "integer" if row.type == "int" else "number"
-    low, high = row.reach
-    ranges: list[dict[str, Any]] = [{"type": kind, "minimum": low, "maximum": high}] if low <= high else []
-    if row.off is not None:
-        ranges.append({"type": kind, "enum": [_typed(row, row.off)]})
-    return {"anyOf": [*ranges, null]}
-
-
-def _typed(row: RecipeRow, value: float) -> float:
-    return int(value) if row.type == "int" else value
-
-
-def _choices(row: RecipeRow) -> list[Value]:
-    """A few other values that one change reaches, from low to high, evenly in the parameter's scale."""
-    if row.type in ("bool", "choice"):
-        there: list[Value] = [False, True] if row.type == "bool" else [*(row.choices or [])]
-        return [value for value in there if value != row.value]
-    low, high = row.reach
-    found: list[Value] = [] if row.off is None else [_typed(row, row.off)]
-    for i in range(CHOICES if low <= high else 0):
-        share = i / (CHOICES - 1)
-        value = low * (high / low) ** share if row.scale == "log" and low > 0 else low + (high - low) * share
-        value = min(max(float(f"{value:.3g}"), low), high)
-        found.append(round(value) if row.type == "int" else value)
-    return [value for value in dict.fromkeys(found) if value != row.value]
+def form(manager: str, version: str = VERSION) -> Callable[[Snapshot, tuple[str, ...]], dict[str, Any]]:
+    """How answers of a manager of this name are formed, asked by a prompt of this version: ``grammar`` for the embedded
+    server, else ``schema``."""
+    if manager.startswith("local:"):
+        return grammar
+    return schema_of_the_moment if version == "v3" else schema
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -234,11 +119,19 @@ def read(text: str) -> Any:
         found = whole(found["arguments"]) or found
     answer = dict(found)
     if isinstance(answer.get("changes"), dict):
-        answer["changes"] = {name: value for name, value in answer["changes"].items() if value is not None}
-    for name, limit in (("evidence", EVIDENCE), ("falsifier", FALSIFIER)):
+        answer["changes"] = _given(answer["changes"])
+    if isinstance(answer.get("plans"), dict):
+        answer["plans"] = {name: _given(plan) if isinstance(plan, dict) else plan
+                           for name, plan in _given(answer["plans"]).items()}  # fmt: skip
+    answer = {name: value for name, value in answer.items() if value is not None or name not in NEW}
+    for name, limit in (("evidence", EVIDENCE), ("falsifier", FALSIFIER), ("note", NOTE)):
         if isinstance(answer.get(name), str):
             answer[name] = short(answer[name], limit)
     return answer
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def whole(text: str) -> dict[str, Any] | None:
@@ -315,21 +208,53 @@ def objection(answer: Any, view: Snapshot, parameters: tuple[str, ...]) -> str |
         proposal = Proposal.model_validate(answer)
     except ValidationError as error:
         return explain(error, Proposal)
-    if proposal.action not in view.actions:
-        return f'the action "{proposal.action}" is not allowed now; allowed are {", ".join(view.actions)}'
-    if proposal.action in ("keep", "stop") and proposal.changes:
-        return f'"{proposal.action}" takes no changes'
-    if proposal.action == "adjust" and not proposal.changes:
-        return '"adjust" needs at least one change'
-    if proposal.to is not None and proposal.to not in _targets(proposal.action, view):
-        return f'"to" = {quoted(proposal.to)} is nothing that "{proposal.action}" takes'
+    return _unfit(proposal, view) or _impossible(proposal, view, parameters)
+
+
+def _unfit(proposal: Proposal, view: Snapshot) -> str | None:
+    """Why the parts of an answer do not go together, or not now."""
+    action, wanted = proposal.action, {**proposal.changes, **proposal.plans}
+    if action not in view.actions:
+        why = f": {view.unavailable[action]}" if action in view.unavailable else ""
+        return f'the action "{action}" is not allowed now{why}; allowed are {", ".join(view.actions)}'
+    if action not in ("adjust", "rollback") and wanted:
+        return f'"{action}" takes no changes' + (" and no plans" if proposal.plans else "")
+    if action == "adjust" and not wanted:
+        return '"adjust" needs at least one change' + (" or plan" if view.account else "")
+    if twice := proposal.changes.keys() & proposal.plans.keys():
+        return f"{quoted(min(twice))} is both changed at once and planned: one of the two"
+    kept = view.account is not None and action == "rollback" and bool(proposal.to)  # a name, which the guard looks up
+    if proposal.to is not None and not kept and proposal.to not in targets_of(action, view):
+        return f'"to" = {quoted(proposal.to)} is nothing that "{action}" takes'
+    return None
+
+
+def _impossible(proposal: Proposal, view: Snapshot, parameters: tuple[str, ...]) -> str | None:
+    """Why a value or a plan cannot be."""
     rows = {row.name: row for row in view.recipe if row.name in parameters}
-    for name, value in proposal.changes.items():
+    rests = view.account.rests if view.account else {}
+    for name in (*proposal.changes, *proposal.plans):
         if name not in rows:
-            return f"{quoted(name)} is not a parameter that may be changed now; those are {', '.join(rows) or 'none'}"
-        wrong = _out_of_reach(rows[name], value)
-        if wrong:
+            rest = f": it rests until step {rests[name]}" if name in rests else ""
+            those = ", ".join(rows) or "none"
+            return f"{quoted(name)} is not a parameter that may be changed now{rest}; those are {those}"
+    for name, value in proposal.changes.items():
+        if wrong := _out_of_reach(rows[name], value):
             return f"{name} = {quoted(value)} {wrong}"
+    for name, plan in proposal.plans.items():
+        if wrong := _no_plan(rows[name], plan, view):
+            return f"the plan for {name} {wrong}"
+    return None
+
+
+def _no_plan(row: RecipeRow, plan: Plan, view: Snapshot) -> str | None:
+    progress = view.progress
+    if row.type not in ("float", "int") or row.low is None or row.high is None:
+        return "cannot be: it is no number"
+    if not row.low <= plan.to <= row.high:
+        return f"ends at {plan.to!r}, which is not between {row.low!r} and {row.high!r}"
+    if plan.by_step <= progress.step:
+        return f"ends at step {plan.by_step}; the run is at step {progress.step}"
     return None
 
 
@@ -345,5 +270,5 @@ def _out_of_reach(row: RecipeRow, value: Value) -> str | None:
         return None
     if value == row.value and row.low is not None and row.high is not None and row.low <= value <= row.high:
         return None  # it is there already, between two limits that were rounded inwards
-    also = "" if row.off is None else f" or {_typed(row, row.off)!r}"
+    also = "" if row.off is None else f" or {typed(row, row.off)!r}"
     return f"is not between {low!r} and {high!r}{also}"

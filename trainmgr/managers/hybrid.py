@@ -16,9 +16,10 @@ from trainmgr.base.wire import plain, short
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import keep
 from trainmgr.deciding.snapshot import Snapshot
-from trainmgr.managers import answer, exploration, prompt, reading
+from trainmgr.managers import answer, exploration, reading
 from trainmgr.managers.base import Answer, Exchange
 from trainmgr.managers.llm import LlmManager
+from trainmgr.managers.prompts.words import value, word
 from trainmgr.managers.rules import RulesManager
 from trainmgr.state.budget import Spent
 
@@ -61,7 +62,7 @@ class HybridManager:
         self.name = _named(self._llm)
 
     def preflight(self) -> str:
-        return f"the rules, and where they are not sure {self._llm.preflight()}"
+        return f"{self._llm.preflight()}; the rules decide what they are sure of"
 
     def begin(self, decision: str, spent: Spent, tell: Callable[[Exchange], None]) -> None:
         self._llm.begin(decision, spent, tell)
@@ -171,9 +172,11 @@ def advice(opinion: dict[str, Any]) -> str:
     parts = [str(opinion["action"])]
     if opinion.get("to"):
         parts.append(f"to {opinion['to']}")
-    changes = [f"{prompt.word(name)} = {prompt.value(value)}" for name, value in opinion.get("changes", {}).items()]
-    for name, plan in opinion.get("plans", {}).items():
-        changes.append(f"{prompt.word(name)} to {prompt.value(plan['to'])} by step {plan['by_step']}")
+    changes = [f"{word(name)} = {value(new)}" for name, new in opinion.get("changes", {}).items()]
+    changes += [
+        f"{word(name)} to {value(plan['to'])} by step {plan['by_step']}"
+        for name, plan in opinion.get("plans", {}).items()
+    ]
     done = " ".join(parts) + (f" ({', '.join(changes)})" if changes else "")
     return f"{done}, since {opinion['diagnosis']}: {short(opinion['evidence'], EVIDENCE)}"
 

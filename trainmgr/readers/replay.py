@@ -13,13 +13,13 @@ from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import is_hybrid
 from trainmgr.contract.run_file import EDITION
-from trainmgr.deciding import asking, decision, probation, snapshot
+from trainmgr.deciding import asking, decision, plans, probation, snapshot
 from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Feed
 from trainmgr.managers import answer, hybrid, prompt
 from trainmgr.managers.base import Manager
-from trainmgr.managers.prompts import VARIANTS
+from trainmgr.managers.prompts.game import game_of
 from trainmgr.state.lineage import is_trial
 from trainmgr.state.situation import Situation
 
@@ -37,6 +37,8 @@ class Rebuilt:
     """Events compared, by kind."""
     differences: list[tuple[int, str]] = field(default_factory=list)
     """(line of audit.jsonl, what differs)."""
+    note: str = ""
+    """What was not compared, and why; "" where all of it was."""
 
 
 def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
@@ -70,8 +72,8 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
 
 
 FOLLOWING = (
-    events.SnapshotTaken | events.Verdict | events.OverrideIssued | events.Acknowledged | events.Unanswered
-    | events.Judgment | events.Outcome
+    events.SnapshotTaken | events.Verdict | events.OverrideIssued | events.PlanEnded | events.Acknowledged
+    | events.Unanswered | events.Judgment | events.Outcome
 )  # fmt: skip
 """What follows from the records before it, always: nothing else can have been its cause."""
 
@@ -109,6 +111,8 @@ def derived(moment: Moment) -> events.Payload | None:
             return _override(data, moment)
         case events.Acknowledged():
             return None if moment.answer is None else decision.acknowledgment(moment.answer, now)
+        case events.PlanEnded():
+            return plans.over(now)
         case events.Unanswered():
             return decision.unanswered(now)
         case events.Reverted(why="crash"):
@@ -143,28 +147,34 @@ def _override(data: events.OverrideIssued, moment: Moment) -> events.OverrideIss
         case "operator" | "restart":
             return decision.instead(now, data.origin, issued, stop=data.origin == "operator")
         case "plan":
-            return None
+            return plans.going_on(now, issued.model_copy(update={"step": now.state.step}))
         case "replay":  # what another run had in effect, all of it, before anything else
             return data if moment.event.seq == 1 and data.control.schedule else None
 
 
 def _request(request: events.Request, moment: Moment) -> events.Request | None:
     """The request with its prompt rendered anew; None where this version does not have its templates."""
-    version, _, variant = request.template.partition("/")
-    if moment.view is None or version != prompt.VERSION or not variant.isdigit() or int(variant) >= VARIANTS:
+    if moment.view is None or (wording := prompt.known(request.template)) is None:
         return None
+    version, variant = wording
     view = snapshot.Snapshot.model_validate_json(json.dumps(moment.view))
     said = [reply.text for earlier, reply in moment.calls if earlier.purpose == "reason" and reply is not None]
     task: prompt.Task = "reason" if request.purpose == "reason" else "format" if said else "decide"
     manifest = moment.now.manifest
-    limit = manifest.policy.llm.prompt_tokens
     advice = hybrid.advice(_opinion(moment, view).raw) if is_hybrid(manifest.manager) else ""
     made = prompt.render(
-        view, limit, task=task, variant=int(variant), reasoning=said[-1] if said else "", advice=advice
+        view,
+        prompt.room(manifest.policy, manifest.manager, version),
+        task=task,
+        variant=variant,
+        reasoning=said[-1] if said else "",
+        advice=advice,
+        game=game_of(manifest.policy, manifest.manager),
+        version=version,
     )
     if made.sha256 != request.template_sha256:
         return None
-    schema = answer.form(manifest.manager)(view, made.parameters)
+    schema = answer.form(manifest.manager, version)(view, made.parameters)
     parts = (("system", made.system), ("user", made.user))
     head = [events.Message.model_validate({"role": role, "content": content}) for role, content in parts]
     return request.model_copy(

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from trainmgr.base.wire import Value
+
 NORMS = 64  # gradient norms in the running median
 SPIKE = 10.0  # a gradient norm above this many times that is an outlier
 USUAL = 8  # gradient norms before there is one
@@ -93,6 +95,8 @@ class Evaluation:
     """Share of the steps since then with an outlying gradient norm."""
     non_finite: int
     """Non-finite values since then."""
+    recipe: dict[str, Value] = field(default_factory=dict)
+    """The values in effect at it."""
 
     def joined(self, other: Evaluation) -> Evaluation:
         """With what else was measured of the same weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, overload
 
 from pydantic import Field
@@ -68,9 +68,15 @@ class Signals(Wire):
     """Evaluations since the best that were without the objective; `evals_since_best` does not count them."""
 
 
-def measure(state: RunState) -> Signals:
-    """The derived figures of this moment."""
-    values = [(e.step, v) for e in state.evaluations if (v := state.objective_of(e)) is not None]
+def nothing(_: int) -> bool:
+    """Of no step."""
+    return False
+
+
+def measure(state: RunState, gone: Callable[[int], bool] = nothing) -> Signals:
+    """The derived figures of this moment, without evaluations of weights that are ``gone``, by their steps."""
+    evaluations = [evaluation for evaluation in state.evaluations if not gone(evaluation.step)]
+    values = [(e.step, v) for e in evaluations if (v := state.objective_of(e)) is not None]
     finite = [v for _, v in values if math.isfinite(v)]
     latest = values[-1][1] if values and not (state.unseen and state.rolled_back) else None
     best = state.best[1] if state.best else None
@@ -78,11 +84,11 @@ def measure(state: RunState) -> Signals:
     scale = declared or (abs(best) if best else None)
     turn = -1.0 if state.start is not None and state.start.objective.mode == "max" else 1.0
     name = state.start.objective.counterpart if state.start else None
-    train = [e.metrics[name] for e in state.evaluations if name in e.metrics] if name else []
+    train = [e.metrics[name] for e in evaluations if name in e.metrics] if name else []
     fine_train = [v for v in train if math.isfinite(v)]
-    gaps = [v - e.metrics[name] for e in state.evaluations
+    gaps = [v - e.metrics[name] for e in evaluations
             if name and name in e.metrics and (v := state.objective_of(e)) is not None]  # fmt: skip
-    last = state.evaluations[-1] if state.evaluations else None
+    last = evaluations[-1] if evaluations else None
     changed = max(state.changed_at.values(), default=None)
     changes = [at for at in (changed, state.rollback_at) if at is not None]
     lost = state.finiteness.lost

@@ -51,8 +51,10 @@ class Situation:
 
     @cached_property
     def signals(self) -> Signals:
-        """The derived figures."""
-        return measure(self.state)
+        """The derived figures; since edition 2 without what was measured of weights that we took back ourselves."""
+        started = self.ledger.started
+        since_2 = started is not None and started.manifest.edition > 1
+        return measure(self.state, self.ledger.changes.undone) if since_2 else measure(self.state)
 
     @cached_property
     def declared(self) -> ActionSpace:

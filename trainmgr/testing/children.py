@@ -59,7 +59,8 @@ def settled(count):
     if len(done) < count:
         return False
     last = done[-1]
-    if last["kind"] == "error" or manifest["mode"] == "shadow" or not (last["changes"] or last["command"]):
+    acts = last["kind"] == "verdict" and (last["changes"] or last["command"] or last.get("plans"))
+    if not acts or manifest["mode"] == "shadow":
         return True
     if manifest["mode"] == "approve":
         said = [e["answer"] for e in events if e["kind"] == "approval" and e["decision"] == last["decision"]]

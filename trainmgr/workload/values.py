@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any
 
 MAX_NAME = 64  # characters of a parameter, a choice or a metric
+MAX_FACTS = 16  # that a script declares of its run
 MAX_INT = 2**53 - 1  # the whole numbers that every reader of JSON has exactly
 SLACK = 1e-6  # relative: numbers no further apart are one, as 1e-4 and what float32 makes of it are
 NON_FINITE = ("NaN", "Infinity", "-Infinity")  # how the protocol spells what JSON does not have
@@ -138,6 +139,32 @@ def named(name: Any, what: str) -> str:
         found = f"{name[:MAX_NAME]!r}..., {len(name)} characters" if isinstance(name, str) else described(name)
         raise ValueError(f"{what} is {found}; it must be text of 1 to {MAX_NAME} characters")
     return label(name)
+
+
+def facts(given: Any) -> dict[str, Any]:
+    """What a script declares of its run, as the protocol has it; raises TypeError or ValueError for what cannot be."""
+    found = {} if given is None else entries(given)
+    if found is None:
+        raise TypeError(f"facts is {described(given)}; it must be a dictionary of names and values")
+    if len(found) > MAX_FACTS:
+        raise ValueError(f"there are {len(found)} facts; at most {MAX_FACTS} are told to a manager")
+    return {named(name, "the name of a fact"): _fact(name, value) for name, value in found.items()}
+
+
+def _fact(name: str, value: Any) -> Any:
+    try:
+        found = scalar(value)
+    except Exception:
+        found = None
+    if isinstance(found, str) and len(found) <= MAX_NAME:
+        return label(found)
+    if isinstance(found, str):
+        raise ValueError(f"the fact {name!r} is a text of {len(found)} characters; at most {MAX_NAME} are told")
+    if not isinstance(found, (bool, int, float)):
+        raise TypeError(f"the fact {name!r} is {described(value)}; it must be a number, true or false, or short text")
+    if not math.isfinite(found) or (isinstance(found, int) and abs(found) > MAX_INT):
+        raise ValueError(f"the fact {name!r} is {described(value)}; it must be a number that JSON has exactly")
+    return found
 
 
 def entries(metrics: Any) -> dict[Any, Any] | None:

@@ -21,6 +21,7 @@ from trainmgr.workload.ranks import Group
 from trainmgr.workload.reconciler import Reconciler
 from trainmgr.workload.records import PROTOCOL_VERSION, Metric, Writer, goal
 from trainmgr.workload.surroundings import CHECK_VARIABLE, ODD, RUN_DIR_VARIABLE, default_seed, patiently
+from trainmgr.workload.values import facts as declared
 from trainmgr.workload.values import label, named, text, whole
 
 Scalar = float | int | bool | str
@@ -33,6 +34,8 @@ class Workload(Declarations):
     ``counterpart`` is the evaluation metric that measures the same on training data, where there is one.
     ``scale`` is the difference that counts as 100%: by default the absolute best, no good where that is near 0.
     ``metrics`` describes each metric in words with its unit, or as a `Metric`. ``info`` holds scalars for people.
+    ``facts`` are what a manager should know from the start: the sizes of data, model and batch, the passes over the
+    data that are planned, what is scored at the end. At most 16: numbers, switches, texts of up to 64 characters.
     ``directory`` is where telemetry.jsonl and checkpoints/ go when nobody supervises (None: no telemetry).
 
     Ranks are those of ``torch.distributed`` where it is initialized at the start, else of ``RANK`` and ``WORLD_SIZE``.
@@ -56,6 +59,7 @@ class Workload(Declarations):
         seed: int | None = None,
         metrics: Mapping[str, str | Metric] | None = None,
         info: Mapping[str, Scalar] | None = None,
+        facts: Mapping[str, Scalar] | None = None,
         directory: str | os.PathLike[str] | None = None,
         resumed_from: str | os.PathLike[str] | None = None,
         resumed_step: int = 0,
@@ -75,6 +79,7 @@ class Workload(Declarations):
         if self.objective in self._metrics and self._metrics[self.objective].depends:
             raise ValueError(f"the objective {objective} must be comparable whatever is changed; it depends on nothing")
         self._info = json.loads(dump(dict({} if info is None else info)))  # as it is now, whoever writes into it
+        self._facts = declared(facts)
         self._resumed = {"path": str(resumed_from), "step": self.resumed_step} if resumed_from else None
         self._group = Group(broadcast)
         self.primary = self._group.rank == 0  # whether this process touches the files
@@ -207,6 +212,7 @@ class Workload(Declarations):
             metrics={name: metric.spec() for name, metric in self._metrics.items()},
             commands=sorted(self._commands),
             info=self._info,
+            facts=self._facts,
             resumed=self._resumed,
         )
         for parameter in self._parameters.values():
