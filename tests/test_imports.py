@@ -71,24 +71,26 @@ ALLOWED: dict[str, str] = {
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
     "state.plans": ".interventions base.wire contract.events contract.proposal contract.protocol",
-    "state.ledger": ".answers .budget .changes .plans base.wire contract.events contract.forecast "
-    "contract.proposal contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
+    "state.trial": "base.wire contract.forecast",
+    "state.ledger": ".answers .budget .changes .plans .trial base.wire contract.events "
+    "contract.forecast contract.proposal contract.protocol",
     "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
     "contract.run_file",
     "state.measured": ".situation contract.run_file",
     "deciding.control": "base.wire contract.protocol state.ledger",
-    "deciding.jointly": "base.wire contract.events contract.forecast contract.protocol state.ledger "
-    "state.lineage state.run_state state.situation",
-    "deciding.undoing": "base.wire state.interventions state.ledger state.lineage state.situation",
+    "deciding.jointly": "base.wire contract.events contract.forecast contract.protocol state.lineage "
+    "state.run_state state.situation state.trial",
+    "deciding.undoing": "base.wire state.interventions state.lineage state.situation state.trial",
     "deciding.allowed": ".undoing base.wire contract.action_space contract.proposal state.situation",
     "deciding.plans": ".allowed .control base.errors base.wire contract.action_space contract.events "
     "contract.proposal contract.protocol state.plans state.signals state.situation",
-    "deciding.probation": ".allowed .jointly .undoing base.wire contract.events contract.forecast "
-    "contract.proposal contract.protocol state.ledger state.lineage state.run_state "
-    "state.situation",
+    "deciding.verdicts": ".allowed .jointly state.lineage state.run_state state.situation state.trial",
+    "deciding.probation": ".allowed .jointly .undoing .verdicts base.wire contract.events "
+    "contract.forecast contract.proposal contract.protocol state.lineage "
+    "state.run_state state.situation state.trial",
     "deciding.asking": ".allowed .probation base.wire contract.policy contract.proposal "
     "state.evaluations state.situation",
     "deciding.account": ".allowed .asking base.wire contract.forecast contract.proposal "
@@ -246,7 +248,7 @@ THIRD_PARTY = {  # package to the modules that may import it
     "pydantic": {
         *("base.wire", "contract.action_space", "contract.events", "contract.policy", "contract.proposal"),  # on disk
         *("contract.protocol", "contract.run_file", "contract.schemas"),  # the same
-        *("state.signals", "deciding.snapshot"),
+        *("state.signals", "deciding.account", "deciding.snapshot"),
         *("deciding.guard", "log.audit", "log.history", "managers.answer"),  # what reads it
         *("comparison.experiment", "comparison.results"),  # what an experiment is, and what came of it
     },
@@ -277,8 +279,8 @@ EMPTY = {module for module in MODULES if module.endswith("__init__") and module 
 
 
 def package(module: str) -> str:
-    """The package that a module is in; "" for those right in trainmgr."""
-    return module.rpartition(".")[0]
+    """The package that a module is in, however deep; "" for those right in trainmgr."""
+    return module.partition(".")[0] if "." in module else ""
 
 
 def own(path: Path) -> set[str]:
@@ -288,7 +290,7 @@ def own(path: Path) -> set[str]:
         head, _, rest = name.partition(".")
         if head == "trainmgr":
             parts = rest.split(".")
-            prefixes = (".".join(parts[:n]) for n in (3, 2, 1))
+            prefixes = (".".join(parts[:n]) for n in (4, 3, 2, 1))
             places = (place for prefix in prefixes for place in (prefix, f"{prefix}.__init__"))
             found.add(next((place for place in places if place in MODULES), "__init__"))
     return found

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from factories import applied, curve, end, evaluation, fold, lr, refused, situations, start, step
 from factories.ledgers import answered, asked, issued, ruled
-from factories.situations import situation, trigger
+from factories.situations import manifest, situation, trigger
 
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
-from trainmgr.contract import protocol
+from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Cadence, Limits, Policy, Probation, Staleness
 from trainmgr.deciding import decision
 from trainmgr.log.orders import write
@@ -76,6 +76,18 @@ def test_the_least_distance_in_steps() -> None:
     assert why(state, *before, min_steps=11) is None
     assert why(state, *before, min_steps=10) == "evaluation"
     assert why(state, min_steps=500) == "evaluation"
+
+
+def test_a_manager_is_not_asked_between_a_step_and_its_evaluation() -> None:
+    """Else it would not see that: its distance in steps is over with the step, which is reported first."""
+    before = (asked(1, 10, 1), ruled(1, action="keep"))
+    state = fold([step(30, loss=1.0)], curve([2.0, 1.9]))
+    assert why(state, *before, min_steps=20) is None
+    policy = Policy(cadence=Cadence(min_steps=20), probation=Probation(first_evals=0))
+    first = manifest(policy, manager="scripted").model_copy(update={"edition": 1})
+    log = folded(events.RunStarted(manifest=first), *before)
+    assert decision.trigger(Situation(state, log)) == "evaluation"  # as it was
+    assert why(fold([evaluation(30, 1.8)], state), *before, min_steps=20) == "evaluation"
 
 
 def test_a_restart_that_went_back_in_steps_does_not_silence_the_manager() -> None:

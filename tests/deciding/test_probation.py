@@ -117,14 +117,17 @@ def test_in_words() -> None:
         "ones, not to those from before a change"
     )
     assert [display.origin_in_words(run.ledger, revision) for revision in (1, 2)] == ["manager", "probation"]
-    assert "(it did harm and was taken back)" in prompt.render(view(run.state, ledger=run.ledger), 5000).user
+    assert (
+        "taken back at 70 for harm, weights too: 9, forecast 4"
+        in prompt.render(view(run.state, ledger=run.ledger), 5000).user
+    )
     assert [past.taken_back for past in view(run.state, ledger=run.ledger).interventions] == ["harm", ""]
     run.measure(*[4.0] * 10).change(dropout=0.05).measure(*[4.0] * 5)
     text = display.event_in_words(run.reversals[-1], run.now)
     assert text is not None
     assert "d2 taken back: no proof that it helped, 4 where 4 was forecast" in text
     assert text.endswith("50 steps in vain: dropout = 0.1")
-    assert "(no help; it was taken back)" in prompt.render(view(run.state, ledger=run.ledger), 5000).user
+    assert "for want of proof: 4, forecast 4" in prompt.render(view(run.state, ledger=run.ledger), 5000).user
 
 
 # -- whatever happens --------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ UNWATCHED = Probation(enabled=False)
 
 def policy_of(**llm_settings: Any) -> Policy:
     """Each change takes effect one step after its evaluation. Nothing is asked before the first decision."""
-    llm_settings = {"probe": False, **llm_settings}
+    llm_settings = {"probe": False, "prompt_tokens": 2500, **llm_settings}
     return Policy(limits=Limits(lead_steps=1), llm=Llm(**llm_settings), probation=UNWATCHED)
 
 

@@ -328,7 +328,7 @@ def test_an_objection_says_how_to_mend_it(raw: Any, said: str) -> None:
 def test_objections_of_the_moment() -> None:
     spent = view(STATE, Policy(limits=Limits(max_interventions=0), actions=FREE.actions))
     assert objection(answered("adjust", {"lr": 1e-3}), spent, ALL) == (
-        'the action "adjust" is not allowed now; allowed are keep'
+        'the action "adjust" is not allowed now: all 0 interventions of this run are spent; allowed are keep'
     )
     assert objection(answered("stop", to="best"), view(curve([2.0], best=False)), ALL) is not None
     wrong = objection(answered("adjust", {"lr": 1e-3}), view(STATE), ("dropout",))

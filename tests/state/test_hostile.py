@@ -18,6 +18,7 @@ from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit
 from trainmgr.managers import prompt
 from trainmgr.managers.llm import LlmManager
+from trainmgr.managers.prompts.v4.wording import REASON
 from trainmgr.readers import proof
 from trainmgr.testing import EXACT, PYTHON, TIME_LIMIT, Propose, ScriptedEndpoint, answer, supervise, write_child
 
@@ -135,7 +136,7 @@ def test_a_hostile_workload_changes_nothing_but_quoted_text(tmp_path: Path, quie
         assert bare(mine[1].content) == bare(other[1].content)
         assert mine[1].content.isascii()
         assert mine[1].content.split("\n").count("END DATA") == 1
-        assert max(map(len, re.findall(QUOTED, mine[1].content))) <= 2 * prompt.REASON + 2
+        assert max(map(len, re.findall(QUOTED, mine[1].content))) <= 2 * REASON + 2
         names: dict[str, str] = {}
         renamed(there.answer_schema, here.answer_schema, names)
         assert {a for a, b in names.items() if a != b} <= foreign

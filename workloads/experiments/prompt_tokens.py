@@ -25,7 +25,7 @@ from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Llm, Policy
 from trainmgr.contract.proposal import Expectation
-from trainmgr.contract.run_file import Manifest
+from trainmgr.contract.run_file import EDITION, Manifest
 from trainmgr.deciding import snapshot
 from trainmgr.managers import prompt
 from trainmgr.state.ledger import Decision, Ledger
@@ -70,6 +70,11 @@ def grow(state: RunState, ledger: Ledger, at: int) -> None:
                                     command=protocol.Command(id=f"d{at}", name="rollback", to="best")))  # fmt: skip
         expected = Expectation(metric="val_loss", direction="down", by_step=step + 100)
         ledger.revisions[revision] = f"d{at}"
+        done = events.Acknowledged(decision=f"d{at}", revision=revision, telemetry_offset=0, result="applied",
+                                   step=step, boundary="step", changes=changes, reason="")  # fmt: skip
+        seen = events.Outcome(decision=f"d{at}", revision=revision, telemetry_offset=0, step=step, before=4.5,
+                              after=[(step + 5 * EVERY, 4.4)], closed="measured")  # fmt: skip
+        ledger.changes = ledger.changes.applied(done, "manager").measured(seen)
         ledger.decisions[f"d{at}"] = Decision(f"d{at}", "overfitting", expected, "val_loss rises, train_loss falls")
         ledger.rejections = ["lr = 0.02 is outside [1e-05, 0.005]", "dropout rests: its last change is still measured"]
     if at == 5:
@@ -93,7 +98,7 @@ def counter() -> tuple[Callable[[str], int] | None, str]:
 def main() -> None:
     count, why = counter()
     state, done = RunState(), 0
-    manifest = Manifest.model_construct(manager="rules", policy=Policy())
+    manifest = Manifest.model_construct(manager="rules", policy=Policy(), edition=EDITION)
     ledger = Ledger(started=events.RunStarted.model_construct(manifest=manifest))
     state.fold(beginning())
     state.fold(protocol.Checkpoint(v=1, seq=1, t=0.0, event="checkpoint", step=0, path="best.pt", best=True))
