@@ -62,7 +62,7 @@ class HybridManager:
         self.name = _named(self._llm)
 
     def preflight(self) -> str:
-        return f"the rules, and where they are not sure {self._llm.preflight()}"
+        return f"{self._llm.preflight()}; the rules decide what they are sure of"
 
     def begin(self, decision: str, spent: Spent, tell: Callable[[Exchange], None]) -> None:
         self._llm.begin(decision, spent, tell)
