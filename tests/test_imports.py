@@ -56,39 +56,51 @@ ALLOWED: dict[str, str] = {
     "contract.forecast": "base.wire",
     "contract.proposal": "base.wire",
     "contract.protocol": ".action_space base.wire",
-    "contract.policy": ".action_space .protocol base.errors base.toml base.wire",
+    "contract.policy": ".action_space .protocol base.concealment base.errors base.toml base.wire",
     "contract.summary": "base.files",
     "contract.run_file": ".policy .protocol .summary base.wire",
     "contract.events": ".action_space .forecast .policy .proposal .protocol .run_file base.wire",
     "contract.schemas": ".events .policy .proposal .protocol .run_file base.errors base.wire",
+    "state.answers": "contract.events contract.policy contract.proposal",
     "state.budget": "contract.policy",
     "state.changes": "base.wire contract.events contract.proposal",
     "state.course": "base.wire contract.protocol",
     "state.evaluations": "base.wire",
     "state.finiteness": "base.wire",
     "state.interventions": "base.wire contract.protocol",
-    "state.ledger": ".budget .changes base.wire contract.events contract.forecast contract.proposal contract.protocol",
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
+    "state.plans": ".interventions base.wire contract.events contract.proposal contract.protocol",
+    "state.ledger": ".answers .budget .changes .plans base.wire contract.events contract.forecast "
+    "contract.proposal contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
     "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
     "contract.run_file",
     "state.measured": ".situation contract.run_file",
-    "deciding.allowed": "base.wire contract.action_space contract.proposal state.situation",
-    "deciding.account": ".allowed base.wire contract.forecast contract.proposal contract.protocol "
-    "state.changes state.evaluations state.ledger state.run_state state.signals "
-    "state.situation",
     "deciding.control": "base.wire contract.protocol state.ledger",
-    "deciding.guard": ".allowed base.wire contract.events contract.proposal contract.protocol "
-    "contract.run_file state.situation",
-    "deciding.probation": "base.wire contract.events contract.forecast contract.protocol state.ledger "
+    "deciding.jointly": "base.wire contract.events contract.forecast contract.protocol state.ledger "
     "state.lineage state.run_state state.situation",
-    "deciding.snapshot": ".account .allowed base.wire contract.action_space contract.proposal "
-    "state.evaluations state.ledger state.run_state state.signals state.situation",
-    "deciding.decision": ".control .guard .probation .snapshot base.paths base.wire contract.events "
-    "contract.policy contract.protocol state.ledger state.lineage state.situation",
+    "deciding.undoing": "base.wire state.interventions state.ledger state.lineage state.situation",
+    "deciding.allowed": ".undoing base.wire contract.action_space contract.proposal state.situation",
+    "deciding.plans": ".allowed .control base.errors base.wire contract.action_space contract.events "
+    "contract.proposal contract.protocol state.plans state.signals state.situation",
+    "deciding.probation": ".allowed .jointly .undoing base.wire contract.events contract.forecast "
+    "contract.proposal contract.protocol state.ledger state.lineage state.run_state "
+    "state.situation",
+    "deciding.asking": ".allowed .probation base.wire contract.policy contract.proposal "
+    "state.evaluations state.situation",
+    "deciding.account": ".allowed .asking base.wire contract.forecast contract.proposal "
+    "contract.protocol state.changes state.evaluations state.ledger state.run_state "
+    "state.signals state.situation",
+    "deciding.guard": ".allowed .asking .plans .undoing base.wire contract.events contract.proposal "
+    "contract.protocol contract.run_file state.situation",
+    "deciding.snapshot": ".account .allowed .asking .plans .undoing base.wire contract.action_space "
+    "contract.policy contract.proposal state.evaluations state.ledger "
+    "state.run_state state.signals state.situation",
+    "deciding.decision": ".control .guard .plans .probation .snapshot base.paths base.wire "
+    "contract.events contract.protocol state.ledger state.lineage state.situation",
     "log.audit": "base.errors base.files base.paths base.wire contract.events contract.protocol",
     "log.journal": ".audit contract.events state.ledger",
     "log.orders": ".journal base.files base.paths base.wire contract.events contract.protocol",
@@ -99,7 +111,8 @@ ALLOWED: dict[str, str] = {
     "state.situation",
     "managers.base": "contract.events deciding.snapshot state.budget",
     "managers.completion": "base.wire",
-    "managers.endpoint": ".completion base.concealment base.errors base.wire contract.policy",
+    "managers.listing": "base.wire",
+    "managers.endpoint": ".completion .listing base.concealment base.errors base.wire contract.policy",
     "managers.key": ".endpoint base.concealment base.errors base.paths contract.policy",
     "managers.local": "base.errors base.process",
     "managers.none": "base.wire contract.proposal deciding.snapshot",
@@ -118,6 +131,8 @@ ALLOWED: dict[str, str] = {
     "deciding.snapshot",
     "managers.prompt": ".prompts.__init__ .prompts.game .prompts.v3.wording .prompts.v4.wording "
     ".prompts.words base.wire contract.policy deciding.snapshot",
+    "managers.probe": ".endpoint .listing .prompt base.errors",
+    "managers.question": ".answer .prompt deciding.snapshot",
     "managers.reading": "base.wire contract.proposal deciding.snapshot state.signals",
     "managers.adversaries": ".base .reading base.errors base.wire contract.policy contract.proposal "
     "deciding.snapshot state.budget",
@@ -126,14 +141,19 @@ ALLOWED: dict[str, str] = {
     "managers.imbalance": ".reading contract.policy deciding.snapshot",
     "managers.remedies": ".reading contract.proposal deciding.allowed deciding.snapshot",
     "managers.replay": "base.errors base.paths base.wire contract.events contract.proposal deciding.snapshot log.audit",
+    "managers.reply": ".answer .completion .endpoint contract.policy",
     "managers.rules": ".anew .exploration .imbalance .reading .remedies base.wire contract.policy "
     "contract.proposal deciding.snapshot",
-    "managers.llm": ".answer .base .completion .endpoint .key .prompt .prompts.game .rules "
-    "base.errors base.paths base.wire contract.events contract.policy "
-    "contract.proposal deciding.snapshot state.budget",
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
-    "managers.catalog": ".__init__ .adversaries .base .llm .local .none .replay .rules .schedules "
-    "base.errors base.paths contract.policy",
+    "managers.terms": ".endpoint contract.policy",
+    "managers.llm": ".answer .base .completion .endpoint .key .listing .probe .prompt .prompts.game "
+    ".question .reply .rules .terms base.errors base.paths base.wire "
+    "contract.events contract.policy contract.proposal deciding.snapshot "
+    "state.budget",
+    "managers.hybrid": ".answer .base .exploration .llm .prompts.words .reading .rules base.errors "
+    "base.wire contract.policy contract.proposal deciding.snapshot state.budget",
+    "managers.catalog": ".__init__ .adversaries .base .hybrid .llm .local .none .replay .rules "
+    ".schedules base.errors base.paths contract.policy",
     "running.exit_code": "base.errors contract.run_file state.ledger state.run_state",
     "running.listener": "contract.events log.telemetry state.run_state state.situation",
     "running.manifest": "base.errors base.process contract.run_file",
@@ -141,9 +161,10 @@ ALLOWED: dict[str, str] = {
     "running.objective": "base.wire state.run_state",
     "running.supervisor": ".listener .messages .objective base.errors base.files base.paths base.process "
     "base.wire contract.events contract.protocol contract.run_file contract.summary "
-    "deciding.decision deciding.probation deciding.snapshot log.audit log.follower "
-    "log.history log.journal log.orders log.telemetry managers.base state.ledger "
-    "state.measured state.run_state state.situation",
+    "deciding.asking deciding.decision deciding.plans deciding.probation "
+    "deciding.snapshot log.audit log.follower log.history log.journal log.orders "
+    "log.telemetry managers.base state.ledger state.measured state.run_state "
+    "state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
     "contract.run_file log.audit log.history managers.base managers.catalog",
@@ -156,33 +177,35 @@ ALLOWED: dict[str, str] = {
     "contract.action_space contract.policy contract.protocol log.telemetry "
     "running.manifest state.interventions state.run_state",
     "readers.opinions": "base.errors base.paths contract.events contract.proposal contract.protocol "
-    "deciding.guard deciding.snapshot log.audit log.history log.telemetry "
-    "managers.base state.ledger state.run_state state.situation",
-    "readers.replay": "base.errors base.paths base.wire contract.events contract.protocol "
-    "contract.run_file deciding.decision deciding.probation deciding.snapshot "
-    "log.audit log.history log.telemetry managers.answer managers.base "
-    "managers.prompt managers.prompts.game state.lineage state.situation",
-    "readers.again": ".opinions .replay base.errors base.paths contract.policy log.history "
-    "managers.catalog running.launch",
+    "contract.run_file deciding.guard deciding.snapshot log.audit log.history "
+    "log.telemetry managers.base state.ledger state.run_state state.situation",
+    "readers.replay": "base.errors base.paths base.wire contract.events contract.policy "
+    "contract.protocol contract.run_file deciding.asking deciding.decision "
+    "deciding.plans deciding.probation deciding.snapshot log.audit log.history "
+    "log.telemetry managers.answer managers.base managers.hybrid managers.prompt "
+    "managers.prompts.game state.lineage state.situation",
+    "readers.again": ".opinions .replay base.errors base.paths contract.policy contract.run_file "
+    "log.history managers.catalog running.launch",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "
-    "deciding.decision deciding.probation log.history log.telemetry state.situation",
+    "deciding.decision deciding.plans deciding.probation log.history log.telemetry "
+    "state.situation",
     "readers.proof": ".replay .sequence base.errors base.files base.paths base.wire contract.events "
-    "contract.protocol contract.run_file log.history log.telemetry "
-    "state.interventions state.measured state.notices state.run_state",
+    "contract.protocol contract.run_file deciding.decision log.history "
+    "log.telemetry state.interventions state.measured state.notices state.run_state",
     "terminal.markup": "base.foreign",
     "terminal.output": "base.errors",
     "terminal.consoles": ".output base.foreign",
     "terminal.tab": "base.paths managers.__init__",
     "terminal.words": "",
-    "terminal.display": ".words base.foreign base.wire contract.events contract.protocol log.telemetry "
-    "state.interventions state.ledger state.lineage state.notices state.run_state "
-    "state.situation",
+    "terminal.display": ".words base.foreign base.wire contract.events contract.proposal "
+    "contract.protocol log.telemetry state.interventions state.ledger state.lineage "
+    "state.notices state.run_state state.situation",
     "terminal.listing": ".markup .words base.files base.paths contract.summary",
     "terminal.screen": ".display .markup .words base.foreign contract.action_space contract.events "
     "log.telemetry state.run_state state.situation",
     "terminal.tables": ".display .listing .markup .words base.paths base.process base.wire "
-    "checking.checked contract.run_file readers.opinions readers.proof "
-    "readers.replay state.run_state state.situation",
+    "checking.checked contract.proposal contract.run_file readers.opinions "
+    "readers.proof readers.replay state.run_state state.situation",
     "terminal.playback": ".consoles .screen .tables base.paths log.history",
     "terminal.supervised": ".consoles .display .screen .tables base.errors base.paths contract.run_file "
     "log.history running.exit_code running.launch running.listener "

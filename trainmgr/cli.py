@@ -225,7 +225,7 @@ def replay_run(
     paraphrase: Annotated[
         int,
         typer.Option(
-            help="With --manager llm or local: ask each snapshot in so many other wordings of the prompt too.",
+            help="With --manager llm, hybrid or local: ask each snapshot in so many other wordings of the prompt too.",
             min=0,
             max=VARIANTS - 1,
         ),
@@ -254,7 +254,10 @@ def replay_run(
     if sum((manager is not None, train, watch)) > 1:
         raise UserError("--manager, --train and --watch are three different replays. Choose one.")
     if paraphrase and (manager is None or not policies.asks_model(manager)):
-        raise UserError("--paraphrase rewords a language model's prompt: give --manager llm[:MODEL] or local:FILE too.")
+        raise UserError(
+            "--paraphrase rewords a language model's prompt: give --manager llm[:MODEL], hybrid[:MODEL] or local:FILE "
+            "too."
+        )
     if watch:
         playback.play(paths, speed)
         return

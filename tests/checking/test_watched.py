@@ -45,6 +45,8 @@ def seen(step, evals):
     taken = [e for e in events if e["kind"] == "reverted"]
     if taken and taken[-1]["step"] == step:
         return issued(int(taken[-1]["decision"][9:]))
+    if step == 24:  # nobody is asked at the last step
+        return True
     asked = [e for e in events if e["kind"] == "snapshot"]
     if not asked or asked[-1]["snapshot"]["progress"]["evaluations"] < evals:
         return False

@@ -345,7 +345,7 @@ def test_results_name_the_file_of_a_model_but_not_its_folder(folder: Path) -> No
 
 def test_of_every_manager_it_is_known_whether_it_reads_the_thresholds_of_the_rules() -> None:
     named = {name.partition("[")[0].partition(":")[0] for name in catalog.NAMES}
-    assert named == {*trials.BLIND, "rules", "none", "auto", "llm", "local", "replay"}
+    assert named == {*trials.BLIND, "rules", "none", "auto", "llm", "hybrid", "local", "replay"}
 
 
 @pytest.mark.parametrize(("section", "key", "lost"), [

@@ -19,7 +19,7 @@ def test_a_change_that_harms_is_taken_back_with_the_checkpoint() -> None:
     (back,) = run.measure(4.2).reversals
     assert (back.decisions, back.revisions, back.since, back.step) == (["d1"], [1], 60, 80)
     assert (back.forecast, back.measured) == (pytest.approx(4.0, abs=0.02), 4.2)
-    assert 0.03 * 4.0 <= back.tolerance < 0.2
+    assert 0.003 * 4.0 <= back.tolerance < 0.15  # by the noise, of which six evaluations say little
     assert back.parameters == {"lr": 1e-3, "dropout": 0.1}
     assert back.command == protocol.Command(id="probation2", name="rollback", to="best")
     assert (back.why, back.lost, back.lost_in_all, back.demoted) == ("harm", 50, 50, False)  # the best is of step 30
@@ -121,9 +121,8 @@ def test_a_new_best_is_proof() -> None:
 
 def test_a_new_best_proves_the_recipe_that_it_was_measured_with() -> None:
     """And not that of before later changes, which nobody has tried."""
-    run = learned().change(lr=2e-3).measure(4.0).change(dropout=0.3).measure(3.5).change(lr=1e-3).measure(3.5, 3.5, 3.5)
-    (kept,) = run.of(events.Kept)
-    assert (kept.decisions, kept.trials) == (["d1", "d2"], 2)
+    run = learned().change(lr=2e-3).measure(4.0).change(dropout=0.3).measure(3.5).change(lr=1.5e-3)
+    assert [kept.decisions for kept in run.measure(3.5, 3.5, 3.5, 3.5).of(events.Kept)] == [["d1"], ["d2"]]
     assert [trial.decisions for trial in run.ledger.trials] == [("d3",)]
     (back,) = run.measure(9.0).reversals
     assert (back.decisions, run.state.recipe) == (["d3"], {"lr": 2e-3, "dropout": 0.3})

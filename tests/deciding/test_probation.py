@@ -122,7 +122,7 @@ def test_in_words() -> None:
         in prompt.render(view(run.state, ledger=run.ledger), 5000).user
     )
     assert [past.taken_back for past in view(run.state, ledger=run.ledger).interventions] == ["harm", ""]
-    run.measure(*[4.0] * 10).change(dropout=0.2).measure(*[4.0] * 5)
+    run.measure(*[4.0] * 10).change(dropout=0.05).measure(*[4.0] * 5)
     text = display.event_in_words(run.reversals[-1], run.now)
     assert text is not None
     assert "d2 taken back: no proof that it helped, 4 where 4 was forecast" in text
@@ -135,13 +135,19 @@ def test_in_words() -> None:
 
 VALUES = st.floats(3.0, 9.0) | st.sampled_from([4.0, 4.0, 4.01, 3.99, math.nan, math.inf, -math.inf, 0.0])
 MOVES = st.tuples(
-    st.sampled_from(["keep", "keep", "adjust", "adjust", "rollback"]), st.lists(st.floats(0, 1), min_size=6, max_size=6)
+    st.sampled_from(["keep", "keep", "adjust", "adjust", "rollback", "undo", "undo weights"]),
+    st.lists(st.floats(0, 1), min_size=6, max_size=6),
+    st.none() | st.integers(-5, 400),
 )
 
 
 def wish(run: Run, action: str, draws: list[float]) -> dict[str, Any] | None:
     """An answer that the guard accepts, if there is one."""
     seen = view(run.state, run.policy, run.ledger)
+    if action.startswith("undo"):
+        weights = action != "undo" and seen.undo is not None and seen.undo.weights
+        there = seen.undo is not None and (weights or seen.undo.values)
+        return {"action": "undo", "changes": {}, "to": "weights" if weights else None} if there else None
     changes: dict[str, Value] = {}
     for row, draw in zip(seen.recipe, draws, strict=True):
         if row.resting or draw < 0.3:
@@ -156,7 +162,12 @@ def wish(run: Run, action: str, draws: list[float]) -> dict[str, Any] | None:
     changes = {name: value for name, value in changes.items() if value != run.state.recipe[name]}
     if action not in seen.actions or action == "keep" or (action == "adjust" and not changes):
         return None
-    return {"action": action, "changes": changes, **({"to": "initial"} if action == "rollback" else {})}
+    target = (
+        seen.checkpoints[int(draws[0] * len(seen.checkpoints)) % len(seen.checkpoints)]
+        if action == "rollback"
+        else None
+    )
+    return {"action": action, "changes": changes, "to": target}
 
 
 WATCHES = st.builds(
@@ -169,42 +180,45 @@ WATCHES = st.builds(
 
 @examples(150)
 @given(st.lists(st.tuples(VALUES, MOVES), min_size=1, max_size=40), WATCHES, st.booleans(), st.booleans(),
-       st.sampled_from(["min", "max"]), st.integers(0, 40))  # fmt: skip
+       st.sampled_from(["min", "max"]), st.integers(0, 40), st.booleans())  # fmt: skip
 def test_no_manager_escapes(
-    moments: list[tuple[float, tuple[str, list[float]]]],
+    moments: list[tuple[float, tuple[str, list[float], int | None]]],
     watch: Probation,
     planned: bool,
     saves: bool,
     mode: str,
     cut: int,
+    keeps: bool,
 ) -> None:
-    run = Run(*everything(), policy=Policy(probation=watch), mode=mode, total_steps=TOTAL if planned else None)
-    recipes: dict[int, dict[str, Value]] = {}
-    for number, (value, (action, draws)) in enumerate(moments):
+    """Whatever it answers: what is lost stays within the loss budget and one trial, and what is taken back is back."""
+    run = Run(*everything(), policy=Policy(probation=watch), mode=mode, total_steps=TOTAL if planned else None,
+              **({"commands": KEEPS} if keeps else {}))  # fmt: skip
+    for number, (value, (action, draws, wait)) in enumerate(moments):
         trials, demoted = copy.deepcopy(run.ledger.trials), run.ledger.demoted
-        reversals, issued = len(run.reversals), of_the_manager(run)
-        before, challenges = dict(run.state.recipe), len(run.of(events.Challenged))
+        reversals, issued, proofs = len(run.reversals), of_the_manager(run), len(run.of(events.Kept))
         run.measure(value, best=saves)
+        over = planned and run.at >= TOTAL
+        settled = {revision for kept in run.of(events.Kept)[proofs:] for revision in kept.revisions}
         if len(run.reversals) > reversals:
-            back, kept = run.reversals[-1], run.of(events.Kept)
-            for proof in [proof for proof in kept if proof.step == back.step]:  # at this very evaluation
-                good, trials = trials[: proof.trials], trials[proof.trials :]
-                assert proof.revisions == [revision for trial in good for revision in trial.revisions]
-            assert is_harm(run, trials[0], watch) == (back.why == "harm")
+            (back,) = run.reversals[reversals:]
+            first = next(trial for trial in trials if trial.revisions[0] in back.revisions)
+            culprit = first if back.demoted else trials[[t.revisions for t in trials].index(tuple(back.revisions))]
+            harmful = [trial for trial in trials if is_harm(run, trial, watch)]
+            assert bool(harmful) == (back.why == "harm") or culprit.challenge
+            assert not harmful or {*harmful[-1].revisions} <= {*back.revisions}
             assert (back.lost > 0, back.idle > 0) in (
                 ((False, False),) if back.challenge else ((True, False), (False, True))
             )
-            assert back.revisions == [revision for trial in trials for revision in trial.revisions]
-            if not run.ledger.demoted:
-                assert {n: run.state.recipe[n] for n in run.state.recipe} == recipes[trials[0].forecast.evals]
-        elif trials and trials[0].forecast.evals + watch.window_evals > run.state.evals:
-            assert not is_harm(run, trials[0], watch) or (planned and run.at >= TOTAL)
+            stays = {name for t in trials[trials.index(culprit) + 1 :] for name in t.before} if not back.demoted else ()
+            assert all(run.state.recipe[n] == old for n, old in culprit.before.items() if n not in stays)
+            assert not back.demoted or not run.ledger.trials
+        elif not over:
+            assert not any(is_harm(run, trial, watch) for trial in trials if not {*trial.revisions} & settled)
         assert all(watch.least_trust <= trust < 1 for trust in run.ledger.trust.values())
-        challenged = len(run.of(events.Challenged)) > challenges
-        recipes[run.state.evals] = before if challenged else dict(run.state.recipe)  # before what goes on trial here
+        assert len(run.ledger.trials) <= 8
         raw = wish(run, action, draws)
         if raw is not None:
-            run.change(raw.pop("action"), raw.get("to"), **raw["changes"])
+            run.change(raw.pop("action"), raw.get("to"), wait, **raw["changes"])
         if demoted:
             assert of_the_manager(run) == issued
             assert all(trial.challenge for trial in run.ledger.trials)
@@ -214,10 +228,12 @@ def test_no_manager_escapes(
                 again.fold(payload)
             assert again == run.ledger
             run.ledger = copy.deepcopy(run.ledger)
-    spare = (watch.loss_budget + watch.idle_budget) * TOTAL
     faults = [back for back in run.reversals if not back.challenge]
-    assert len(faults) <= (spare + 2 if planned else watch.max_reversals + 1)
     assert [back.demoted for back in faults[:-1]] == [False] * (len(faults) - 1)
+    if planned:
+        assert all(back.lost_in_all <= watch.loss_budget * TOTAL for back in faults[:-1])
+    else:
+        assert len(faults) <= watch.max_reversals + 1
 
 
 def of_the_manager(run: Run) -> int:
@@ -227,22 +243,24 @@ def of_the_manager(run: Run) -> int:
 
 def is_harm(run: Run, trial: Any, watch: Probation) -> bool:
     """The documented definition, written down once more."""
-    forecast, count = trial.forecast, run.state.evals - trial.forecast.evals
-    if forecast.level is None or count < 1:
+    forecast, found = trial.forecast, []
+    if forecast.level is None:
         return False
-    margin = max(watch.tolerance * forecast.scale, watch.noise_factor * (forecast.noise or 0.0))
-    worse = []
-    for n, row in enumerate(run.state.evaluations[-count:], start=1):
-        value, expected = run.state.objective_of(row), forecast.at(n)
-        assert value is not None
-        turned = value - expected if run.state.start.objective.mode == "min" else expected - value  # type: ignore[union-attr]
-        worse.append(turned if math.isfinite(value) else math.inf)
-    if not math.isfinite(worse[-1]):
-        return True
-    if margin <= 0:
-        return False
-    patience, far = min(watch.patience, watch.window_evals), watch.catastrophe * margin
-    late = worse[-patience:]
-    if forecast.noise is None:
-        return len(late) == patience and all(x > far for x in late)
-    return worse[-1] > far or (len(late) == patience and all(x > margin for x in late))
+    sign = 1 if run.state.start.objective.mode == "min" else -1  # type: ignore[union-attr]
+    for number, step, value in run.state.measured:
+        n = number - forecast.evals
+        if n < 1 or step < trial.step:
+            continue
+        progress = sign * (forecast.level - forecast.at(n))
+        expected = sign * forecast.level - (progress / 2 if progress > 0 else progress)
+        found.append(sign * value - expected if math.isfinite(value) else math.inf)
+    if not found or not math.isfinite(found[-1]):
+        return bool(found)
+    least, noise = watch.tolerance * forecast.scale, forecast.noise
+    patience = min(watch.patience, watch.window_evals)
+    late = found[-patience:]
+    if noise is None or (noise <= 1e-9 * forecast.scale and not forecast.slope):
+        return least > 0 and len(late) == patience and all(x > watch.catastrophe * 10 * least for x in late)
+    few = 1 + 2 / max(1, min(forecast.evals, 12) - 2)
+    limit = max(least, watch.noise_factor * noise * few)
+    return limit > 0 and (found[-1] > watch.catastrophe * limit or (len(late) == patience and min(late) > limit))

@@ -23,7 +23,7 @@ def test_trust_shrinks_to_a_floor_and_narrows_what_may_be_asked_for() -> None:
     for expected in (0.5, 0.25, 0.125, 0.0625, 0.0625):
         high = view(run.state, run.policy, run.ledger).recipe[0].reach_high
         assert high is not None
-        run.change(lr=high).measure(9.0, *[4.0] * 80)
+        run.change(lr=high).measure(9.0, 9.0, *[4.0] * 80)
         assert run.ledger.trust == {"lr": expected}
     row = view(run.state, run.policy, run.ledger).recipe[0]
     assert row.reach_high == pytest.approx(1e-3 * 2**0.0625, rel=1e-5)
@@ -43,10 +43,23 @@ def test_trust_grows_again_with_what_proved_itself() -> None:
     assert run.ledger.trust == {}
 
 
-def test_what_did_not_help_is_trusted_less_too() -> None:
-    run = learned(RATE).change(lr=9e-4).measure(4.0, 4.0, 4.0, 4.0, 4.0)
+def test_what_brought_nothing_is_put_back_without_a_grudge() -> None:
+    run = learned(RATE, commands=KEEPS).change(lr=9e-4).measure(4.0, 4.0, 4.0, 4.0, 4.0)
     (back,) = run.reversals
-    assert (back.why, back.trust, run.ledger.trust) == ("no proof", {"lr": 0.5}, {"lr": 0.5})
+    assert (back.why, back.trust, run.ledger.trust, back.command) == ("no proof", {}, {}, None)
+    assert (back.lost, back.idle, run.state.recipe["lr"]) == (0, 50, 1e-3)
+    assert not view(run.measure(4.0).state, run.policy, run.ledger).recipe[0].resting
+
+
+@pytest.mark.parametrize(("name", "value", "late", "stays"), [
+    ("dropout", 0.2, False, True), ("dropout", 0.05, False, False), ("lr", 9e-4, False, False),
+    ("lr", 9e-4, True, True), ("lr", 1.1e-3, True, False),
+])  # fmt: skip
+def test_what_is_neutral_and_costs_nothing_stays(name: str, value: float, late: bool, stays: bool) -> None:
+    run = learned(total_steps=160 if late else TOTAL).change(**{name: value}).measure(4.0, 4.0, 4.0, 4.0, 4.0)
+    assert [(kept.neutral, kept.trust) for kept in run.of(events.Kept)] == ([(True, {})] if stays else [])
+    assert [back.why for back in run.reversals] == ([] if stays else ["no proof"])
+    assert (run.state.recipe[name] == value) is stays
 
 
 def test_what_was_taken_back_rests_the_longer_the_less_it_is_trusted() -> None:
@@ -129,7 +142,7 @@ def test_what_a_scheduler_moves_is_left_to_it() -> None:
 
 def lucky(policy: Policy | None = None, **more: Any) -> Run:
     """A run whose manager's recipe has proven itself and then brought nothing for seven evaluations."""
-    run = learned(policy=policy, commands=KEEPS, **more).change(lr=9e-4).measure(3.9, 3.85, 3.8, 3.75, 3.7)
+    run = learned(policy=policy, commands=KEEPS, **more).change(lr=1.1e-3).measure(3.9, 3.85, 3.8, 3.75, 3.7)
     return run.measure(3.7, 3.71, 3.69, 3.7, 3.71, 3.72, 3.7, 3.7, 3.71, 3.7)
 
 
@@ -167,7 +180,7 @@ def test_a_challenge_that_ends_in_no_number_has_lost() -> None:
     run = lucky().measure(3.7)
     assert run.ledger.challenged
     (back,) = run.measure(math.nan).reversals
-    assert (back.challenge, run.state.recipe["lr"]) == (True, 9e-4)
+    assert (back.challenge, run.state.recipe["lr"]) == (True, 1.1e-3)
 
 
 def test_one_that_is_never_answered_keeps_the_run_from_nothing() -> None:
@@ -196,7 +209,7 @@ def test_where_it_harms_the_manager_has_its_recipe_and_weights_back_and_nothing_
     (back,) = run.reversals
     assert (back.challenge, back.why, back.lost, back.idle, back.trust, back.demoted) == (True, "harm", 0, 0, {}, False)
     assert back.command == protocol.Command(id=back.decision, name="rollback", to="checkpoints/trial.pt")
-    assert (back.parameters, run.state.recipe["lr"]) == ({"lr": 9e-4}, 9e-4)
+    assert (back.parameters, run.state.recipe["lr"]) == ({"lr": 1.1e-3}, 1.1e-3)
     assert run.ledger.losses()["reversals"] == 0
     assert "did harm with the recipe of the start" in display.reversal_in_words(back)
     assert len(run.measure(*[3.7] * 13).of(events.Challenged)) == 1
@@ -240,7 +253,7 @@ def test_a_crash_during_it_gives_the_manager_its_recipe_back() -> None:
     run = lucky().measure(3.7, 3.7)
     back = run.crashed()
     assert back is not None
-    assert (back.challenge, back.why, back.parameters, back.lost) == (True, "crash", {"lr": 9e-4}, 0)
+    assert (back.challenge, back.why, back.parameters, back.lost) == (True, "crash", {"lr": 1.1e-3}, 0)
     run.tell(back)
     run.tell(events.Restarted(attempt=1, exit="crashed", resume="checkpoints/trial.pt", telemetry_offset=0))
     run.own()

@@ -20,11 +20,15 @@ NO_ROLLBACK = ["stop"]
 
 def test_the_weights_of_before_are_kept_and_come_back() -> None:
     run = learned(commands=KEEPS).change(lr=2e-3).measure(4.1).change(dropout=0.2)
-    assert [o.control.keep for o in run.of(events.OverrideIssued)] == ["trial", None]  # the oldest's are what counts
+    assert [o.control.keep for o in run.of(events.OverrideIssued)] == ["trial", "retrial"]
     (back,) = run.measure(9.0).reversals
-    assert back.command == protocol.Command(id="probation3", name="rollback", to="checkpoints/trial.pt")
-    assert (back.lost, run.ledger.lost) == (20, 20)
-    assert (run.state.lineage.undone, run.state.lineage.set_back) == (20, 20)
+    assert (back.decisions, back.parameters) == (["d2"], {"dropout": 0.1})
+    assert back.command == protocol.Command(id="probation3", name="rollback", to="checkpoints/retrial.pt")
+    assert (back.lost, run.ledger.lost) == (10, 10)
+    assert (run.state.lineage.undone, run.state.lineage.set_back) == (10, 10)
+    assert [value for _, value in run.state.lineage.course] == [*FLAT, 4.1]
+    (back,) = run.measure(9.0).reversals[1:]
+    assert (back.decisions, back.command and back.command.to) == (["d1"], "checkpoints/trial.pt")
     assert [value for _, value in run.state.lineage.course] == FLAT
 
 
@@ -54,11 +58,11 @@ def test_when_nothing_is_kept(how: str) -> None:
     watch = Probation(enabled=how != "not on probation", checkpoint=how != "not wanted")
     run = learned(commands=KEEPS, policy=Policy(probation=watch))
     if how == "of an earlier trial":
-        run.change(lr=9e-4).measure(3.9, 3.9, 3.9, 3.9).change(dropout=0.2).measure(3.9)
-        assert len(run.of(events.Kept)) == len(run.ledger.trials) == 1
+        run.change(lr=9e-4).measure(3.9, 3.9, 3.9, 3.9).change(dropout=0.2).measure(3.9).change(lr=8e-4).measure(3.9)
+        assert len(run.of(events.Kept)) == 1
+        assert [trial.step for trial in run.ledger.trials] == [100, 110]
         (back,) = run.measure(9.0).reversals
-        assert back.command is not None
-        assert back.command.to == "best"
+        assert (back.decisions, back.command and back.command.to) == (["d3"], "checkpoints/trial.pt")
         return
     assert run.change(lr=2e-3).of(events.OverrideIssued)[0].control.keep is None
     assert b"keep" not in run.of(events.OverrideIssued)[0].model_dump_json().encode()
@@ -67,13 +71,46 @@ def test_when_nothing_is_kept(how: str) -> None:
 # -- several changes ---------------------------------------------------------------------------------------------------
 
 
-def test_what_overlaps_is_taken_back_together_to_the_values_before_the_oldest() -> None:
+def test_what_overlaps_is_taken_back_one_after_the_other_the_last_one_first() -> None:
     run = learned().change(lr=2e-3).measure(4.0).change(lr=4e-3, dropout=0.3).measure(4.01).change(dropout=0.2)
     (back,) = run.measure(4.9).reversals
-    assert (back.decisions, back.since, back.lost) == (["d1", "d2", "d3"], 60, 60)
-    assert back.parameters == {"lr": 1e-3, "dropout": 0.1}
-    assert run.state.recipe == {"lr": 1e-3, "dropout": 0.1}
-    assert back.trust == {"lr": 0.5, "dropout": 0.5}
+    assert (back.decisions, back.since, back.parameters, back.trust) == (["d3"], 80, {"dropout": 0.3}, {"dropout": 0.5})
+    assert [trial.decisions for trial in run.ledger.trials] == [("d1",), ("d2",)]
+    assert run.measure(4.0, 4.0).reversals == [back]  # the others are judged anew, from the weights that are back
+    (_, back) = run.measure(4.9, 4.9).reversals
+    assert (back.decisions, run.state.recipe) == (["d2"], {"lr": 2e-3, "dropout": 0.1})
+
+
+def test_a_correction_is_not_thrown_out_with_what_it_corrects() -> None:
+    """The rate was too high, and is brought down before the harm of that is found: it stays where it is now."""
+    run = learned(commands=KEEPS).change(lr=2e-3).measure(4.3).change(lr=5e-4)
+    (back,) = run.measure(4.28).reversals
+    assert (back.decisions, back.why, back.parameters) == (["d1"], "harm", {})
+    assert back.command is not None
+    assert back.command.to == "checkpoints/trial.pt"
+    assert run.state.recipe["lr"] == 5e-4
+    (trial,) = run.ledger.trials
+    assert (trial.decisions, trial.before) == (("d2",), {"lr": 1e-3})  # what it goes back to is not what did harm
+    assert trial.forecast.level == pytest.approx(4.0, abs=0.02)
+
+
+def test_a_change_that_puts_back_what_another_had_changed_ends_its_trial_without_a_verdict() -> None:
+    run = learned(commands=KEEPS).change(lr=2e-3).measure(4.05).change(lr=1e-3)
+    assert run.of(events.Acknowledged)[-1].ends == [1]
+    (trial,) = run.ledger.trials
+    assert (trial.decisions, trial.before) == (("d2",), {})
+    assert run.measure(4.0, 4.0, 4.0, 4.0, 4.0).reversals == []
+    assert [kept.neutral for kept in run.of(events.Kept)] == [True]
+    assert (run.ledger.trials, run.ledger.trust, run.ledger.lost, run.ledger.idle) == ([], {}, 0, 0)
+
+
+def test_but_for_what_it_did_to_the_weights_somebody_answers() -> None:
+    run = learned(commands=KEEPS).change(lr=2e-3).measure(4.3).change(lr=1e-3).measure(4.3)
+    assert run.reversals == []
+    (back,) = run.measure(4.3).reversals
+    assert (back.why, back.parameters, back.trust, back.lost) == ("harm", {}, {}, 20)
+    assert back.command is not None
+    assert back.command.to == "checkpoints/retrial.pt"
 
 
 def test_a_trial_ends_with_its_window() -> None:
@@ -87,14 +124,14 @@ def test_a_trial_ends_with_its_window() -> None:
     assert run.state.recipe["lr"] == 2e-3
 
 
-def test_many_changes_between_two_evaluations_are_one_trial_in_constant_space() -> None:
+def test_many_changes_on_trial_take_constant_space() -> None:
     run = Run(RATE, policy=Policy(limits=Limits(cooldown_evals=0))).measure(*FLAT, best=True)
     for i in range(200):
         run.change(lr=1e-3 * 1.001 ** (i + 1))
-    (trial,) = run.ledger.trials
-    assert (trial.before, len(trial.revisions), len(run.state.interventions)) == ({"lr": 1e-3}, 32, 16)
+    assert (len(run.ledger.trials), len(run.ledger.trials[0].revisions), len(run.state.interventions)) == (8, 32, 16)
+    assert run.ledger.trials[0].before == {"lr": 1e-3}
     (back,) = run.measure(9.0).reversals
-    assert back.parameters == {"lr": 1e-3}
+    assert back.parameters == {"lr": pytest.approx(1e-3 * 1.001**199)}
 
 
 def test_a_change_on_its_way_is_taken_back_before_it_takes_effect() -> None:

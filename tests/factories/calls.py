@@ -30,6 +30,7 @@ from trainmgr.testing import (
     Raw,
     Received,
     Recorder,
+    Say,
     ScriptedEndpoint,
     answer,
     supervise,
@@ -37,15 +38,16 @@ from trainmgr.testing import (
 )
 
 KEY = "sk-not-for-the-log-81c2"
-FIRST = LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 8, 4")  # two evaluations
+FIRST = LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 9, 4")  # two evaluations
 LOWER = answer("adjust", {"lr": 0.2})
 
 UNWATCHED = Probation(enabled=False)
 
 
 def policy_of(**llm_settings: Any) -> Policy:
-    """Each change takes effect one step after its evaluation."""
-    return Policy(limits=Limits(lead_steps=1), llm=Llm(**{"prompt_tokens": 2500, **llm_settings}), probation=UNWATCHED)
+    """Each change takes effect one step after its evaluation. Nothing is asked before the first decision."""
+    llm_settings = {"probe": False, "prompt_tokens": 2500, **llm_settings}
+    return Policy(limits=Limits(lead_steps=1), llm=Llm(**llm_settings), probation=UNWATCHED)
 
 
 def manager_at(endpoint: ScriptedEndpoint, policy: Policy, model: str | None = "scripted") -> LlmManager:
@@ -111,7 +113,12 @@ def of(paths: RunPaths, kind: type[Any]) -> list[Any]:
 
 
 def failures(paths: RunPaths) -> list[str]:
-    return [failure.message for failure in of(paths, events.Failure)]
+    return [failure.message for failure in of(paths, events.Failure) if failure.where != "endpoint"]
+
+
+def notices(paths: RunPaths) -> list[str]:
+    """What is to be known of the endpoint."""
+    return [failure.message for failure in of(paths, events.Failure) if failure.where == "endpoint"]
 
 
 def asked(endpoint: ScriptedEndpoint) -> list[Received]:
@@ -142,6 +149,27 @@ def bodies(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body).encode()
 
 
+def filled(schema: Mapping[str, Any]) -> Any:
+    """The first that a schema allows, with null where it may be."""
+    if "anyOf" in schema:
+        return filled(schema["anyOf"][-1])
+    kinds = schema.get("type", "null")
+    if "null" in kinds or "enum" in schema or "const" in schema:
+        allowed = schema.get("enum", [schema.get("const")])
+        return None if "null" in kinds and None in schema.get("enum", [None]) else allowed[0]
+    if kinds == "object":
+        return {name: filled(each) for name, each in schema["properties"].items()}
+    return {"string": "?", "number": 0.5, "integer": 1, "boolean": True, "array": []}[kinds]
+
+
+def formed(request: Received) -> Say:
+    """An answer in the form that is asked for."""
+    body = request.body or {}
+    if body.get("tools"):
+        return Say(json.dumps(filled(body["tools"][0]["function"]["parameters"])))
+    return Say(json.dumps(filled(body["response_format"]["json_schema"]["schema"])))
+
+
 def failing(error: Any, **more: Any) -> Raw:
     """An error with status 200."""
     return Raw(bodies({"error": error, **more}))
@@ -149,7 +177,7 @@ def failing(error: Any, **more: Any) -> Raw:
 
 DRAFT = json.dumps(answer("adjust", {"lr": 0.3}))  # applied by whoever takes a thought for an answer
 
-CUT_IN_THOUGHTS = r"cut off in its thoughts at max_output_tokens \(2048\)"
+CUT_IN_THOUGHTS = r"cut off in its thoughts at 4096 tokens; raise llm.most_output_tokens"  # after 2048
 
 NOW = {"Retry-After": "0"}
 

@@ -10,7 +10,9 @@ from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Proposal
 from trainmgr.managers.rules import RulesManager
+from trainmgr.state.interventions import Moves
 from trainmgr.state.ledger import Decision, Ledger
+from trainmgr.state.plans import Underway
 from trainmgr.state.run_state import RunState
 
 LR = Parameter(name="rate", type="float", low=1e-5, high=5e-3, scale="log", value=4e-3, max_ratio=2.0, min_ratio=0.1,
@@ -66,7 +68,26 @@ class Run:
         self.write(protocol.Eval, event="eval", step=self.step, metrics=metrics)
         if self.state.best != before:
             self.write(protocol.Checkpoint, event="checkpoint", step=self.step, path="best", metrics=metrics, best=True)
+        for name, plan in self.ledger.plans.underway.items():
+            self.revision += 1
+            pair = self.state.recipe[name], plan.value_at(self.step + self.spacing)
+            self.apply({name: pair}, Moves(go_on=frozenset([name])))
         return self
+
+    def apply(
+        self, changes: dict[str, tuple[Any, Any]], moves: Moves, command: protocol.Command | None = None
+    ) -> None:  # fmt: skip
+        """What is asked for is done; a plan ends with any other change of its parameter."""
+        record = protocol.Applied(
+            v=1, seq=self.seq, t=float(self.seq), event="applied", revision=self.revision, step=self.state.step,
+            boundary="step", changes=changes, command=command,
+        )  # fmt: skip
+        self.state.fold(record, moves)
+        self.seq += 1
+        ended = {name for name, (_, new) in changes.items() if name not in moves.begin | moves.go_on}
+        ended |= {name for name, plan in self.ledger.plans.underway.items() if self.state.recipe[name] == plan.plan.to}
+        kept = {name: plan for name, plan in self.ledger.plans.underway.items() if name not in ended}
+        self.ledger.plans.underway = kept
 
     def curve(self, losses: list[float], gap: float | None = 0.5) -> Run:
         for loss in losses:
@@ -89,8 +110,12 @@ class Run:
             self.ledger.revisions[self.revision] = name = f"d{self.revision}"
             self.ledger.decisions[name] = Decision(name, proposal.diagnosis, proposal.expected, proposal.evidence)
             changes = {name: (self.state.recipe[name], value) for name, value in judgment.changes.items()}
-            self.write(protocol.Applied, event="applied", revision=self.revision, step=self.state.step, boundary="step",
-                       changes=changes, command=judgment.command)  # fmt: skip
+            for name, plan in judgment.plans.items():
+                before = self.state.recipe[name]
+                found = Underway(plan, f"d{self.revision}", float(before), self.state.step, at=self.state.step)
+                self.ledger.plans.underway = {**self.ledger.plans.underway, name: found}
+                changes[name] = (before, found.value_at(self.state.step + self.spacing))
+            self.apply(changes, Moves(begin=frozenset(judgment.plans)), judgment.command)
         return proposal
 
 

@@ -9,7 +9,7 @@ from factories.records import FREE, TOTAL, fold, start
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.run_file import EDITION, Manifest, RunMode
-from trainmgr.deciding import allowed, guard, snapshot
+from trainmgr.deciding import allowed, asking, guard, snapshot
 from trainmgr.deciding import decision as decisions
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
@@ -58,7 +58,7 @@ def available(
 
 def trigger(state: RunState, policy: Policy | None = None, ledger: Ledger | None = None) -> str | None:
     """Why a manager is asked now; None where it is not."""
-    return decisions.trigger(situation(state, policy, ledger, manager="scripted"))
+    return asking.trigger(situation(state, policy, ledger, manager="scripted"))
 
 
 def judge(

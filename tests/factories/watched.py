@@ -12,7 +12,7 @@ from trainmgr.base.wire import Value
 from trainmgr.contract import events, protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
-from trainmgr.deciding import decision, guard, probation
+from trainmgr.deciding import decision, guard, plans, probation
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Situation
@@ -47,7 +47,8 @@ class Run:
         return situations.situation(self.state, self.policy, self.ledger)
 
     def fold(self, record: Any) -> None:
-        self.state.fold(record.model_copy(update={"seq": self.state.next_seq}))
+        moves = [self.ledger.plans.of(record.revision)] if isinstance(record, protocol.Applied) else []
+        self.state.fold(record.model_copy(update={"seq": self.state.next_seq}), *moves)
         if isinstance(record, protocol.Applied | protocol.Refused):
             self.tell(decision.acknowledgment(record, self.now))
             self.own()
@@ -56,6 +57,16 @@ class Run:
         while isinstance(record, protocol.Eval) and (event := self.due()) is not None:
             self.tell(event)
             self.own()
+        if not isinstance(record, protocol.Step):
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Plans in force go on, or end."""
+        while (ended := plans.over(self.now)) is not None:
+            self.tell(ended)
+        if (part := plans.going_on(self.now, protocol.Issued(t=0.0, step=self.state.step))) is not None:
+            self.tell(part)
+            self.obey()
 
     def due(self) -> Any:
         return probation.assess(self.now)
@@ -92,12 +103,21 @@ class Run:
                 self.fold(checkpoint(self.at))
         return self
 
-    def change(self, action: str = "adjust", to: str | None = None, **changes: Value) -> Run:
+    def change(
+        self, action: str = "adjust", to: str | None = None, judge_after: int | None = None, **changes: Value
+    ) -> Run:
         """A change of the manager that the guard accepts, applied at once."""
-        return self.answer({"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to})
+        more = {} if judge_after is None else {"judge_after": judge_after}
+        raw = {"diagnosis": "unclear", "evidence": "", "action": action, "changes": changes, "to": to}
+        return self.answer({**raw, **more})
+
+    def plan(self, name: str, to: float, by_step: int, shape: str = "linear", **more: Any) -> Run:
+        """A plan of the manager for one parameter, whose first part is applied at once."""
+        raw = {"diagnosis": "unclear", "evidence": "", "action": "adjust", **more}
+        return self.answer({**raw, "plans": {name: {"to": to, "by_step": by_step, "shape": shape}}})
 
     def answer(self, raw: dict[str, Any]) -> Run:
-        """Any answer that the guard accepts, applied at once."""
+        """An answer that the guard accepts, applied at once."""
         _, taken = decision.take_snapshot(self.now, "evaluation")
         self.tell(taken)
         ruling = situations.verdict(raw, self.state, self.policy, self.ledger, decision=taken.decision)

@@ -40,7 +40,7 @@ Files = dict[str, bytes]
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     folder = tmp_path_factory.mktemp("audit")
-    body = LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 18, 2")
+    body = LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 19, 2")
     paths, closing, _ = supervise(folder, write_child(folder, body), ScriptedManager(ANSWERS))
     assert (closing.status, closing.interventions) == ("completed", 6)
     return paths

@@ -11,7 +11,7 @@ from factories.profiles import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainmgr.managers.completion import Completion, Fault, fault, parse, read, reported
+from trainmgr.managers.completion import Completion, Fault, Usage, fault, parse, read, reported, usage
 
 FORMS = ("json_schema", "tool", "json_object", "text", None)
 
@@ -145,3 +145,38 @@ def test_no_part_of_an_unknown_kind_is_said(content: Any, kind: str) -> None:
 def test_arguments_are_the_same_as_text_and_as_an_object(value: Any) -> None:
     arguments = {"action": value}
     assert made({"tool_calls": [call(arguments)]}).text == made({"tool_calls": [call(json.dumps(arguments))]}).text
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (None, Usage()),
+        ({"prompt_tokens": 900, "completion_tokens": 60}, Usage(900, 60)),
+        (  # OpenAI, and most gateways: a part of the prompt's tokens
+            {"prompt_tokens": 900, "completion_tokens": 60, "total_tokens": 960,
+             "prompt_tokens_details": {"cached_tokens": 800},
+             "completion_tokens_details": {"reasoning_tokens": 40}},
+            Usage(900, 60, 800, 0, 40),
+        ),
+        (  # DeepSeek
+            {"prompt_tokens": 900, "completion_tokens": 60, "prompt_cache_hit_tokens": 640,
+             "prompt_cache_miss_tokens": 260},
+            Usage(900, 60, 640),
+        ),
+        (  # Anthropic's own counts: beside them
+            {"prompt_tokens": 50, "completion_tokens": 60, "cache_read_input_tokens": 600,
+             "cache_creation_input_tokens": 250},
+            Usage(900, 60, 600, 250),
+        ),
+        (
+            {"prompt_tokens": 500, "completion_tokens": 60, "total_tokens": 960, "cache_creation_input_tokens": 400},
+            Usage(900, 60, 0, 400),
+        ),
+        ({"prompt_tokens": 900, "prompt_tokens_details": {"cached_tokens": 100, "cache_write_tokens": 700}},
+         Usage(900, None, 100, 700)),
+        ({"prompt_tokens": "900", "completion_tokens": -1, "prompt_tokens_details": [1],
+          "completion_tokens_details": {"reasoning_tokens": 1e9}}, Usage()),
+    ],
+)  # fmt: skip
+def test_tokens_are_counted_as_the_endpoint_tells_them(told: Any, expected: Usage) -> None:
+    assert usage({"usage": told}) == expected

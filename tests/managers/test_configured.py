@@ -90,7 +90,9 @@ def test_the_key_is_nowhere_whatever_the_endpoint_does_with_it(tmp_path: Path) -
         Propose(answer("adjust", {"lr": CANARY})),
         Propose(answer(CANARY)),
     ]  # fmt: skip
-    (tmp_path / "policy.toml").write_text("[llm]\nretries = 0\nbreaker_failures = 100\n[probation]\nenabled = false\n")
+    (tmp_path / "policy.toml").write_text(
+        "[llm]\nprobe = false\nretries = 0\nbreaker_failures = 100\n[probation]\nenabled = false\n"
+    )
     child = write_child(tmp_path, SPY.replace("STEPS, EVERY = 24", "STEPS, EVERY = 40"))
     with ScriptedEndpoint(script) as endpoint:
         given = {**os.environ, "OPENAI_API_KEY": CANARY, "OTHER_NAME": f"key={CANARY}", "HARMLESS": "harmless",
@@ -118,7 +120,7 @@ def test_a_key_of_another_name_is_hidden_too(tmp_path: Path, monkeypatch: pytest
     with ScriptedEndpoint([Status(401, echo_key=True), KEEP], key=CANARY) as endpoint:
         monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
         paths, _, _ = supervise(tmp_path, write_child(tmp_path, SPY), LlmManager(rules, "scripted"), policy=rules)
-        assert len(asked(endpoint)) == 12
+        assert len(asked(endpoint)) == 11
     output = paths.stdout.read_text()
     assert "TRAINMGR_RUN_DIR" in output
     assert "HOUSE_API_KEY" not in output
@@ -230,11 +232,10 @@ def test_a_certificate_that_is_not_trusted_is_told_with_what_helps(monkeypatch: 
     ("settings", "environment", "expected"),
     [
         ({}, {}, ("rules", "no language model is configured")),
-        ({}, {"OPENAI_API_KEY": "x"}, ("llm", "OPENAI_API_KEY is set")),
-        ({}, {"OPENAI_API_KEY": ""}, ("rules", "no language model is configured")),
+        ({}, {"OPENAI_API_KEY": "x"}, ("rules", "no language model is configured")),  # which of its many models?
+        ({"model": "m"}, {"OPENAI_API_KEY": "x"}, ("llm", "the policy names one")),
         ({}, {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, ("llm", "OPENAI_BASE_URL is set")),
-        ({"api_key_env": "HOUSE_API_KEY"}, {"OPENAI_API_KEY": "x"}, ("rules", "no language model is configured")),
-        ({"api_key_env": "HOUSE_API_KEY"}, {"HOUSE_API_KEY": "x"}, ("llm", "HOUSE_API_KEY is set")),
+        ({"api_key_env": "HOUSE_API_KEY"}, {"HOUSE_API_KEY": "x"}, ("rules", "no language model is configured")),
         ({"model": "m"}, {}, ("llm", "the policy names one")),
         ({"base_url": "http://127.0.0.1:1/v1"}, {}, ("llm", "the policy names one")),
     ],
@@ -285,11 +286,6 @@ def test_openai_needs_a_key() -> None:
         LlmManager(Policy(), environment={})
     with pytest.raises(UserError, match="HOUSE_API_KEY is not set"):
         LlmManager(policy_of(api_key_env="HOUSE_API_KEY"), environment={"OPENAI_API_KEY": KEY})
-    manager = LlmManager(Policy(), environment={"OPENAI_API_KEY": KEY})
-    manager.open()
-    assert manager.name == "llm:gpt-5-mini"
-    assert "gpt-5-mini at https://api.openai.com/v1" in manager.preflight()
-    manager.close()
 
 
 @pytest.mark.parametrize(

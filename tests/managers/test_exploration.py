@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Exploration, Policy
-from trainmgr.contract.proposal import Proposal
+from trainmgr.contract.proposal import Plan, Proposal
 from trainmgr.managers import exploration, reading
 from trainmgr.managers.rules import RulesManager
 from trainmgr.state.run_state import RunState
@@ -130,8 +130,9 @@ def test_in_the_last_part_the_rates_fall_in_a_straight_line() -> None:
     state = run(*[(0.9, 0.05)] * 21, shift=0.5, parameters=space(1e-3, entropy=0.0), scores=[i / 30 for i in range(21)])
     got = decide(state)
     assert (got.diagnosis, got.action) == ("routine", "adjust")
-    left, spacing = TOTAL - 210, 210 / 20
-    assert got.changes == {name: pytest.approx(1e-3 * (1 - 2 * spacing / left), rel=1e-5) for name in "ab"}
+    lowest = {name: state.space.parameters[name].low for name in "ab"}
+    assert got.plans == {name: Plan(to=low or 0.0, by_step=TOTAL) for name, low in lowest.items()}
+    assert got.changes == {}
     assert got.evidence.startswith("290 steps are left; success 0.90")
 
 

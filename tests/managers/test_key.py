@@ -26,7 +26,7 @@ PLAIN = "http://vllm:8000/v1"
 
 
 def manager(settings: dict[str, Any], environment: dict[str, str]) -> LlmManager:
-    return LlmManager(Policy(llm=Llm(**settings)), "m", environment=environment)
+    return LlmManager(Policy(llm=Llm(probe=False, **settings)), "m", environment=environment)
 
 
 # ---- which variable -----------------------------------------------------------------------------------------
@@ -181,13 +181,13 @@ def test_the_ids_of_an_account_are_for_the_provider_only(monkeypatch: pytest.Mon
 
 
 def test_what_a_custom_header_holds_is_hidden_like_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Model: gpt-5-mini\ncf-aig-authorization: Bearer {CANARY}")
-    said = f"gpt-5-mini: Bearer {CANARY}"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Model: a-model\ncf-aig-authorization: Bearer {CANARY}")
+    said = f"a-model: Bearer {CANARY}"
     with ScriptedEndpoint([Propose(answer(evidence=said)), Status(401, said)]) as endpoint:
         asked = Endpoint(endpoint.url, None)
         call = Call("m", [{"role": "user", "content": "?"}], "text", None)
-        assert json.loads(asked.ask(call, TIME_LIMIT).text)["evidence"] == "gpt-5-mini: Bearer [key]"
-        with pytest.raises(EndpointError, match="gpt-5-mini") as raised:
+        assert json.loads(asked.ask(call, TIME_LIMIT).text)["evidence"] == "a-model: Bearer [key]"
+        with pytest.raises(EndpointError, match="a-model") as raised:
             asked.ask(call, TIME_LIMIT)
         assert CANARY not in str(raised.value)
         assert endpoint.requests[0].headers["cf-aig-authorization"] == f"Bearer {CANARY}"
@@ -226,7 +226,7 @@ def test_a_policy_has_a_key_sent_only_with_the_operators_word(tmp_path: Path) ->
     with ScriptedEndpoint([Propose(answer())], key=CANARY) as endpoint:
         (tmp_path / "policy.toml").write_text(
             f'[llm]\nbase_url = "{endpoint.url}"\napi_key_env = "AWS_SECRET_ACCESS_KEY"\nmodel = "scripted"\n'
-            "[probation]\nenabled = false\n"
+            "probe = false\n[probation]\nenabled = false\n"
         )
         run = ["run", str(script), "--policy", "policy.toml", "-q"]
         secret = {"AWS_SECRET_ACCESS_KEY": CANARY}

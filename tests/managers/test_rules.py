@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from trainmgr.contract import protocol
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
+from trainmgr.contract.proposal import Plan
 from trainmgr.deciding import snapshot
 from trainmgr.managers import reading
 from trainmgr.state.ledger import Ledger
@@ -395,15 +396,27 @@ def test_without_a_stop_the_run_ends_near_its_best() -> None:
 
 
 def test_the_rate_falls_in_a_line_at_the_end() -> None:
-    run = Run(total=6000)
+    run, rates = Run(total=6000), [4e-3]
     for i in range(100):
         run.evaluate(5.0 - i / 100, 4.9 - i / 100).obey()
-    steps = [step for step, _ in run.log]
-    rates = [float(p.changes["rate"]) for _, p in run.log]
-    assert steps[0] == 4500
-    assert {b - a for a, b in pairwise(steps)} == {120}  # every second evaluation
-    assert rates[-1] == pytest.approx(4e-3 * run.policy.rules.anneal_to)
-    assert rates == pytest.approx([4e-3 - (4e-3 - 4e-5) * (i + 1) / len(rates) for i in range(len(rates))], abs=2e-4)
+        rates += [float(run.state.recipe["rate"])] if run.step >= 4500 else []
+    ((step, proposal),) = run.log  # one plan
+    assert (step, proposal.diagnosis, proposal.changes) == (4500, "routine", {"mean": 0.983333})
+    assert proposal.plans == {"rate": Plan(to=4e-5, by_step=6000)}
+    assert rates == pytest.approx([4e-3 - (4e-3 - 4e-5) * i / 25 for i in range(26)])
+
+
+def test_a_rate_that_another_rule_changed_meanwhile_is_annealed_anew() -> None:
+    run = Run(total=6000)
+    for i in range(80):
+        run.evaluate(5.0 - i / 100, 4.9 - i / 100).obey()
+    while run.log[-1][1].diagnosis == "routine":
+        run.evaluate(run.state.evaluations[-1].metrics["goal"] + 0.2, 3.0).obey()
+    assert run.log[-1][1].changes["rate"] < 3e-3  # type: ignore[operator]
+    run.curve([4.0, 3.9, 3.8]).obey()
+    step, proposal = run.log[-1]
+    assert step == run.step
+    assert proposal.plans == {"rate": Plan(to=4e-5, by_step=6000)}
 
 
 def test_a_plateau_at_the_end_is_left_to_the_annealing() -> None:

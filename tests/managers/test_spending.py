@@ -27,7 +27,7 @@ from factories.calls import (
 )
 
 from trainmgr.contract import events, protocol
-from trainmgr.contract.policy import Budget, Cadence, Policy, Price
+from trainmgr.contract.policy import Budget, Cadence, Llm, Policy, Price
 from trainmgr.managers.base import Answer
 from trainmgr.state.budget import Spent
 from trainmgr.testing import (
@@ -46,6 +46,9 @@ from trainmgr.testing import (
 )
 
 pytestmark = pytest.mark.usefixtures("prompt_and_alone")
+
+
+ALONE = Llm(probe=False)
 
 
 # -- budgets -----------------------------------------------------------------------------------------------------------
@@ -139,13 +142,13 @@ def test_a_price_that_is_not_known_is_not_counted_and_said() -> None:
     ("limits", "prices", "words"),
     [
         ({}, {}, "at most 200 calls and 1,000,000 tokens; free of charge"),
-        ({"calls": 10}, {}, "at most 10 calls and 82,480 tokens"),
-        ({"calls": 10}, {"scripted": Price(input=1.0, output=10.0)}, "at most 0.2668 by the policy's prices"),
+        ({"calls": 10}, {}, "at most 10 calls and 143,920 tokens"),
+        ({"calls": 10}, {"scripted": Price(input=1.0, output=10.0)}, "at most 0.8812 by the policy's prices"),
         ({"money": 0.1}, {"scripted": Price(input=1.0, output=10.0)}, "at most 0.1 by the policy's prices"),
     ],
 )
 def test_what_a_run_may_cost_is_said_before_it(limits: dict[str, Any], prices: dict[str, Price], words: str) -> None:
-    rules = Policy(budget=Budget(**limits), prices=prices)
+    rules = Policy(budget=Budget(**limits), prices=prices, llm=ALONE)
     with ScriptedEndpoint([KEEP]) as endpoint:
         manager = manager_at(endpoint, rules)
         manager.open()
@@ -211,7 +214,7 @@ def test_an_answer_that_comes_too_late_has_no_effect_and_is_kept_in_full(tmp_pat
                 "if step == 101: until(lambda: settled(2))")  # fmt: skip
     with ScriptedEndpoint(script) as endpoint:
         paths, closing, _ = managed(
-            tmp_path, endpoint, Policy(probation=UNWATCHED), body, listener=Recorder(on_record=release)
+            tmp_path, endpoint, Policy(probation=UNWATCHED, llm=ALONE), body, listener=Recorder(on_record=release)
         )
     late, next_one = of(paths, events.Verdict)[:2]
     assert [(check.name, check.reason) for check in late.checks if not check.ok] == [
@@ -230,7 +233,7 @@ def calls_are_over() -> None:
 
 def test_a_run_that_ends_during_a_call_ends_at_once(tmp_path: Path) -> None:
     with ScriptedEndpoint([Silence()]) as endpoint:
-        body = long(10, f"if step == 10: {kind('request')}")
+        body = long(11, f"if step == 10: {kind('request')}")
         paths, closing, _ = managed(tmp_path, endpoint, policy_of(timeout=3600.0), body)
         calls_are_over()  # closing the manager ended the call, too
     assert closing.status == "completed"
@@ -283,9 +286,9 @@ def test_with_blocking_training_stands_still_during_a_call_and_goes_on_after_it(
 
     listener = Recorder(on_event=hear)
     with ScriptedEndpoint(script) as endpoint:
-        last = "[e['snapshot']['progress']['evaluations'] for e in log() if e['kind'] == 'snapshot'][-1:] == [40]"
+        last = "[e['snapshot']['progress']['evaluations'] for e in log() if e['kind'] == 'snapshot'][-1:] == [39]"
         body = long(400, f"if step == 400: until(lambda: {last} and log()[-1]['kind'] == 'verdict')")
-        rules = Policy(probation=UNWATCHED, cadence=Cadence(min_steps=0))
+        rules = Policy(probation=UNWATCHED, cadence=Cadence(min_steps=0), llm=ALONE)
         paths, closing, _ = managed(tmp_path, endpoint, rules, body,
                                     blocking=True, listener=listener)  # fmt: skip
     assert (closing.status, closing.steps) == ("completed", 400)

@@ -43,7 +43,7 @@ def test_it_is_the_same_for_the_whole_run() -> None:
 
 
 @pytest.mark.parametrize(("policy", "watched", "there", "absent"), [
-    (Policy(), True, ["on trial for the 5 evaluations", "more than both 3% of the scale and 3 x noise",
+    (Policy(), True, ["on trial for the 5 evaluations", "more than 0.3% of the scale, by more than 3 x noise",
                       "2 evaluations in a row", "after 8 evaluations without a new best the recipe of the start",
                       "10% of the run's steps"],
      ["Nobody judges"]),

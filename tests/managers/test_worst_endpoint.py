@@ -23,6 +23,7 @@ from factories.calls import (
     failing,
     lower,
     managed,
+    notices,
     of,
     policy_of,
     said,
@@ -82,6 +83,8 @@ class Case:
     calls: int | None = None
     """Requests for the first decision."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    notice: str | None = None
+    """What is said of the endpoint, as a pattern; None where nothing is."""
 
     def __str__(self) -> str:
         return self.name
@@ -137,6 +140,8 @@ CASES = [
     Case("a parameter that looks alike", [Propose(answer("adjust", {"\u217cr": 0.2}))], r"no such parameter", calls=2),
     Case("out of bounds", [Say(lower("3.0"))], r"rejected: bounds: lr", calls=2),
     Case("below the bounds", [Say(lower("-0.2"))], r"rejected: bounds: lr", calls=2),
+    Case("a rate rounded to six decimals", [Say(lower("0.000000"))], r"rejected: bounds: lr", calls=2),
+    Case("a rate of many digits", [Say(lower("0.20000000000000000000001"))], calls=1),
     Case("too far at once", [Say(lower("0.9"))], r"rejected: step size: lr", calls=2),
     Case("what is in effect already", [Say(lower("0.4"))], r"no-op: every value is in effect already", calls=1),
     Case("wrong action", [Propose(answer("raise", {"lr": 0.2}))], NO_OBJECT, calls=2),
@@ -166,12 +171,39 @@ CASES = [
     Case("404", [Status(404, "The model does not exist.")], r"status 404 \(not found\)", calls=1),
     Case("400, whatever is asked", [Status(400, "Bad request.")], r"status 400", calls=4),
     Case("context too long", [Status(400, "The context length is exceeded.")], r"status 400: The context", calls=1),
+    Case("context too long, of llama.cpp", [Status(400, "the request exceeds the available context size, try "
+                                                        "increasing it")], r"status 400: the request", calls=1),
+    Case("no credit", [Status(400, "Your credit balance is too low.")], r"status 400: Your credit", calls=1),
+    Case("a policy on contents", [Status(400, "The response was filtered by the content management policy.")],
+         r"status 400: The response was filtered", calls=1),
+    Case("no such model, as 400", [Status(400, "Model Not Exist")], r"status 400: Model Not Exist", calls=1),
+    Case("one form only, refused", [Propose(LOWER)], r"status 400: Invalid parameter", lacks=("json_schema",), calls=1,
+         settings={"fallback": False}),
+    Case("one form only, an empty answer", [EmptyReply("content")], r"it is empty", calls=3,
+         settings={"fallback": False}),
+    Case("a form that is not enforced", [Say(f"```json\n{GOOD}\n```")], calls=1,
+         notice=r"answers outside of the form that .* was given \(json_schema\), which is not enforced there"),
+    Case("tools that are not enforced", [Say(GOOD[:-1] + ', "mood": "fine"}'), Propose(LOWER)], calls=2,
+         settings={"level": "tool"}, notice=r"was given \(tool\)"),
+    Case("bounds that are not enforced", [Say(lower("3.0")), Propose(LOWER)], calls=2),
+    Case("a prompt that was cut", [Propose(LOWER, usage=(300, 50))], calls=1,
+         notice=r"it read 300 tokens of a prompt of about \d\d?,?\d+, so it cuts the prompt.*OLLAMA_CONTEXT_LENGTH=\d"),
+    Case("a prompt that was counted oddly", [Propose(LOWER, usage=(3, 50))], calls=1),
+    Case("a prompt that was mostly cached", [Propose(LOWER, usage={
+        "prompt_tokens": 300, "completion_tokens": 50, "total_tokens": 1350, "cache_read_input_tokens": 1000})],
+         calls=1),
     Case("a status of its own", [Status(299, body="{}")], r"it has no choices", calls=1),
     Case("no json_schema", [Propose(LOWER)], lacks=("json_schema",), calls=2),
     Case("no json_schema, no tools", [Propose(LOWER)], lacks=("json_schema", "tools"), calls=3),
     Case("no form of answer at all", [Propose(LOWER)], lacks=("json_schema", "tools", "json_object"), calls=4),
     Case("no strict", [Propose(LOWER)], lacks=("strict",), calls=3),
-    Case("no temperature", [Propose(LOWER)], lacks=("temperature",), calls=2),
+    Case("no temperature", [Propose(LOWER)], lacks=("temperature",), calls=1),
+    Case("no temperature, which is set", [Propose(LOWER)], lacks=("temperature",), calls=2,
+         settings={"temperature": 0.0}, notice="refuses temperature; it is not sent any more"),
+    Case("no reasoning effort", [Propose(LOWER)], lacks=("reasoning_effort",), calls=2,
+         settings={"reasoning_effort": "minimal"}, notice="refuses reasoning_effort"),
+    Case("no such extra key", [Propose(LOWER)], r"status 400: .*\(llm.extra sends top_k\)", lacks=("top_k",), calls=1,
+         settings={"extra": {"top_k": 5}}),
     Case("no max_tokens", [Propose(LOWER)], lacks=("max_tokens",), calls=2),
     Case("no limit of tokens at all", [Propose(LOWER)], lacks=("max_tokens", "max_completion_tokens"), calls=3),
     Case("lone surrogates in the text", [Say('{"evidence": "\ud800", "action": "\udfff"}')], NO_OBJECT, calls=2),
@@ -181,6 +213,8 @@ CASES = [
     Case("the answer in reasoning_content", [spoke(None, reasoning_content=GOOD)], calls=1),
     Case("the answer in reasoning", [spoke("\n", reasoning=GOOD)], calls=1),
     Case("the answer in thinking", [spoke("", thinking=f"```json\n{GOOD}\n```")], calls=1),
+    Case("an invalid answer in reasoning_content", [spoke(None, reasoning_content=lower("3.0"))],
+         r"it holds thoughts only", calls=4),
     Case("a draft in reasoning_content", [spoke(None, reasoning_content=f"Perhaps {DRAFT}? Too much.")],
          r"it holds thoughts only", calls=4),
     Case("a draft in reasoning_content, the answer in content", [spoke(GOOD, reasoning_content=DRAFT)], calls=1),
@@ -211,21 +245,28 @@ CASES = [
     Case("content encoded twice", [spoke(json.dumps(GOOD))], calls=1),
     Case("content as an object", [spoke(LOWER)], calls=1),
     Case("thoughts without an end, cut off", [spoke(f"<think>Perhaps {DRAFT} but", "length")], CUT_IN_THOUGHTS,
-         calls=1),
+         calls=2),
     Case("thoughts without a beginning, cut off", [spoke(f"Perhaps {DRAFT} but", "length")],
-         r"cut off after what may be a draft at max_output_tokens \(2048\)", calls=1),
+         r"cut off after what may be a draft at 4096 tokens", calls=2),
     Case("thoughts without an end", [spoke(f"<think>Perhaps {DRAFT} but")], r"it holds thoughts only", calls=4),
     Case("thoughts and an answer", [spoke(f"<think>Perhaps {DRAFT}? No.</think>{GOOD}")], calls=1),
     Case("all tokens went into thoughts", [spoke("", "length", reasoning_content="Let me think. " * 99)],
-         CUT_IN_THOUGHTS, calls=1),
-    Case("cut off before the first word", [spoke(None, "MAX_TOKENS")], r"cut off before its first word at max_out",
-         calls=1),
+         CUT_IN_THOUGHTS, calls=2),
+    Case("all tokens went into thoughts, then an answer", [Say("", finish="length"), Propose(LOWER)], calls=2),
+    Case("all tokens went into thoughts, no more allowed", [Say("", finish="length")], r"at 2048 tokens",
+         calls=1, settings={"most_output_tokens": 2048}),
+    Case("no room for more", [Say("", finish="length"), Status(400, "max_tokens is too large: 4096.")],
+         r"cut off before its first word at 2048 tokens", calls=2),
+    Case("cut off, told as an error", [Status(400, "Could not finish the message because max_tokens or model output "
+                                                   "limit was reached."), Propose(LOWER)], calls=2),
+    Case("cut off before the first word", [spoke(None, "MAX_TOKENS")], r"cut off before its first word at 4096",
+         calls=2),
     Case("cut off in the blanks after an answer", [spoke(GOOD + "\n" * 99, "length")], calls=1),
     Case("channels", [spoke(f"{HARMONY}<|channel|>final<|message|>{GOOD}<|return|>")], calls=1),
     Case("channels, a tool call", [spoke(f"{HARMONY}<|channel|>commentary to=functions.decide <|constrain|>json"
                                          f"<|message|>{GOOD}<|call|>")], calls=1),
     Case("channels without their signs", [spoke(f"analysisWe could {DRAFT}. No.assistantfinal{GOOD}")], calls=1),
-    Case("channels, cut off", [spoke(HARMONY, "length")], CUT_IN_THOUGHTS, calls=1),
+    Case("channels, cut off", [spoke(HARMONY, "length")], CUT_IN_THOUGHTS, calls=2),
     Case("several answers that differ", [spoke(f"Perhaps {DRAFT}. No: {GOOD}")], NO_OBJECT, calls=2),
     Case("reasoning in parts", [spoke([{"type": "reasoning", "text": DRAFT}, {"type": "text", "text": GOOD}])],
          calls=1),
@@ -286,5 +327,7 @@ def test_whatever_an_endpoint_does(case: Case, tmp_path: Path, unmanaged: RunPat
         assert replay.compare_training(unmanaged, paths).first is None
         ending = "as if unmanaged"
     assert len(asked(endpoint)) == len(of(paths, events.Request)) == len(of(paths, events.Reply))
+    if case.notice is not None:
+        assert [text for text in notices(paths) if re.search(case.notice, text)], notices(paths)
     calls = "1 call" if len(first) == 1 else f"{len(first)} calls"
     row(TITLE, case.name, calls, ending, told if len(told) <= 100 else f"{told[:99]}…")

@@ -19,7 +19,7 @@ from trainmgr.base.wire import plain
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
 from trainmgr.contract.run_file import EDITION, Closing, Manifest, render_run_file
-from trainmgr.deciding import decision, probation
+from trainmgr.deciding import asking, decision, probation
 from trainmgr.log import audit, orders
 from trainmgr.log.telemetry import Feed
 from trainmgr.managers.none import NoManager
@@ -54,7 +54,7 @@ def recorded(folder: Path) -> RunPaths:
 def test_a_run_is_decided_again_byte_for_byte(recorded: RunPaths) -> None:
     again = replay.rebuild(recorded)
     assert again.differences == []
-    assert again.counts == {"snapshot": 12, "verdict": 11, "override": 6, "acknowledged": 6, "outcome": 6}
+    assert again.counts == {"snapshot": 11, "verdict": 10, "override": 6, "acknowledged": 6, "outcome": 6}
 
 
 def test_its_own_manager_gives_the_same_answers_again(recorded: RunPaths) -> None:
@@ -63,7 +63,7 @@ def test_its_own_manager_gives_the_same_answers_again(recorded: RunPaths) -> Non
 
     answers = [a for a in ANSWERS if not isinstance(a, Exception)]
     again = replay.rebuild(recorded, Remembers(answers))
-    assert (again.differences, again.counts["proposal"]) == ([], 11)
+    assert (again.differences, again.counts["proposal"]) == ([], 10)
 
 
 def test_another_answer_of_its_own_manager_is_a_difference_with_its_line(recorded: RunPaths) -> None:
@@ -78,8 +78,8 @@ def test_another_answer_of_its_own_manager_is_a_difference_with_its_line(recorde
 
 def test_the_snapshots_are_put_to_another_manager(recorded: RunPaths) -> None:
     found = list(opinions.opinions(recorded, Schedule("cosine")))
-    assert [o.decision for o in found] == [f"d{i}" for i in range(1, 13)]
-    assert [o.step for o in found] == list(range(2, 25, 2))
+    assert [o.decision for o in found] == [f"d{i}" for i in range(1, 12)]
+    assert [o.step for o in found] == list(range(2, 24, 2))
     assert found[1].recorded == "unclear: adjust (lr = 0.3)"
     assert found[3].recorded.startswith("unreadable: ")
     assert found[6].recorded == "–"
@@ -224,7 +224,7 @@ class Simulation:
             orders.write(self.paths, event.control)
 
     def decide(self, raw: Any) -> None:
-        why = decision.trigger(self.now)
+        why = asking.trigger(self.now)
         if why is None:
             return
         step = self.state.step

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def managed(folder: Path) -> RunPaths:
     """Its script is killed after the last step, so that no record says that measuring ended."""
-    body = LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 18, 2")
+    body = LINE.replace("STEPS, EVERY = 24, 2", "STEPS, EVERY = 19, 2")
     body = body.replace("    evals = 0\n", "    evals, told = 0, None\n", 1)
     body = body.replace(
         "    for step in w.steps():\n", "    for step in w.steps():\n        if step == 17:\n            os._exit(0)\n"

@@ -56,7 +56,7 @@ def fault(path):
     done = real(tmp_path, write_child(tmp_path), fault)
     paths = one(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (of(paths, events.RunEnded)[0].closing.steps, len(of(paths, events.Verdict))) == (24, 12)
+    assert (of(paths, events.RunEnded)[0].closing.steps, len(of(paths, events.Verdict))) == (24, 11)
     (told,) = messages(paths, "reading")
     assert told.startswith(f"telemetry.jsonl cannot be read: {os.strerror(getattr(errno, code))}")
     assert told in " ".join(done.stderr.split())

@@ -94,7 +94,7 @@ DEALT_WITH = """
 def dealt_with(count):
     failed = {e["decision"] for e in log() if e["kind"] == "error" and e["decision"]}
     ruled = {e["decision"]: e for e in log() if e["kind"] == "verdict"}
-    if len(failed | ruled.keys()) < count:
+    if len(failed | ruled.keys()) < count - at_the_end():
         return False
     last = list(ruled.values())[-1] if ruled else None
     if last is None or last["decision"] in failed or not last["changes"]:
@@ -136,7 +136,7 @@ def test_a_write_of_the_log_that_fails_costs_nothing_that_cannot_be_made_up_for(
     assert any(text.startswith("audit.jsonl cannot be written: No space left") for text in messages(paths, "audit"))
     applied = [record.revision for record in heard.of(protocol.Applied)]
     assert [event.revision for event in of(paths, events.Acknowledged) if event.result == "applied"] == applied
-    assert len(of(paths, events.SnapshotTaken)) == 12
+    assert len(of(paths, events.SnapshotTaken)) == 11
     holds(paths)
 
 

@@ -132,7 +132,7 @@ GARBAGE: list[Any] = [
 
 
 def test_a_manager_that_answers_garbage_costs_nothing_and_all_of_it_is_on_record(tmp_path: Path) -> None:
-    body = LINE.replace("STEPS, EVERY = 24, 2", f"STEPS, EVERY = {2 * len(GARBAGE) + 2}, 2")
+    body = LINE.replace("STEPS, EVERY = 24, 2", f"STEPS, EVERY = {2 * len(GARBAGE) + 3}, 2")
     paths, closing, _ = supervise(tmp_path, write_child(tmp_path, body), ScriptedManager(GARBAGE))
     verdicts = of(paths, events.Verdict)
     assert [v.result for v in verdicts] == ["rejected"] * len(GARBAGE) + ["accepted"]

@@ -14,7 +14,9 @@ from trainmgr.state.budget import Spent, cost, objection, worst_case
 
 counts = st.integers(0, 5000)
 amounts = st.floats(0, 1e4, allow_subnormal=False) | st.sampled_from([0.0, 0.1, 0.25, 10.0])
-prices = st.none() | st.builds(Price, input=amounts, output=amounts)
+prices = st.none() | st.builds(
+    Price, input=amounts, output=amounts, cached=st.none() | amounts, cache_write=st.none() | amounts
+)
 budgets = st.builds(
     Budget,
     calls=st.integers(0, 30),
@@ -26,23 +28,26 @@ spents = st.builds(Spent, calls=st.integers(0, 30), tokens=counts, money=st.floa
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> tuple[int, int, int, int, float]:
-    """The most that a call may read and write, what it does, and how long it takes."""
+def calls(draw: st.DrawFn) -> tuple[int, int, int, int, int, int, float]:
+    """The most that a call may read and write; what it reads and writes, and of that takes from a cache and puts into
+    it; and how long it takes."""
     prompt, completion = draw(counts), draw(counts)
-    return prompt, completion, draw(st.integers(0, prompt)), draw(st.integers(0, completion)), draw(st.floats(0, 50))
+    read, written = draw(st.integers(0, prompt)), draw(st.integers(0, completion))
+    return prompt, completion, read, written, draw(counts), draw(counts), draw(st.floats(0, 50))
 
 
 @examples(300)
 @given(budgets, prices, st.lists(calls(), max_size=40))
 def test_no_sequence_of_calls_exceeds_a_limit(
-    budget: Budget, price: Price | None, sequence: list[tuple[int, int, int, int, float]]
+    budget: Budget, price: Price | None, sequence: list[tuple[int, int, int, int, int, int, float]]
 ) -> None:
     spent, waited = Spent(), 0.0
-    for prompt, completion, read, written, seconds in sequence:
+    for prompt, completion, read, written, cached, stored, seconds in sequence:
         if objection(spent, budget, price, prompt, completion) is not None:
             continue
         waited = spent.seconds
-        spent = spent.asked().answered(read, written, cost(price, read, written), seconds)
+        money = cost(price, read, written, cached=cached, cache_write=stored)
+        spent = spent.asked().answered(read, written, money, seconds)
         assert spent.calls <= budget.calls
         assert budget.tokens is None or spent.tokens <= budget.tokens
         assert budget.money is None or spent.money <= budget.money
@@ -98,6 +103,10 @@ def test_cost() -> None:
     assert cost(None, 1000, 1000) is None
     assert cost(Price(input=2.0, output=8.0), 500_000, 250_000) == 3.0
     assert cost(Price(input=0.0, output=0.0), 10, 10) == 0.0
+    assert cost(Price(input=2.0, output=8.0), 1_000_000, 0, cached=500_000, cache_write=250_000) == 2.0  # all as input
+    price = Price(input=2.0, output=8.0, cached=0.2, cache_write=2.5)
+    assert cost(price, 1_000_000, 0, cached=500_000, cache_write=200_000) == pytest.approx(0.1 + 0.5 + 0.6)
+    assert cost(price, 100_000, 0, cached=500_000, cache_write=200_000) == pytest.approx(0.02)  # no more than was read
 
 
 @pytest.mark.parametrize(("spent", "budget", "said"), [

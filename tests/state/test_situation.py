@@ -11,7 +11,7 @@ from factories.situations import situation
 
 from trainmgr.base.errors import RecordError
 from trainmgr.contract.policy import Actions, Policy
-from trainmgr.deciding import decision, guard
+from trainmgr.deciding import asking, decision, guard
 from trainmgr.state import situation as situations
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
@@ -43,7 +43,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def test_to_ask_measures_and_narrows_once(counted: dict[str, int]) -> None:
     now = situation(curve([2.0, 1.9, 1.8, 2.5], lr()), ASKS)
-    why = decision.trigger(now)
+    why = asking.trigger(now)
     assert why is not None
     decision.take_snapshot(now, why)
     assert counted == {"measure": 1, "narrow": 1}

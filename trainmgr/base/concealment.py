@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 
 from trainmgr.base.paths import API_KEY_NAME, KEY_NAME_VARIABLE, SECRET_VARIABLES
 
 LEAST_KEY = 8  # characters; a shorter one stands in other texts by chance, and is no key
+SECRET = re.compile(r"\b(?:sk|pk|key|gsk|hf|xai|AIza)[-_][A-Za-z0-9_*.-]{6,}|Bearer\s+\S+", re.IGNORECASE)
+"""What looks like a key wherever it stands."""
 PR_SET_DUMPABLE = 4  # of prctl(2)
 
 

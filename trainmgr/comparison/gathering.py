@@ -64,7 +64,7 @@ def _is(run: results.Run, cell: Cell | None) -> bool:
     if cell is None or run.failure is not None:
         return False
     name = cell.variant.manager if cell.variant else cell.manager
-    if name == "llm":
+    if name in ("llm", "hybrid"):
         return False
     if run.policy_digest is None:  # of a version that did not tell: these hardly read anything
         return name.partition(":")[0] in ("none", "schedule") and not cell.request.policy.watches(name)

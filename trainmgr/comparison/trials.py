@@ -208,8 +208,9 @@ def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, RunFile]]:
             continue
         script = Path(m.directory) / m.script
         yield _key(script, m.arguments, m.manager, m.seed, m.policy), paths, file
-        if m.manager.startswith("llm:"):  # asked for by the kind alone, before the endpoint said which model it has
-            yield _key(script, m.arguments, "llm", m.seed, m.policy), paths, file
+        kind, _, model = m.manager.partition(":")
+        if kind in ("llm", "hybrid") and model:  # asked for by the kind alone, before the endpoint said which it has
+            yield _key(script, m.arguments, kind, m.seed, m.policy), paths, file
 
 
 def _unknown(paths: RunPaths, manifest: Manifest) -> bool:

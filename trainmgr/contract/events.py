@@ -81,13 +81,18 @@ class Request(Wire):
 
     kind: Literal["request"] = "request"
     decision: str
-    purpose: Literal["decide", "reason", "format", "repair"]
+    purpose: Literal["decide", "reason", "format", "repair", "probe"]
+    """What for; "probe": before the run, to see whether the model answers. It is on record with the first decision."""
     attempt: int
     """Calls made for this decision before this one."""
     endpoint: str
     model: str
     level: Level
     """How the answer is to be formed: as the endpoint is known to support it."""
+    form: Annotated[Literal["", "asked", "seen", "enforced"], Field(exclude_if=operator.not_)] = ""
+    """What is known of that form. "enforced": our own server makes a grammar of it. "seen": the endpoint gives it to
+    the model, which answered the probe in a form that no prompt tells. "asked": it is no more than asked for, since it
+    stands in the prompt only, or an answer came outside of it. "": none of these is known."""
     template: str
     template_sha256: str
     messages: list[Message]
@@ -115,6 +120,14 @@ class Reply(Wire):
     """What the endpoint says that it is."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Of the prompt's tokens, those from the endpoint's cache, ..."""
+    cache_write_tokens: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """... and those that were put into it."""
+    reasoning_tokens: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Of the completion's tokens, those of thoughts, where the endpoint tells."""
+    outside: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether the answer is outside the form that the endpoint was given, which shows that it does not enforce it."""
     estimated: bool = False
     """Whether the endpoint did not count the tokens, so that we had to."""
     money: float | None = None
@@ -138,10 +151,13 @@ class Response(Wire):
     kind: Literal["response"] = "response"
     decision: str
     manager: str
+    """Who made it: of a hybrid "rules" or the language model."""
     raw: Any
     """The proposal, or whatever came instead."""
     seconds: float
     """How long it took, with every call."""
+    instead: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """Of a hybrid whose language model was asked: why the answer of the rules stands."""
 
 
 class Verdict(Wire):
@@ -197,6 +213,28 @@ class OverrideIssued(Wire):
     decision: str
     origin: Literal["manager", "operator", "restart", "replay", "probation", "plan"]
     control: Control
+    plans: Annotated[dict[str, str], Field(exclude_if=operator.not_)] = {}
+    """Of parts of plans: the parameters that go on, each with the decision that plans it."""
+    telemetry_offset: Annotated[int | None, Field(exclude_if=_missing)] = None
+    """Where the values of plans are in it: they follow from the fold of this many bytes of telemetry.jsonl ..."""
+    telemetry_sha256: Annotated[str | None, Field(exclude_if=_missing)] = None
+    """... whose SHA-256 is this."""
+
+
+class PlanEnded(Wire):
+    """A plan ends before its target, and no decision asked for that: what its parameter is at stays."""
+
+    kind: Literal["plan ended"] = "plan ended"
+    decision: str
+    """That had planned it."""
+    name: str
+    """The parameter."""
+    why: str
+    telemetry_offset: int
+    """Seen on the fold of this many bytes of telemetry.jsonl ..."""
+    telemetry_sha256: str
+    """... whose SHA-256 is this."""
+    step: int
 
 
 class Acknowledged(Wire):
@@ -211,9 +249,14 @@ class Acknowledged(Wire):
     changes: dict[str, tuple[Value, Value]]
     reason: str
     forecast: Annotated[Forecast | None, Field(exclude_if=operator.not_)] = None
-    """Of a manager's change, which is on trial from now on: what the objective was to be without it."""
+    """Of a manager's change, which is on trial from now on: what the objective was to be without it. Of a reversal of
+    our own: what it is to be now, for what is on trial still."""
     undone: Annotated[int, Field(exclude_if=operator.not_)] = 0
     """With a rollback on trial: the steps of training that it undid."""
+    ends: Annotated[list[int], Field(exclude_if=operator.not_)] = []
+    """The revisions whose trials end with it, without a verdict: it put back what they had changed."""
+    lost: Annotated[int, Field(exclude_if=operator.not_)] = 0
+    """Of an undo that brought weights back: the steps that were trained in vain."""
 
 
 class Unanswered(Wire):
@@ -229,7 +272,8 @@ class Unanswered(Wire):
 
 
 class Reverted(Wire):
-    """All changes on trial are taken back. The override that does it comes next."""
+    """A change on trial is taken back; up to edition 1, after a crash and with a demotion, all of them. The override
+    that does it comes next."""
 
     kind: Literal["reverted"] = "reverted"
     why: Literal["harm", "no proof", "crash"]
@@ -278,7 +322,7 @@ class Kept(Wire):
     """Oldest first, the last 32."""
     revisions: list[int]
     trials: Annotated[int, Field(ge=1)]
-    """How many trials that ends: one for all changes that were made between the same two evaluations."""
+    """How many trials that ends: up to edition 1 there is one for all changes between the same two evaluations."""
     telemetry_offset: int
     telemetry_sha256: str
     step: int
@@ -286,6 +330,8 @@ class Kept(Wire):
     measured: Number | None
     trust: dict[str, float]
     """What grew, as in "reverted"."""
+    neutral: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether they did neither good nor harm, and stay since that costs nothing."""
     challenge: Annotated[bool, Field(exclude_if=operator.not_)] = False
     """Whether it was the recipe of the start that was on trial, and did no harm: then ``trust`` is what shrank."""
 
@@ -416,6 +462,7 @@ Payload = (
     | Verdict
     | Approval
     | OverrideIssued
+    | PlanEnded
     | Acknowledged
     | Unanswered
     | Reverted

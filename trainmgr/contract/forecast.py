@@ -40,6 +40,13 @@ class Forecast(Wire):
             return None
         return self.level + self.slope * sum(self.damping**i for i in range(1, evals + 1))
 
+    def after(self, evals: int) -> Forecast:
+        """The same, as seen that many evaluations later."""
+        if self.level is None or evals <= 0:
+            return self.model_copy(update={"evals": self.evals + max(0, evals)})
+        slope = self.slope * self.damping**evals
+        return self.model_copy(update={"evals": self.evals + evals, "level": self.at(evals), "slope": slope})
+
     def margin(self, tolerance: float, noise_factor: float) -> float:
         """How much worse than that is no harm yet."""
         return max(tolerance * self.scale, noise_factor * (self.noise or 0.0))
@@ -103,6 +110,15 @@ def noise(values: Sequence[float]) -> float | None:
 
 def _deviation(second: float) -> float:
     return 1.4826 * second / math.sqrt(6)
+
+
+def rough_noise(values: Sequence[float]) -> float | None:
+    """The same by the mean of the second differences instead of their median: of a score that mostly stands still, the
+    median says 0. (The mean of the absolute value of normal noise is 0.8 times its deviation.)"""
+    if len(values) < 4:
+        return None
+    second = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    return 1.2533 * sum(second) / len(second) / math.sqrt(6)
 
 
 def slope(values: Sequence[float]) -> float | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from trainmgr.base import toml
+from trainmgr.base.concealment import SECRET
 from trainmgr.base.errors import PolicyError
 from trainmgr.base.wire import MAX_INT, Wire
 from trainmgr.contract.action_space import ActionSpace
@@ -22,6 +24,13 @@ VARIABLE = r"^[A-Z][A-Z0-9_]{0,63}$"
 KNOWN_MANAGERS = ("rules", "schedule", "replay", "none")  # deterministic, and measured
 NO_DOUBT: Mapping[str, float] = {}
 Level = Literal["json_schema", "tool", "json_object", "text"]
+OURS = (  # keys of a request that `llm.extra` has no say about: what is asked, in which form, or what another key sets
+    "model", "messages", "response_format", "tools", "tool_choice", "functions", "function_call", "n", "stream",
+    "stream_options", "temperature", "reasoning_effort", "max_tokens", "max_completion_tokens",
+)  # fmt: skip
+LONGEST_EXTRA = 4000  # characters of `llm.extra` as JSON
+_CREDENTIAL = re.compile(r"(^|[_-])(api[_-]?key|key|secret|password|auth|authorization|bearer|credentials?|cookie|"
+                         r"(access|auth|api|id|refresh)[_-]?token)$", re.IGNORECASE)  # fmt: skip
 
 
 class Section(Wire):
@@ -34,7 +43,8 @@ class Cadence(Section):
     every_evals: Annotated[int, Field(ge=1, le=MAX_INT)] = 1
     """Ask after every this many evaluations."""
     min_steps: Count | None = None
-    """Ask at most once in this many steps. Default: 0; for a language model one fortieth of the total."""
+    """Ask at most once in this many steps. Default: 0; for a language model one fortieth of the total. Of a `hybrid`
+    that is its model: its rules are asked all the same."""
     every_steps: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     """Ask for each multiple of this many steps instead: the answer takes effect at exactly that step. For a workload
     whose boundaries are there; what is ready later is refused."""
@@ -44,6 +54,9 @@ class Cadence(Section):
     """Ask all the same when what was finite is not any more (the objective; a loss twice in a row, a gradient norm 8
     times; without waiting for an evaluation), when the objective begins to diverge, and when it rises above its best,
     by the thresholds of the rules. With every_steps only the first of these."""
+    longest_wait: Share = 0.25
+    """A manager may ask to be left alone for a while: no longer than this share of the total steps, or 16 evaluations
+    where there is no total. Alarms ask it all the same."""
 
 
 class Staleness(Section):
@@ -114,25 +127,31 @@ class Probation(Section):
 
     enabled: bool | None = None
     """Whether there is one. Default: for every manager but `rules`, schedules, `replay` and `none`, which are known."""
-    first_evals: Count = 4
-    """Nobody is asked before this many evaluations: nothing could be compared yet. But after the first of them, when a
-    value is not finite."""
+    first_evals: Count = 1
+    """Nobody is asked before this many evaluations; nor before 4, where the script cannot keep its weights and go back
+    to them, since nothing could be compared yet. But after the first of them, when a value is not finite."""
     window_evals: Annotated[int, Field(ge=1, le=12)] = 5
     """A change is on trial for this many evaluations, measured against a forecast from before it. Then it has brought
-    a new best, or something better than forecast that is near the best: else it is taken back."""
+    a new best, or something better than forecast that is near the best; or it did neither good nor harm, and stays
+    where that costs nothing (more regularization, a longer average, late in the run a lower rate): else it is put
+    back."""
+    longest_trial: Share = 0.2
+    """By how much of the run's steps a change may put that off (`judge_after`), and never for longer than the loss
+    budget would bear. Harm is judged all the time."""
     checkpoint: bool = True
-    """Have the workload save a checkpoint before the first change on trial, to go back to; else that is the best."""
-    tolerance: Positive = 0.03
-    """Harm: the objective is worse than its forecast by more than this fraction of its scale ..."""
+    """Have the workload save a checkpoint before a change, to go back to; else that is the best."""
+    tolerance: Positive = 0.003
+    """Harm: the objective is worse than its forecast by more than this fraction of its scale (ten times as much where
+    it stood still, or was measured fewer than four times, so that its noise is not known), ..."""
     noise_factor: Positive = 3.0
-    """... and by more than this many times its noise ..."""
+    """... by more than this many times its noise, and by more than half of the progress that was forecast ..."""
     patience: Annotated[int, Field(ge=1, le=12)] = 2
     """... at this many evaluations in a row (or at all of a shorter window), ..."""
     catastrophe: Annotated[float, Field(ge=1)] = 4.0
-    """... or at one by this many times as much, or is not finite. Then everything on trial is taken back, the weights
-    too."""
+    """... or at one by this many times as much, or is not finite. Then the last change that this holds for is taken
+    back, the weights too."""
     shrink: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The largest step of a parameter whose change was taken back is multiplied by this; ..."""
+    """The largest step of a parameter whose change did harm is multiplied by this; ..."""
     grow: Annotated[float, Field(ge=1)] = 1.5
     """... that of one whose change proved itself by this, up to what was declared; ..."""
     least_trust: Annotated[float, Field(gt=0, le=1)] = 0.0625
@@ -141,11 +160,14 @@ class Probation(Section):
     """Share of the run's steps that may be lost to harm and to rollbacks that brought nothing; then nothing of the
     manager is applied any more. A change that is better than forecast, but far from the best, may take what is left."""
     idle_budget: Share = 0.2
-    """The same of steps in trials of other changes that brought nothing, from the third reversal on."""
+    """The same of steps in trials of other changes that brought nothing since the last one that did, from the third
+    reversal on."""
     challenge_evals: Count = 8
     """After this many evaluations without a new best, the recipe of the start is put on trial in place of what a
-    manager has made of it, where the workload can keep and restore its weights: it stays unless it harms. Nobody is
-    asked, and the reach of one change does not bind it. Twice as many before each further time; 0: never."""
+    manager has made of it, where the workload can keep and restore its weights: it stays unless it harms. Not while
+    the objective diverges or rises, not in the last third of the run, and no learning rate that was brought down rises
+    for it. Nobody is asked, and the reach of one change does not bind it. Twice as many before each further time; 0:
+    never."""
     max_reversals: Count = 5
     """Instead, where no number of steps is planned: how often changes may be taken back."""
     fallback: Literal["proven", "start"] = "proven"
@@ -263,11 +285,11 @@ class Approval(Section):
 
 
 class Llm(Section):
-    """The language model, for the managers `llm` and `local:FILE`."""
+    """The language model, for the managers `llm`, `hybrid` and `local:FILE`."""
 
     model: str | None = None
-    """Its name at the endpoint; `--manager llm:MODEL` says it too. Default: the only one that the endpoint lists;
-    at api.openai.com gpt-5-mini."""
+    """Its name at the endpoint; `--manager llm:MODEL` says it too. Default: the only chat model that the endpoint
+    lists."""
     formatter: str | None = None
     """A second, cheaper model at the same endpoint: `model` reasons in plain English, this one writes it down."""
     base_url: str | None = None
@@ -276,13 +298,27 @@ class Llm(Section):
     api_key_env: Annotated[str, Field(pattern=VARIABLE)] = "OPENAI_API_KEY"
     """The NAME of the environment variable that holds the key, like HOUSE_API_KEY; one that is called otherwise, like
     HF_TOKEN, --api-key-env has to name. The key itself never goes into a file."""
+    probe: bool = True
+    """Before anything is started, list the endpoint's models and ask for one word, so that a wrong address, a key that
+    is refused or a model that is not there is told at once. It counts in the budget. false: nothing is sent before the
+    first question, but for the list where no model is named."""
     level: Level = "json_schema"
-    """The strictest form of answer to ask for. An endpoint that does not have it is asked for the next one:
-    json_schema, tool, json_object, text."""
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
-    """Sent unless the model refuses it."""
+    """The strictest form of answer to ask for: json_schema, tool, json_object or text. ..."""
+    fallback: bool = True
+    """... An endpoint that does not have it is asked for the next one of these. false: in that form only."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Sent only where it is set, and not again to a model that refuses it. The embedded server gets 0 by default."""
+    reasoning_effort: Annotated[str, Field(pattern=r"^[a-z]{1,16}$")] | None = None
+    """How much a thinking model is to think, in the endpoint's words (none, minimal, low, medium, high). Sent only
+    where it is set, and not again to a model that refuses it."""
+    extra: dict[str, JsonValue] = {}
+    """More for the body of every request, as the endpoint documents it: top_p = 0.9 in [llm.extra], enable_thinking =
+    false in [llm.extra.chat_template_kwargs]. Not what is asked, nor what another setting is for, nor a key."""
     max_output_tokens: Annotated[int, Field(ge=64, le=MAX_INT)] = 2048
-    """Of one answer, with what a reasoning model thinks."""
+    """Of one answer, with what a thinking model thinks."""
+    most_output_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    """An answer that was cut off before it began is asked for once more, with twice as many tokens, up to this many.
+    What it took stays for the rest of the run. Default: four times max_output_tokens."""
     prompt_tokens: Annotated[int, Field(ge=500, le=100_000)] = 5000
     """Of one prompt, by our own estimate, which is on the high side; evaluations are left out first. An embedded server
     gets no more than its context has room for."""
@@ -302,6 +338,24 @@ class Llm(Section):
     """Of the embedded server (`local:FILE`), beside the training."""
     context: Annotated[int, Field(ge=512, le=MAX_INT)] = 4096
     """Tokens of prompt and answer together that the embedded server has room for."""
+
+    @field_validator("extra")
+    @classmethod
+    def _only_extra(cls, extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if taken := sorted(set(extra) & {*OURS}):
+            raise ValueError(f"{taken[0]} is not for this table: it has a key of its own, or is not to be set")
+        for name, value in _leaves(extra):
+            if _CREDENTIAL.search(name) or (isinstance(value, str) and SECRET.search(value)):
+                raise ValueError("a key never goes into a file: llm.api_key_env names the variable that holds it")
+        if len(json.dumps(extra)) > LONGEST_EXTRA:
+            raise ValueError(f"it is longer than {LONGEST_EXTRA:,} characters")
+        return extra
+
+    @property
+    def most(self) -> int:
+        """The most tokens of one answer."""
+        most = 4 * self.max_output_tokens if self.most_output_tokens is None else self.most_output_tokens
+        return max(most, self.max_output_tokens)
 
 
 class Budget(Section):
@@ -324,6 +378,10 @@ class Price(Section):
     """Read."""
     output: Annotated[float, Field(ge=0)]
     """Written."""
+    cached: Annotated[float, Field(ge=0)] | None = None
+    """Read from the provider's cache of prompts, where it tells. Default: as input."""
+    cache_write: Annotated[float, Field(ge=0)] | None = None
+    """Read and put into that cache. Default: as input."""
 
 
 class ParameterLimits(Section):
@@ -421,10 +479,16 @@ class Policy(Section):
         return manager.partition(":")[0] not in KNOWN_MANAGERS if enabled is None else enabled
 
     def min_steps(self, manager: str, total_steps: int | None) -> int:
-        """Steps between two questions."""
+        """Steps between two questions; 0 for a hybrid, whose rules cost nothing."""
+        if is_hybrid(manager):
+            return 0
+        return self.model_steps(total_steps) if asks_model(manager) else self.cadence.min_steps or 0
+
+    def model_steps(self, total_steps: int | None) -> int:
+        """Steps between two questions to a language model."""
         if self.cadence.min_steps is not None:
             return self.cadence.min_steps
-        return total_steps // 40 if asks_model(manager) and total_steps is not None else 0
+        return 0 if self.cadence.every_steps is not None or total_steps is None else total_steps // 40
 
     def alarms(self, diverging: bool, rise: float | None, noise: float | None) -> frozenset[str]:
         """What cannot wait for the cadence: names of alarms. Figures as in a snapshot's signals."""
@@ -436,7 +500,12 @@ class Policy(Section):
 
 def asks_model(manager: str) -> bool:
     """Whether a manager of this name asks a language model."""
-    return manager.partition(":")[0] in ("llm", "local")
+    return manager.partition(":")[0] in ("llm", "local", "hybrid")
+
+
+def is_hybrid(manager: str) -> bool:
+    """Whether the rules decide first, and a language model where they are not sure."""
+    return manager.partition(":")[0] == "hybrid"
 
 
 def load(path: Path | None) -> Policy:
@@ -496,6 +565,20 @@ def known(values: Any) -> Any:
     if "probation" not in values and isinstance(actions := values.get("actions", {}), dict):
         values = {**values, "actions": {**actions, "stop_settled_evals": 0}, "probation": {"enabled": False}}
     return _known(values, Policy)
+
+
+def _leaves(value: JsonValue, name: str = "") -> Iterator[tuple[str, JsonValue]]:
+    """Every key and every value within, by the name of its key."""
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else ((name, each) for each in value)
+        if isinstance(value, list)
+        else ()
+    )
+    yield name, value
+    for key, each in inner:
+        yield from _leaves(each, key)
 
 
 def _known(values: Any, section: type[BaseModel]) -> Any:

@@ -91,7 +91,8 @@ class Proposal(Wire):
     ask_again_when: Annotated[Condition | None, Field(exclude_if=_missing)] = None
     """What makes the next question worth asking before."""
     note: Annotated[str, Field(max_length=NOTE, exclude_if=operator.not_)] = ""
-    """To itself: what the next snapshot gives back, since nothing else is remembered."""
+    """To itself: what the next snapshots give back, since nothing else is remembered. "" leaves the last one as it is,
+    and "-" takes it back."""
     helpless: Annotated[str, Field(max_length=1000, exclude_if=operator.not_)] = ""
     """keep: why nothing can be done about the diagnosis, and what would help; empty where nothing needs to be done, or
     something will be."""

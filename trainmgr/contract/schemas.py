@@ -109,7 +109,7 @@ def policy_file() -> str:
         lines += [f"[{name}]  # {section.__doc__}"]
         lines += _document_keys(section)
         lines.append("")
-    for title, example in (('prices."gpt-5-mini"', policy.Price), ("parameters.lr", policy.ParameterLimits)):
+    for title, example in (("prices.MODEL", policy.Price), ("parameters.lr", policy.ParameterLimits)):
         lines += [f"# [{title}]  # {example.__doc__}"]
         lines += ["# " + line.removeprefix("# ") for line in _document_keys(example)]
         lines.append("")

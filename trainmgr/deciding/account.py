@@ -16,12 +16,12 @@ from pydantic import Field
 from trainmgr.base.wire import Number, Value, Wire, moved, short
 from trainmgr.contract import forecast, protocol
 from trainmgr.contract.proposal import Diagnosis, Plan
-from trainmgr.deciding import allowed
+from trainmgr.deciding import allowed, asking
 from trainmgr.state.changes import Change
 from trainmgr.state.evaluations import Evaluation
 from trainmgr.state.ledger import Trial
 from trainmgr.state.run_state import RunState
-from trainmgr.state.signals import NOISE_EVALS, rounded
+from trainmgr.state.signals import rounded
 from trainmgr.state.situation import Situation
 
 NAME = 48  # characters of a name
@@ -52,7 +52,8 @@ class Told(Wire):
     plans: Annotated[dict[str, Plan], Field(exclude_if=operator.not_)] = {}
     command: Annotated[str, Field(exclude_if=operator.not_)] = ""
     fate: str
-    """on trial; kept, harm, no proof, crash: what probation found; measured: what came, which nobody judges; open."""
+    """on trial; kept, neutral, harm, no proof, crash: what probation found; measured: what came, and nobody judges;
+    open."""
     at: int | None
     """The step of the evaluation that said so; on trial: of the one that will, as far as can be told."""
     forecast: Number | None
@@ -120,7 +121,6 @@ def of(now: Situation, rows: Sequence[Evaluation]) -> Account:
     state, ledger = now.state, now.ledger
     assert state.start is not None
     every, left = _distance(state), state.evals_left
-    least = _between(now, every)
     following = _forecast(now) if ledger.on_probation else None
     window = now.policy.probation.window_evals
     return Account(
@@ -129,8 +129,8 @@ def of(now: Situation, rows: Sequence[Evaluation]) -> Account:
         commands=list(state.start.commands),
         every=every,
         evals_left=None if left is None else math.floor(left),
-        next_question=_next(now, least),
-        questions_left=None if left is None or least is None else math.floor(left) // least,
+        next_question=asking.next_question(now),
+        questions_left=asking.questions_left(now),
         scale=rounded(state.start.objective.scale or (abs(state.best[1]) if state.best and state.best[1] else None)),
         level=rounded(following.level) if following else None,
         ahead=rounded(following.at(window)) if following else None,
@@ -156,26 +156,6 @@ def _distance(state: RunState) -> int | None:
         return None
     distance = state.evaluations[-1].step - state.evaluations[-2].step
     return distance if distance > 0 else None
-
-
-def _between(now: Situation, every: int | None) -> int | None:
-    """Evaluations between two questions."""
-    if every is None:
-        return None
-    policy, total = now.policy, now.state.total_steps
-    if planned := policy.cadence.every_steps:
-        return max(1, round(planned / every))
-    return max(policy.cadence.every_evals, math.ceil(policy.min_steps(now.manifest.manager, total) / every))
-
-
-def _next(now: Situation, least: int | None) -> int | None:
-    state, every = now.state, _distance(now.state)
-    if planned := now.policy.cadence.every_steps:
-        due = now.policy.due(state.step)
-        step = None if due is None else now.policy.asks_from(due + planned)
-    else:
-        step = None if least is None or every is None else state.evaluations[-1].step + least * every
-    return None if step is None or (state.total_steps is not None and step > state.total_steps) else step
 
 
 def _forecast(now: Situation) -> forecast.Forecast:
@@ -226,8 +206,9 @@ def _checked(now: Situation, change: Change) -> Said:
     assert now.state.start is not None
     expected, goal = change.expected, now.state.start.objective
     metric = expected.metric if expected else goal.metric
+    gone = now.ledger.changes.undone
     there = [(e.step, v) for e in now.state.evaluations
-             if (v := _value(e, metric)) is not None and math.isfinite(v)]  # fmt: skip
+             if (v := _value(e, metric)) is not None and math.isfinite(v) and not gone(e.step)]  # fmt: skip
     before = [value for step, value in there if step <= change.step]
     was = before[-1] if before else None
     since = [(step, value) for step, value in there if step > change.step]
@@ -236,7 +217,7 @@ def _checked(now: Situation, change: Change) -> Said:
     at, value = due[0] if due else since[-1] if since else (None, None)
     came = None
     if expected and was is not None and value is not None and (due or by_step is None):
-        noise = forecast.noise(before[-NOISE_EVALS:]) if metric == goal.metric else None
+        noise = change.noise if metric == goal.metric else None
         rise, chance = value - was, SURELY * (noise or 0.0)
         came = {"up": rise > chance, "down": rise < -chance, "flat": abs(rise) <= chance}[expected.direction]
     return Said(

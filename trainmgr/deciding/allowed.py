@@ -9,9 +9,11 @@ import math
 from trainmgr.base.wire import short
 from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.proposal import Action
+from trainmgr.deciding import undoing
 from trainmgr.state.situation import Situation
 
 NOT_OFFERED = "the workload offers none"  # why a command may not be given
+BLIND = 4  # evaluations before there is a noise
 SETTLED = 5  # evaluations without a best or a change after which a stop is offered, where the policy does not say
 NAME = 48  # characters of a metric's name
 TINY = 1e-9  # 0.94 - 0.84 is a little less than 0.1
@@ -26,13 +28,14 @@ def actions(now: Situation) -> tuple[list[Action], dict[str, str]]:
     left = now.policy.limits.max_interventions
     if left is not None and now.ledger.accepted >= left:
         spent = f"all {left} interventions of this run are spent"
-        return found, {"adjust": spent, "rollback": spent, "stop": spent}
+        return found, dict.fromkeys(("adjust", "rollback", "stop", *_undo(now)), spent)
     no: dict[str, str] = {}
-    late = _too_late(now)
+    late = _too_late(now) or _blind(now)
     objections: tuple[tuple[Action, str], ...] = (
         ("adjust", late or _no_adjust(now)),
         ("rollback", late or _no_rollback(now)),
         ("stop", _no_stop(now)),
+        *((action, _no_undo(now)) for action in _undo(now)),
     )
     for action, objection in objections:
         if objection:
@@ -42,12 +45,44 @@ def actions(now: Situation) -> tuple[list[Action], dict[str, str]]:
     return found, no
 
 
+def _undo(now: Situation) -> tuple[Action, ...]:
+    return ("undo",) if now.manifest.edition > 1 else ()
+
+
+def _no_undo(now: Situation) -> str:
+    found = undoing.last(now)
+    if found is None:
+        return "no change of yours is in force"
+    if not found.values and (why := no_weights(now, found)):
+        return why
+    return ""
+
+
+def no_weights(now: Situation, undo: undoing.Undo) -> str:
+    """Why the weights from before a change cannot come back with its values; "" where they can."""
+    if not now.policy.actions.rollback or "rollback" not in now.declared.commands or undo.saved is None:
+        return "the weights from before that change are not kept"
+    costs, spare = undoing.costs(now, undo), undoing.spare(now)
+    if spare is not None and costs > spare:
+        return f"{costs} steps would be in vain; a manager on probation may lose {spare} more"
+    return ""
+
+
 def _too_late(now: Situation) -> str:
     """Why nothing may be changed any more on probation: harm could not be seen and taken back before the end."""
     left, least = now.state.evals_left, now.policy.probation.patience + 1
     if left is None or left >= least or not now.ledger.on_probation:
         return ""
     return f"fewer than {_times(least)} are left to judge it"
+
+
+def _blind(now: Situation) -> str:
+    """Why nothing more may be changed on probation while a change is on trial: too little was measured of these
+    weights to tell what came of which."""
+    trials, known = now.ledger.trials, len(now.state.lineage.course)
+    if now.manifest.edition == 1 or not trials or known >= BLIND:
+        return ""
+    return f"what was changed at step {trials[-1].step} is on trial, and {_times(BLIND)} are needed to judge more"
 
 
 def _no_adjust(now: Situation) -> str:

@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from trainmgr.base.paths import usable
-from trainmgr.base.wire import moved, plain, short, to_json
+from trainmgr.base.wire import plain, short, to_json
 from trainmgr.contract import events, protocol
-from trainmgr.contract.policy import asks_model
-from trainmgr.deciding import control, guard, probation, snapshot
+from trainmgr.deciding import control, guard, plans, probation, snapshot
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.lineage import TRIAL
 from trainmgr.state.situation import Situation
@@ -21,59 +20,6 @@ from trainmgr.state.situation import Situation
 OVERDUE = 2  # evaluations beyond its validity after which a revision counts as unanswered
 UNHEARD = 12  # the same after its issue, where it is valid for ever
 MAX_ANSWER = 1 << 20  # bytes of a manager's answer that are kept
-
-
-def trigger(now: Situation) -> str | None:
-    """Why a manager should be asked now, or None.
-
-    Never while a decision is pending or a change waits for its acknowledgment.
-    """
-    state, ledger, policy = now.state, now.ledger, now.policy
-    if state.start is None or state.end is not None or ledger.waiting is not None or ledger.outstanding is not None:
-        return None
-    if state.stopped_at is not None:  # nothing but its end is wanted of it
-        return None
-    manager = now.manifest.manager
-    if ledger.challenged:  # what a manager changed meanwhile would spoil the comparison
-        return None
-    if ledger.demoted and asks_model(manager):  # its answers cost, and would not be applied
-        return None
-    watches = policy.watches(manager)
-    early = watches and state.evals < policy.probation.first_evals
-    lost = policy.cadence.on_alarm and state.finiteness.lost
-    if lost and ledger.last_alarm != state.evals and (state.evals or not early):
-        return "alarm"
-    if early or (watches and state.best is None):  # nothing can be compared yet
-        return None
-    new = state.evals - ledger.last_evals
-    if policy.cadence.every_steps is not None:
-        return _planned(now)
-    if new <= 0:
-        return None
-    if policy.cadence.on_alarm and (begun := _alarms(now) - ledger.alarms):
-        return f"alarm: {', '.join(sorted(begun))}"
-    least = policy.min_steps(manager, state.total_steps)
-    # A training step is reported before its evaluation: asked between the two, a manager would not see that.
-    at = state.evaluations[-1].step if now.manifest.edition > 1 and state.evaluations else state.step
-    steps = at - ledger.last_step if ledger.last_step is not None else least
-    if new >= policy.cadence.every_evals and not 0 <= steps < least:  # below 0: after a restart
-        return "evaluation"
-    return None
-
-
-def _planned(now: Situation) -> str | None:
-    """Whether the next step for which an answer is wanted is near enough, and nobody was asked for it yet."""
-    state, last = now.state, now.ledger.last_step
-    due = now.policy.due(state.step)
-    assert due is not None
-    begin = now.policy.asks_from(due)
-    asked = last is not None and begin <= last <= state.step
-    return f"step {due} is near" if state.evals and state.step >= begin and not asked else None
-
-
-def _alarms(now: Situation) -> frozenset[str]:
-    found = now.signals
-    return now.policy.alarms(found.diverging, found.rise, found.noise)
 
 
 def take_snapshot(now: Situation, why: str) -> tuple[snapshot.Snapshot, events.SnapshotTaken]:
@@ -89,12 +35,12 @@ def take_snapshot(now: Situation, why: str) -> tuple[snapshot.Snapshot, events.S
     return view, event
 
 
-def response(decision: str, manager: str, raw: Any, seconds: float) -> events.Response:
+def response(decision: str, manager: str, raw: Any, seconds: float, instead: str = "") -> events.Response:
     """An answer exactly as it reads from the log again, since that is what the guard judges, now and in a replay.
 
     What no JSON can hold, or is too long to keep, becomes a description of itself.
     """
-    found = events.Response(decision=decision, manager=manager, raw=raw, seconds=seconds)
+    found = events.Response(decision=decision, manager=manager, raw=raw, seconds=seconds, instead=instead)
     try:
         line = to_json(found)
         again = events.reread(line)
@@ -127,19 +73,25 @@ def verdict(raw: Any, now: Situation, *, age_seconds: float) -> events.Verdict:
         action=proposal.action if proposal else "keep",
         diagnosis=proposal.diagnosis if proposal else None,
         changes={} if rejected else judgment.changes,
+        plans={} if rejected else judgment.plans,
         command=None if rejected else judgment.command,
         expected=proposal.expected if proposal else None,
         evidence=proposal.evidence if proposal else "",
         checks=judgment.checks,
         helpless=proposal.helpless if proposal and proposal.action == "keep" and not rejected else "",
         falsifier=proposal.falsifier if proposal and now.manifest.edition > 1 else "",
+        ask_again_in=None if rejected else judgment.ask_again_in,
+        ask_again_when=None if rejected else judgment.ask_again_when,
+        note=proposal.note if proposal and not rejected else "",
+        undoes=[] if rejected else list(judgment.undoes),
+        judge_after=probation.judge_after(proposal, now) if proposal and not rejected else None,
     )
 
 
 def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) -> events.OverrideIssued | None:
     """What an accepted verdict puts into the control file; None where there is nothing to apply, or nothing may be."""
     ledger, policy, based_on_step = now.ledger, now.policy, now.ledger.last_step or 0
-    if ruling.result == "rejected" or (not ruling.changes and ruling.command is None):
+    if not acts(ruling):
         return None
     if ledger.demoted or ledger.overtaken or ledger.challenged:
         return None
@@ -148,21 +100,26 @@ def override(ruling: events.Verdict, now: Situation, issued: protocol.Issued) ->
         ledger,
         now.manifest.id,
         ruling.decision,
-        changes=ruling.changes,
+        changes={**ruling.changes, **plans.first(now, ruling.decision, ruling.plans, based_on_step)},
         command=ruling.command,
         issued=issued,
         based_on_step=based_on_step,
         valid_until_step=None if age is None else max(based_on_step + age, due or 0),
         at_step=due,
-        keep=_keep(now),
+        keep=probation.keeps(now, ruling.command) if not ruling.undoes or ruling.command is None else None,
     )
-    return events.OverrideIssued(decision=ruling.decision, origin="manager", control=content)
+    return events.OverrideIssued(
+        decision=ruling.decision,
+        origin="manager",
+        control=content,
+        telemetry_offset=now.mark.offset if ruling.plans else None,
+        telemetry_sha256=now.mark.sha256 if ruling.plans else None,
+    )
 
 
-def _keep(now: Situation) -> str | None:
-    """The name under which the workload keeps its weights first; None where it cannot, or something is on trial."""
-    wanted = now.ledger.on_probation and now.policy.probation.checkpoint and not now.ledger.trials
-    return TRIAL if wanted and "checkpoint" in now.declared.commands else None
+def acts(ruling: events.Verdict) -> bool:
+    """Whether there is anything to apply."""
+    return ruling.result != "rejected" and bool(ruling.changes or ruling.plans or ruling.command is not None)
 
 
 def unanswered(now: Situation) -> events.Unanswered | None:
@@ -254,7 +211,6 @@ def _held(ledger: Ledger) -> Ledger:
 def acknowledgment(record: protocol.Applied | protocol.Refused, now: Situation) -> events.Acknowledged:
     """The workload's answer to a revision, as our own record; of what goes on trial with the forecast without it."""
     applied = isinstance(record, protocol.Applied)
-    on_trial = _on_trial(record, now)
     return events.Acknowledged(
         decision=now.ledger.revisions.get(record.revision, "unknown"),
         revision=record.revision,
@@ -264,23 +220,8 @@ def acknowledgment(record: protocol.Applied | protocol.Refused, now: Situation) 
         boundary=record.boundary if isinstance(record, protocol.Applied) else None,
         changes=record.changes if isinstance(record, protocol.Applied) else {},
         reason=record.reason if isinstance(record, protocol.Refused) else "",
-        forecast=probation.expect(now.state) if on_trial else None,
-        undone=now.state.lineage.undone if on_trial and isinstance(record, protocol.Applied) and _rolled(record) else 0,
+        **probation.acknowledged(record, now),
     )
-
-
-def _on_trial(record: protocol.Applied | protocol.Refused, now: Situation) -> bool:
-    ledger = now.ledger
-    if not isinstance(record, protocol.Applied):
-        return False
-    challenge = isinstance(ledger.carrying, events.Challenged) and record.revision == ledger.revision
-    if ledger.origins.get(record.revision) != "manager" and not challenge:
-        return False
-    return ledger.on_probation and now.state.start is not None and bool(moved(record.changes) or _rolled(record))
-
-
-def _rolled(record: protocol.Applied) -> bool:
-    return record.command is not None and record.command.name == "rollback"
 
 
 def outcomes(now: Situation, *, over: bool = False) -> Iterator[events.Outcome]:

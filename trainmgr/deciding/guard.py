@@ -16,10 +16,10 @@ from pydantic_core import to_json
 
 from trainmgr.base.wire import Value, quoted, short
 from trainmgr.contract.events import Check
-from trainmgr.contract.proposal import Proposal
+from trainmgr.contract.proposal import Condition, Plan, Proposal
 from trainmgr.contract.protocol import Command, explain
 from trainmgr.contract.run_file import EDITION
-from trainmgr.deciding import allowed
+from trainmgr.deciding import allowed, asking, plans, undoing
 from trainmgr.state.situation import Situation
 
 SINCE_2 = {"plans", "judge_after", "ask_again_in", "ask_again_when", "note"}  # keys of a proposal since edition 2
@@ -34,8 +34,14 @@ class Judgment:
     """None where the answer could not be read."""
     checks: list[Check] = field(default_factory=list)
     changes: dict[str, Value] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=dict)
     command: Command | None = None
+    undoes: tuple[int, ...] = ()
+    """Of an undo: the revisions that it takes back."""
     clipped: bool = False
+    ask_again_in: int | None = None
+    """Steps until the next question, as the manager wants it and the policy allows it."""
+    ask_again_when: Condition | None = None
 
     @property
     def result(self) -> Result:
@@ -77,7 +83,7 @@ def judge(raw: Any, now: Situation, *, decision: str, based_on_step: int, age_se
     if not judgment.note("schema", objection) or proposal is None:
         return judgment
     judgment.proposal = proposal
-    judgment.note("shape", _shape(proposal))
+    judgment.note("shape", _shape(proposal, now))
     judgment.note("fresh", _stale(now, based_on_step, age_seconds))
     actions, unavailable = allowed.actions(now)
     saved = now.state.lineage.best is not None
@@ -85,33 +91,70 @@ def judge(raw: Any, now: Situation, *, decision: str, based_on_step: int, age_se
         judgment.note("available", f"{proposal.action}: {unavailable.get(proposal.action, 'not available now')}")
     elif proposal.action == "stop" and proposal.to == "best" and not saved:
         judgment.note("available", "stop to best: there is no best checkpoint yet")
+    elif proposal.action == "undo" and proposal.to and (why := _no_weights(now)):
+        judgment.note("available", f"undo to weights: {why}")
     else:
         judgment.note("available", None)
+    judgment.ask_again_in, judgment.ask_again_when, unmet = asking.granted(proposal, now, based_on_step)
+    if unmet:  # a wish that cannot be met is no reason against the decision
+        judgment.checks.append(Check(name="ask again", ok=True, reason=unmet))
     if proposal.action == "keep":
         return judgment
     judgment.note("running", "the workload has ended" if now.state.end else None)
-    _changes(judgment, proposal, now)
-    judgment.note("joint", _joint(judgment.changes, now))
+    if proposal.action == "undo":
+        _undo(judgment, proposal, now, decision)
+    else:
+        _changes(judgment, proposal, now)
+        _plans(judgment, proposal, now)
+    planned = {name: plan.to for name, plan in judgment.plans.items()}
+    judgment.note("joint", _joint({**judgment.changes, **planned}, now))
     judgment.note("lead", _lead(now, based_on_step))
     if proposal.action == "rollback":
-        judgment.command = Command(id=decision, name="rollback", to=proposal.to or "best")
+        to = undoing.checkpoints(now).get(proposal.to or "best")
+        judgment.command = Command(id=decision, name="rollback", to=to)
     elif proposal.action == "stop":
         best = "best" if now.ledger.ends_on_best and saved else None
         judgment.command = Command(id=decision, name="stop", to=proposal.to or best)
     return judgment
 
 
-def _shape(proposal: Proposal) -> str | None:
+def _no_weights(now: Situation) -> str:
+    undo = undoing.last(now)
+    return "" if undo is None else allowed.no_weights(now, undo)
+
+
+def _undo(judgment: Judgment, proposal: Proposal, now: Situation, decision: str) -> None:
+    """What takes the last change back. Its values were in force: neither step size nor cooldown bind them."""
+    undo = undoing.last(now)
+    if undo is None:  # not available
+        return
+    parameters = now.space.parameters
+    gone = [f"{name}: frozen by the policy" for name in undo.values if name not in parameters]
+    bounds = [parameters[name].objection(value) or "" for name, value in undo.values.items() if name in parameters]
+    judgment.note("known", "; ".join(gone))
+    judgment.note("bounds", "; ".join(filter(None, bounds)))
+    judgment.changes, judgment.undoes = undo.values, undo.revisions
+    if proposal.to and undo.saved is not None:
+        judgment.command = Command(id=decision, name="rollback", to=undo.saved.path)
+    nothing = not undo.values and judgment.command is None
+    judgment.note("no-op", "without the weights there is nothing to undo of a rollback" if nothing else None)
+
+
+def _shape(proposal: Proposal, now: Situation) -> str | None:
     """Whether action, changes and target fit together."""
-    if proposal.action == "adjust" and not proposal.changes:
+    if proposal.action == "adjust" and not proposal.changes and not proposal.plans:
         return "adjust without changes"
-    if proposal.action in ("keep", "stop") and proposal.changes:
+    if proposal.action in ("keep", "stop", "undo") and proposal.changes:
         return f"{proposal.action} with changes"
+    if proposal.action not in ("adjust", "rollback") and proposal.plans:
+        return f"{proposal.action} with plans"
     targets: tuple[str | None, ...] = (None,)
     if proposal.action == "rollback":
-        targets = (None, "best", "initial")
+        targets = (None, *undoing.checkpoints(now))
     elif proposal.action == "stop":
         targets = (None, "best")
+    elif proposal.action == "undo":
+        targets = (None, "weights")
     if proposal.to not in targets:
         return f"{proposal.action} to {quoted(proposal.to)}; allowed: {', '.join(str(a or 'nothing') for a in targets)}"
     return None
@@ -146,8 +189,7 @@ def _changes(judgment: Judgment, proposal: Proposal, now: Situation) -> None:
     for name, wanted in proposal.changes.items():
         parameter = now.space.parameters.get(name)
         if parameter is None:
-            frozen = name in now.declared.parameters
-            unknown.append(f"{short(name, 60)}: {'frozen by the policy' if frozen else 'no such parameter'}")
+            unknown.append(_unknown(name, now))
             continue
         value: Value = float(wanted) if parameter.type == "float" and type(wanted) is int else wanted
         number = type(value) is (int if parameter.type == "int" else float) and math.isfinite(value)
@@ -160,6 +202,8 @@ def _changes(judgment: Judgment, proposal: Proposal, now: Situation) -> None:
             bounds.append(objection)
             continue
         if value == parameter.value:
+            if name in now.ledger.plans.underway:  # then it is to stay there
+                changes[name] = value
             continue
         objection = parameter.too_far(value, parameter.value)
         if objection:
@@ -172,8 +216,50 @@ def _changes(judgment: Judgment, proposal: Proposal, now: Situation) -> None:
     judgment.note("bounds", "; ".join(bounds))
     judgment.note("step size", "; ".join(far))
     judgment.note("cooldown", "; ".join(rest))
-    nothing = proposal.action == "adjust" and not changes and not unknown and not bounds
+    nothing = proposal.action == "adjust" and not changes and not proposal.plans and not unknown and not bounds
     judgment.note("no-op", "every value is in effect already" if nothing else None)
+
+
+def _plans(judgment: Judgment, proposal: Proposal, now: Situation) -> None:
+    """The checks of each planned parameter. The target may be as far as the bounds: only its parts have a reach."""
+    if not proposal.plans:
+        return
+    bad = []
+    for name, plan in proposal.plans.items():
+        parameter = now.space.parameters.get(name)
+        if parameter is None:
+            bad.append(_unknown(name, now))
+            continue
+        if name in proposal.changes:
+            bad.append(f"{name} is in changes and in plans")
+            continue
+        to = float(plan.to) if parameter.type == "float" else plan.to
+        objection = plans.unplannable(parameter) or plans.too_far_off(plan, now)
+        if not objection and to == parameter.off:
+            objection = f"{name} is switched off at once, not little by little"
+        low, high = parameter.low, parameter.high
+        if not objection and now.policy.limits.clip and math.isfinite(to) and low is not None and high is not None:
+            nearest = min(max(to, low), high)
+            judgment.clipped |= nearest != to
+            to = nearest
+        objection = objection or parameter.objection(to)
+        if not objection and to == parameter.value:
+            objection = f"{name} is at {to:g} already"
+        under_way = now.ledger.plans.underway.get(name)
+        if not objection and under_way is not None and under_way.plan == plan:
+            objection = f"that plan for {name} is under way already"
+        if not objection and allowed.resting(now, name):
+            objection = f"{name} rests: its last change is still being measured"
+        if objection:
+            bad.append(objection)
+        else:
+            judgment.plans[name] = plan.model_copy(update={"to": to})
+    judgment.note("plans", "; ".join(bad))
+
+
+def _unknown(name: str, now: Situation) -> str:
+    frozen = name in now.declared.parameters
+    return f"{short(name, 60)}: {'frozen by the policy' if frozen else 'no such parameter'}"
 
 
 def _joint(changes: dict[str, Value], now: Situation) -> str | None:

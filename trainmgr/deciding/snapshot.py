@@ -16,8 +16,9 @@ from pydantic import Field
 
 from trainmgr.base.wire import Number, Value, Wire, short
 from trainmgr.contract.action_space import Boundary, Parameter
-from trainmgr.contract.proposal import Action, Diagnosis, Expectation, Plan
-from trainmgr.deciding import account, allowed
+from trainmgr.contract.policy import is_hybrid
+from trainmgr.contract.proposal import NOTE, Action, Diagnosis, Expectation, Plan
+from trainmgr.deciding import account, allowed, asking, plans, undoing
 from trainmgr.deciding.account import Account
 from trainmgr.state.evaluations import Evaluation, thinned
 from trainmgr.state.ledger import REFUSED
@@ -92,6 +93,17 @@ class RecipeRow(Wire):
         return (math.ceil(low), math.floor(high)) if self.type == "int" else (low, high)
 
 
+class Undoable(Wire):
+    """The manager's last change that is in force, which it may undo."""
+
+    decision: str
+    step: int
+    values: dict[str, Value]
+    """What comes back."""
+    weights: bool
+    """Whether those from before it may come back too."""
+
+
 class Past(Wire):
     """An earlier change: what was expected, and what was measured until the next one."""
 
@@ -158,8 +170,16 @@ class Snapshot(Wire):
     """What the manager last wanted to read again, ..."""
     noted_at: Annotated[int | None, Field(exclude_if=_missing)] = None
     """... and the step at which it wrote that."""
+    unasked: Annotated[str, Field(exclude_if=operator.not_)] = ""
+    """Of a hybrid: why its model is not to be asked now, whatever the rules say; "" where it may be."""
     account: Annotated[Account | None, Field(exclude_if=_missing)] = None
     """What a reader who remembers nothing must know besides; since edition 2."""
+    heard: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Of a hybrid: whether its model has answered when it was asked last."""
+    checkpoints: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    """What a rollback may name: "best", "initial", and those that are kept from before changes, as "step 120"."""
+    undo: Annotated[Undoable | None, Field(exclude_if=_missing)] = None
+    """What "undo" would take back."""
 
     @property
     def refused(self) -> bool:
@@ -175,6 +195,7 @@ def take(now: Situation, trigger: str) -> Snapshot:
     actions, unavailable = allowed.actions(now)
     left = now.policy.limits.max_interventions
     rows = thinned(state.evaluations, ROWS, ROWS // 2)
+    hybrid = is_hybrid(now.manifest.manager)
     return Snapshot(
         workload=_short(state.start.workload),
         objective=_short(objective.metric),
@@ -200,8 +221,22 @@ def take(now: Situation, trigger: str) -> Snapshot:
         unavailable=unavailable,
         interventions_left=None if left is None else max(0, left - ledger.accepted),
         texts=[_short(f"{level}: {message}", TEXT) for level, message in state.texts[-4:]],
+        note=_short(ledger.answers.note, NOTE),
+        noted_at=ledger.answers.noted_at,
+        unasked=asking.spared(now, trigger) if hybrid else "",
+        heard=hybrid and ledger.answers.heard,
         account=account.of(now, rows) if now.manifest.edition > 1 else None,
+        checkpoints=[*undoing.checkpoints(now)] if "rollback" in actions and now.manifest.edition > 1 else [],
+        undo=_undo(now) if "undo" in actions else None,
     )
+
+
+def _undo(now: Situation) -> Undoable | None:
+    found = undoing.last(now)
+    if found is None:
+        return None
+    weights = not allowed.no_weights(now, found)
+    return Undoable(decision=found.decision, step=found.step, values=found.values, weights=weights)
 
 
 def _row(now: Situation, parameter: Parameter) -> RecipeRow:
@@ -229,6 +264,7 @@ def _row(now: Situation, parameter: Parameter) -> RecipeRow:
         own=rounded(moving.value) if moving else None,
         end=rounded(moving.end) if moving else None,
         overwritten=state.overwritten.get(name, 0),
+        plan=plans.in_force(now, name),
     )
 
 

@@ -136,11 +136,14 @@ class History:
             )
 
     def _fold(self, until: int | None) -> None:
-        fold, folded = self.state.fold, self._folded
+        fold, folded, ledger = self.state.fold, self._folded, self.ledger
         try:
             for item in self.feed.records(until):
                 self.lines += 1
-                fold(item)
+                if isinstance(item, protocol.Applied):
+                    fold(item, ledger.plans.of(item.revision))
+                else:
+                    fold(item)
                 if isinstance(item, protocol.Applied | protocol.Refused):
                     self._answer = item
                 folded(item)

@@ -3,6 +3,7 @@
 NAMES = (  # here, and not where they are made, which takes a second to import
     "auto",
     "llm[:MODEL]",
+    "hybrid[:MODEL]",
     "local:FILE.gguf",
     "rules",
     "schedule:cosine",

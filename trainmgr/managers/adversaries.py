@@ -101,7 +101,7 @@ class Adversary:
     deterministic = True
 
     def decide(self, snapshot: Snapshot) -> Any:
-        if "rollback" in snapshot.actions and not _healed_by_rollback(snapshot):
+        if "rollback" in snapshot.actions and "initial" in _targets("rollback", snapshot) and not _healed(snapshot):
             changes = _harm(snapshot, freeze=True)
             return _worsened(snapshot, "all that was learned is undone", "rollback", changes, to="initial")
         if "stop" in snapshot.actions and (_early(snapshot) or _lost(snapshot)):
@@ -213,7 +213,9 @@ def _movable(row: RecipeRow, snapshot: Snapshot) -> bool:
 
 def _targets(action: Action, snapshot: Snapshot) -> list[str | None]:
     if action == "rollback":
-        return ["best", "initial"]
+        return [*(snapshot.checkpoints or ["best", "initial"])]
+    if action == "undo":
+        return [None, "weights"] if snapshot.undo is not None and snapshot.undo.weights else [None]
     return [None, "best"] if action == "stop" and snapshot.best_checkpoint is not None else [None]
 
 
@@ -276,7 +278,7 @@ def _turned(snapshot: Snapshot, value: float | None) -> float:
     return value if snapshot.mode == "min" else -value
 
 
-def _healed_by_rollback(snapshot: Snapshot) -> bool:
+def _healed(snapshot: Snapshot) -> bool:
     """Whether the objective is so bad that the first weights would be better: much worse than at the first evaluation,
     which is after some training."""
     signals = snapshot.signals

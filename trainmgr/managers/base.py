@@ -10,7 +10,7 @@ from trainmgr.contract import events
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.state.budget import Spent
 
-Exchange = events.Request | events.Reply | events.BudgetSpent
+Exchange = events.Request | events.Reply | events.BudgetSpent | events.Failure
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Answer:
 
     raw: Any
     by: str
+    instead: str = ""
+    """Why it is not the one who was asked first that answers, where he was asked."""
 
 
 class Manager(Protocol):
@@ -51,11 +53,12 @@ class Consultant(Manager, Protocol):
     """A manager that asks somebody outside, at a cost."""
 
     def open(self) -> None:
-        """Get ready, before anything is started. Raises UserError when it cannot work."""
+        """Get ready, before anything is started. What that costs is told with the first decision. Raises UserError when
+        it cannot work."""
         ...
 
     def preflight(self) -> str:
-        """Who is asked, and the most that a run can cost, in a line."""
+        """Who is asked, and the most that a run can cost, in a line; before it, one for each thing to be aware of."""
         ...
 
     def begin(self, decision: str, spent: Spent, tell: Callable[[Exchange], None]) -> None:

@@ -10,6 +10,7 @@ from trainmgr.contract.policy import Policy
 from trainmgr.managers import NAMES, llm
 from trainmgr.managers.adversaries import Adversary, FlipFlop, Late, Random
 from trainmgr.managers.base import Manager
+from trainmgr.managers.hybrid import HybridManager
 from trainmgr.managers.local import LocalServer
 from trainmgr.managers.none import NoManager
 from trainmgr.managers.replay import Recorded
@@ -41,6 +42,8 @@ def make(name: str, policy: Policy, runs_dir: Path) -> Manager:
             return RulesManager(policy)
         case "llm", _:
             return llm.LlmManager(policy, rest or None)
+        case "hybrid", _:
+            return HybridManager(policy, rest or None)
         case "local", _ if rest:
             path = Path(rest).expanduser().resolve()
             secrets = (policy.llm.api_key_env,)

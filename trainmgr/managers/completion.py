@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainmgr.base.wire import short
@@ -22,6 +22,19 @@ PASSING = ("overload", "rate_limit", "rate limit", "too_many", "exhausted", "una
 
 
 @dataclass(frozen=True)
+class Usage:
+    """The tokens of a call, as the endpoint counts them; None for what it does not tell."""
+
+    read: int | None = None
+    """All of the prompt, what came from a cache and what went into one among it."""
+    written: int | None = None
+    """All of the completion, thoughts among it."""
+    cached: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True)
 class Completion:
     """What was answered."""
 
@@ -31,8 +44,7 @@ class Completion:
     refusal: str | None
     finish: str | None
     model: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True)
@@ -154,23 +166,43 @@ def read(body: Any, form: str | None, hide: Callable[[str], str]) -> Completion 
     text, called = _text(message.get("content")), _arguments(message) if form is not None else ""
     if called and (form == "tool" or "{" not in text):
         text = called
-    read, written = usage(body)
     return Completion(
         text=hide(text) if text.strip() else "",
         thoughts=hide(next((text for name in THOUGHTS if (text := _text(message.get(name))).strip()), "")),
         refusal=hide(_refusal(message)) or None,
         finish=_word(hide(str(choice.get("finish_reason") or ""))),
         model=_word(hide(str(body.get("model") or ""))),
-        prompt_tokens=read,
-        completion_tokens=written,
+        usage=usage(body),
     )
 
 
-def usage(body: Any) -> tuple[int | None, int | None]:
-    """The tokens read and written, where a body tells them."""
-    told = body.get("usage") if isinstance(body, dict) else None
-    told = told if isinstance(told, dict) else {}
-    return _count(told.get("prompt_tokens")), _count(told.get("completion_tokens"))
+def usage(body: Any) -> Usage:
+    """The tokens of a call, where a body tells them.
+
+    What was cached is a part of the prompt's tokens, but for servers that count it beside them.
+    """
+    told = _fields(body, "usage")
+    details, thought = _fields(told, "prompt_tokens_details"), _fields(told, "completion_tokens_details")
+    cached = _first_count(told.get("cache_read_input_tokens"), details.get("cached_tokens"),
+                          told.get("prompt_cache_hit_tokens"), told.get("cached_tokens"))  # fmt: skip
+    stored = _first_count(told.get("cache_creation_input_tokens"), details.get("cache_write_tokens"),
+                          details.get("cache_creation_tokens"))  # fmt: skip
+    read, written, total = (_count(told.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    if read is not None:
+        beside = read + cached + stored
+        if cached + stored > read or (beside > read and total == beside + (written or 0)):
+            read = beside
+    reasoning = _first_count(thought.get("reasoning_tokens"), told.get("reasoning_tokens"))
+    return Usage(read, written, cached, stored, reasoning)
+
+
+def _fields(holder: Any, name: str) -> dict[str, Any]:
+    found = holder.get(name) if isinstance(holder, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _first_count(*values: Any) -> int:
+    return next((count for value in values if (count := _count(value))), 0)
 
 
 def _choice(body: Any) -> dict[str, Any] | None:

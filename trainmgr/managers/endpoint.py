@@ -19,12 +19,13 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from trainmgr.base.concealment import LEAST_KEY
+from trainmgr.base.concealment import LEAST_KEY, SECRET
 from trainmgr.base.errors import UserError
 from trainmgr.base.wire import short
 from trainmgr.contract.policy import Level
-from trainmgr.managers import completion
-from trainmgr.managers.completion import TOOL, Completion, Fault
+from trainmgr.managers import completion, listing
+from trainmgr.managers.completion import TOOL, Completion, Fault, Usage
+from trainmgr.managers.listing import Listed
 
 MAX_BODY = 1 << 19  # bytes; an answer needs a few thousand
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -40,9 +41,10 @@ ACCOUNT = ("OpenAI-Organization", "OpenAI-Project")  # headers with the ids of a
 KEYS = "SSLKEYLOGFILE"  # where Python writes the keys of connections, for who wants to look into them
 UNREAD = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # where others do
 
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
-_SECRET = re.compile(r"\b(?:sk|pk|key|gsk|hf|xai|AIza)[-_][A-Za-z0-9_*.-]{6,}|Bearer\s+\S+", re.IGNORECASE)
+UNTOLD = Usage()
+LIMITED = re.compile(r"could not finish the message|output limit was reached")  # what some say instead of "length"
 
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _CREDENTIAL = re.compile(r"auth|key|token|secret|credential|cookie", re.IGNORECASE)
 
 
@@ -59,7 +61,8 @@ class EndpointError(Exception):
         retry_after: float | None = None,
         names: str = "",
         empty: bool = False,
-        usage: tuple[int | None, int | None] = (None, None),
+        cut: bool = False,
+        usage: Usage = UNTOLD,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -73,6 +76,8 @@ class EndpointError(Exception):
         """What the endpoint's error speaks of, in lower case, to tell which part of a request it does not support."""
         self.empty = empty
         """Whether there was an answer, with nothing in it: another form of answer may change that."""
+        self.cut = cut
+        """Whether there was no room for the answer: more room may change that."""
         self.usage = usage
         """Tokens that were read and written all the same, where the endpoint tells."""
 
@@ -87,6 +92,7 @@ class Call:
     schema: dict[str, Any] | None
     """None asks for plain text."""
     parameters: dict[str, Any] = field(default_factory=dict)
+    """More for the body."""
 
 
 class Endpoint:
@@ -135,13 +141,9 @@ class Endpoint:
             raise EndpointError("the response is no chat completion: it has no choices")
         return found
 
-    def models(self, seconds: float) -> list[str]:
+    def models(self, seconds: float) -> list[Listed]:
         """The models that the endpoint lists. Raises EndpointError."""
-        body = self._within(seconds, lambda client: client.models.with_raw_response.list())
-        listed = body.get("data") if isinstance(body, dict) else None
-        entries = listed if isinstance(listed, list) else []
-        found = (entry.get("id") for entry in entries if isinstance(entry, dict))
-        return [self.hide(name) for name in found if isinstance(name, str)]
+        return listing.read(self._within(seconds, lambda client: client.models.with_raw_response.list()), self.hide)
 
     def close(self) -> None:
         """Give the connection up. A call under way ends without an answer; its thread may stay until it is due."""
@@ -164,7 +166,7 @@ class Endpoint:
 
     def redact(self, text: str) -> str:
         """An error's text without the key or anything that looks like one: endpoints repeat parts of what they got."""
-        return _SECRET.sub("[key]", self.hide(text))
+        return SECRET.sub("[key]", self.hide(text))
 
     def _within(self, seconds: float, call: Callable[[Any], Any]) -> Any:
         """The parsed body of a response, whatever the other side does: a thread that hangs is left to itself."""
@@ -253,18 +255,20 @@ class Endpoint:
         return self._failed(fault, int(error.status_code), error.response.headers)
 
     def _failed(
-        self, fault: Fault, status: int | None, headers: Any, usage: tuple[int | None, int | None] = (None, None)
+        self, fault: Fault, status: int | None, headers: Any, usage: Usage = UNTOLD
     ) -> EndpointError:  # fmt: skip
         """What an endpoint says went wrong, with the status that counts, wherever it said it."""
         words = {401: "the key is refused", 403: "not allowed", 404: "not found", 429: "too many requests"}
         text = f"status {status}" if status is not None else "the endpoint reports an error"
         text += f" ({words[status]})" if status in words else ""
+        hint = " (the address of most endpoints ends in /v1)" if status == 404 and "/v1" not in self.url else ""
         return EndpointError(
-            f"{text}: {short(self.redact(fault.message), MESSAGE)}",
+            f"{text}: {short(self.redact(fault.message), MESSAGE)}{hint}",
             status=status,
             transient=fault.passing if status is None else status in TRANSIENT or status >= 500,
             retry_after=_retry_after(headers),
             names=fault.names,
+            cut=bool(LIMITED.search(fault.names)),
             usage=usage,
         )
 
@@ -402,7 +406,7 @@ def distrusted(why: str) -> str:
 
 def _request(call: Call) -> dict[str, Any]:
     """The arguments of ``chat.completions.create``."""
-    request: dict[str, Any] = {"model": call.model, "messages": call.messages, **call.parameters}
+    request: dict[str, Any] = {"model": call.model, "messages": call.messages, "extra_body": call.parameters}
     if call.schema is None:
         return request
     if call.level == "json_schema":

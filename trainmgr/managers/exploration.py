@@ -10,13 +10,13 @@ The thresholds come from pilots on seeds 20 and 21 of workloads/reacher.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainmgr.contract.policy import Exploration
 from trainmgr.contract.proposal import Diagnosis
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import reading
-from trainmgr.managers.reading import Changes
+from trainmgr.managers.reading import Changes, Plans
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Finding:
     """Empty where nothing is left to do, or all of it rests."""
     back: str | None = None
     """The checkpoint to go back to first: "best" or "initial"."""
+    plans: Plans = field(default_factory=dict)
+    """What is brought somewhere little by little."""
 
 
 def declared(snapshot: Snapshot) -> bool:
@@ -92,13 +94,19 @@ def diagnose(snapshot: Snapshot, now: Episodes, limits: Exploration) -> Finding 
         return Finding("underfitting", evidence, faster)
 
     changes: Changes = {}
+    plans: Plans = {}
     if now.success >= limits.learned:
         changes |= _moved(snapshot, "exploration", limits.entropy, up=False)
     if late:
         assert left is not None
         evidence = f"{left} steps are left; {evidence}"
-        changes |= _scaled(snapshot, max(0.0, 1 - 2 * reading.spacing(snapshot) / max(left, 1)))
-    return Finding("routine", evidence, changes) if changes else None
+        share = max(0.0, 1 - 2 * reading.spacing(snapshot) / max(left, 1))
+        for row in reading.rates(snapshot):
+            if not row.moves:
+                plans |= reading.settle(snapshot, row, 0.0)
+            elif not reading.settles(row):
+                changes |= reading.move(row, float(row.value) * share, up=False)
+    return Finding("routine", evidence, changes, plans=plans) if changes or plans else None
 
 
 def _lost(snapshot: Snapshot, limits: Exploration) -> bool:

@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Protocol, get_args
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from trainmgr.base.errors import ManagerError, UserError
 from trainmgr.base.paths import BASE_URL_VARIABLE
@@ -22,26 +23,20 @@ from trainmgr.contract import events
 from trainmgr.contract.policy import Level, Policy, Price
 from trainmgr.contract.proposal import keep
 from trainmgr.deciding.snapshot import Snapshot
-from trainmgr.managers import answer, key, prompt
+from trainmgr.managers import answer, key, listing, probe, prompt, reply
 from trainmgr.managers.base import Answer, Exchange, Manager
-from trainmgr.managers.completion import Completion
+from trainmgr.managers.completion import Completion, Usage
 from trainmgr.managers.endpoint import OPENAI, Call, Endpoint, EndpointError
 from trainmgr.managers.prompts.game import game_of
+from trainmgr.managers.question import Question
 from trainmgr.managers.rules import RulesManager
+from trainmgr.managers.terms import UNSUPPORTED, Terms
 from trainmgr.state import budget
 from trainmgr.state.budget import Spent
 
-Purpose = Literal["decide", "reason", "format", "repair"]
-DEFAULT_MODEL = "gpt-5-mini"  # where api.openai.com is asked and no model named: small, with strict schemas
 SCHEMA_TOKENS = 1200  # of a schema of ten parameters, which endpoints count with the prompt
 BACKOFF = 1.0  # seconds before the first repetition, doubled for each further one
-LISTING = 15.0  # seconds to list an endpoint's models
 FREE = Price(input=0.0, output=0.0)
-LEVELS: tuple[Level, ...] = get_args(Level)
-OPTIONAL = ("temperature", "max_completion_tokens", "max_tokens")  # what some models refuse
-UNSUPPORTED = (400, 415, 422, 501)  # statuses of a request that is refused for what it asks
-CUT = ("length", "max_tokens", "max_output_tokens", "model_length")  # ends of an answer that was to go on
-WITHHELD = ("content_filter", "safety", "recitation", "prohibited_content", "blocklist", "sensitive")
 
 
 class SpentError(EndpointError):
@@ -82,6 +77,8 @@ class LlmManager:
         self._server = server
         self.variant = 0
         """The wording of the prompt; others than 0 show how much it matters."""
+        self.advice = ""
+        """What the rules would do, where the model is to know it."""
         self._model = model or policy.llm.model
         self._endpoint: Endpoint | None = None
         self._unsent: str | None = None  # the variable whose key this endpoint does not get
@@ -89,9 +86,13 @@ class LlmManager:
             self._endpoint, self._unsent = _endpoint(policy, environment)
         self.name = name or f"llm:{self._model or ''}".rstrip(":")
         self._rules = RulesManager(policy, watched=policy.watches(self.name))
-        self._level: Level = policy.llm.level
-        self._proven = False  # whether the endpoint has answered in this form
-        self._dropped: set[str] = set()  # parameters that the model refuses
+        self._terms = Terms(policy.llm, own=server is not None)
+        self._held: list[Exchange] = []  # exchanges of before the run, until there is a log
+        self._warnings: list[str] = []  # what to say of them
+        self._read = (
+            0  # the most tokens of a prompt that the endpoint ever counted; less may be what it had no cache of
+        )
+        self._shortened = False
         self._spent = Spent()
         self._decision, self._calls = "", 0
         self._tell: Callable[[Exchange], None] = lambda _: None
@@ -102,7 +103,7 @@ class LlmManager:
     # -- around the decisions ------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Start the embedded server, or find out which model there is."""
+        """Start the embedded server; or find out which model there is, and whether it answers."""
         if self._server is not None:
             self._server.start()
             self._endpoint = Endpoint(self._server.url, self._server.key)
@@ -111,25 +112,39 @@ class LlmManager:
             return
         endpoint = self._there()
         endpoint.connect()
-        if self._model is None and endpoint.official:
-            self._model = DEFAULT_MODEL
-        elif self._model is None:
-            try:
-                models = endpoint.models(LISTING)
-            except EndpointError as error:
-                raise UserError(
-                    f"{endpoint.url} does not say which models it has: {error}. Name one with --manager llm:MODEL."
-                ) from None
-            if len(models) != 1:
-                there = ", ".join(short(name, 60) for name in models[:8]) or "none"
-                raise UserError(f"{endpoint.url} lists {len(models)} models ({there}). Name one: --manager llm:MODEL.")
-            self._model = models[0]
+        looks, today = self._settings.probe, datetime.now(UTC).date()
+        models = probe.models(endpoint, self._model) if looks or self._model is None else []
+        self._model = self._model or probe.only(endpoint, models, today)
         self.name = f"llm:{self._model}"
+        self._held, self._warnings = [], []
+        asked = list(filter(None, (self._model, self._settings.formatter)))
+        for model in asked if looks else ():
+            self._warnings += probe.ending(listing.find(models, model), models, today)
+            self._probe(model, models, plain=len(asked) > 1 and model == self._model)
+
+    def _probe(self, model: str, models: list[listing.Listed], *, plain: bool) -> None:
+        """Ask a model for a word, in the form that it is to decide in. Raises UserError where that is in vain."""
+        question = Question("probe", model, probe.words(), None if plain else probe.SCHEMA)
+        self.begin("", self._spent, self._held.append)
+        try:
+            self._ask(question, time.monotonic() + min(self._settings.timeout, probe.WITHIN))
+        except SpentError:
+            return  # whoever may ask nothing learns nothing
+        except EndpointError as error:
+            if error.cut or error.empty:  # it is there
+                return
+            if why := probe.obstacle(error, self._there(), model, models):
+                raise UserError(why) from None
+            unlisted = probe.missing(self._there(), model, models)
+            self._warnings += [
+                f"{model} does not answer now ({error}); the run starts all the same",
+                *[unlisted] * bool(unlisted),
+            ]
 
     def preflight(self) -> str:
         settings, limits = self._settings, self._policy.budget
         prices = [self._price(), self._price(settings.formatter)]
-        cases = [budget.worst_case(limits, p, self._reads(), settings.max_output_tokens) for p in prices]
+        cases = [budget.worst_case(limits, p, self._reads(), self._terms.most) for p in prices]
         tokens, money = cases[0][0], None if None in prices else max(most or 0.0 for _, most in cases)
         if money is None:
             unknown = self._model if prices[0] is None else settings.formatter
@@ -140,7 +155,7 @@ class LlmManager:
         url = self._there().url
         kept = f"; {self._unsent} is not sent, since only the policy names {url} (--send-key {url} sends it)"
         text = f"{self._model} at {url}{two}: at most {limits.calls} calls and {tokens:,} tokens; {cost}"
-        return text + (kept if self._unsent else "")
+        return "\n".join([*self._warnings, text + (kept if self._unsent else "")])
 
     def begin(self, decision: str, spent: Spent, tell: Callable[[Exchange], None]) -> None:
         self._decision, self._spent, self._tell, self._calls = decision, spent, tell, 0
@@ -155,6 +170,7 @@ class LlmManager:
     # -- a decision ----------------------------------------------------------------------------------------------
 
     def decide(self, snapshot: Snapshot) -> Any:
+        self._put_on_record()
         why = self._resting() or self._unaffordable(self._reads())
         if why is not None:
             return self._otherwise(snapshot, why)
@@ -173,76 +189,95 @@ class LlmManager:
         self._failures = 0
         return found
 
+    def _put_on_record(self) -> None:
+        """What was asked before the run, with its first decision."""
+        held, self._held = self._held, []
+        for exchange in held:
+            if isinstance(exchange, events.Request):
+                self._calls, self._spent = self._calls + 1, self._spent.asked()
+            elif isinstance(exchange, events.Reply):
+                self._spent = self._spent.answered(
+                    exchange.prompt_tokens, exchange.completion_tokens, exchange.money, exchange.seconds
+                )
+            self._tell(exchange.model_copy(update={"decision": self._decision}))
+
     def _consult(self, snapshot: Snapshot, deadline: float) -> Any:
         """An answer, mended once where it is not valid."""
         purpose: prompt.Task = "decide"
-        reasoning = ""
+        reasoning, model = "", str(self._model)
         if self._settings.formatter is not None:
-            reasoning = self._ask("reason", self._prompt(snapshot, "reason"), [], None, deadline).text
-            purpose = "format"
+            reasoning = self._ask(Question("reason", model, self._prompt(snapshot, "reason")), deadline).text
+            purpose, model = "format", self._settings.formatter
         view = self._prompt(snapshot, purpose, reasoning)
         schema = answer.form(self.name)(snapshot, view.parameters)
-        completion = self._ask(purpose, view, [], schema, deadline)
-        found, wrong = self._read(completion, snapshot, view)
+        question = Question(purpose, model, view, schema, snapshot=snapshot)
+        completion = self._ask(question, deadline)
+        found, wrong = self._understood(completion, question)
         if wrong is None or not self._settings.repair or completion.refusal:
             return found
-        talk = [
+        talk = (
             {"role": "assistant", "content": short(completion.text, 2000) or "(nothing)"},
             {"role": "user", "content": prompt.repair(wrong)},
-        ]
+        )
         if self._unaffordable(self._reads() + sum(prompt.estimate(part["content"]) for part in talk)):
             return found
         try:
-            again = self._ask("repair", view, talk, schema, deadline)
+            again = self._ask(replace(question, purpose="repair", talk=talk), deadline)
         except EndpointError:
             return found  # the guard says what is wrong with it
-        return self._read(again, snapshot, view)[0]
+        return self._understood(again, question)[0]
 
-    def _read(self, completion: Completion, snapshot: Snapshot, view: prompt.Prompt) -> tuple[Any, str | None]:
+    def _understood(self, completion: Completion, question: Question) -> tuple[Any, str | None]:
         """What was answered, and what is wrong with it."""
+        assert question.snapshot is not None
         found = answer.read(completion.text or completion.refusal or "")
-        wrong = answer.objection(found, snapshot, view.parameters)
-        if wrong is not None and _ended(completion, CUT):
-            wrong = f"it was cut off at {self._settings.max_output_tokens} tokens; {wrong}"
+        wrong = answer.objection(found, question.snapshot, question.view.parameters)
+        if wrong is not None and reply.ended(completion, reply.CUT):
+            wrong = f"it was cut off at {self._terms.cap} tokens; {wrong}"
         return found, wrong
 
     def _prompt(self, snapshot: Snapshot, task: prompt.Task, reasoning: str = "") -> prompt.Prompt:
         limit, game = prompt.room(self._policy, self.name), game_of(self._policy, self.name)
-        return prompt.render(snapshot, limit, task=task, variant=self.variant, reasoning=reasoning, game=game)
+        return prompt.render(
+            snapshot, limit, task=task, variant=self.variant, reasoning=reasoning, advice=self.advice, game=game
+        )
 
     # -- a call --------------------------------------------------------------------------------------------------
 
-    def _ask(
-        self,
-        purpose: Purpose,
-        view: prompt.Prompt,
-        talk: list[dict[str, str]],
-        schema: dict[str, Any] | None,
-        deadline: float,
-    ) -> Completion:
+    def _ask(self, question: Question, deadline: float) -> Completion:
         """One answer, with repetitions, and with less than was wanted where the endpoint does not have it."""
-        messages = [{"role": "system", "content": view.system}, {"role": "user", "content": view.user}, *talk]
-        words = view.tokens + sum(prompt.estimate(part["content"]) for part in talk)
-        formatter = self._settings.formatter if purpose in ("format", "repair") else None
-        model = formatter or str(self._model)
-        level, retries, broken = self._level, 0, 0
+        terms, probing = self._terms, question.purpose == "probe"
+        level, retries, broken, narrow = terms.level, 0, 0, terms.cap
+        cut: EndpointError | None = None  # the answer that had no room, before it got more
         while True:
-            estimated = words + self._schema_tokens(schema, level)
-            if why := self._unaffordable(estimated, model):
+            cap = min(terms.cap, probe.TOKENS) if probing else terms.cap
+            estimated = question.words + self._schema_tokens(question.schema, level)
+            if why := self._unaffordable(estimated, question.model, cap):
                 raise SpentError(why)
             if time.monotonic() >= deadline:
-                raise EndpointError(f"nothing is left of {self._settings.timeout:.0f} s")
-            call = Call(model, messages, level, schema, self._parameters())
+                raise EndpointError(f"nothing is left of {self._settings.timeout:.0f} s", transient=True)
+            parameters = terms.parameters(cap, official=self._there().official)
+            call = Call(question.model, question.messages, level, question.schema, parameters)
             try:
-                completion = self._call(purpose, call, view, estimated, deadline)
+                completion = self._call(question, call, cap, estimated, deadline)
             except EndpointError as error:
+                if error.cut and cut is None and not probing and self._roomier(estimated, question.model):
+                    cut, narrow = error, cap
+                    continue
+                if cut is not None and error.status in UNSUPPORTED:  # it has no room for that
+                    terms.cap = terms.most = narrow
+                    raise cut from None
                 broken = broken + 1 if error.status == 500 else 0
-                other = self._adapted(error, call, broken)
+                if name := terms.dropped(error, call):
+                    if name in ("temperature", "reasoning_effort"):
+                        self._notice(f"{question.model} refuses {name}; it is not sent any more")
+                    continue
+                other = terms.next(error, call, broken)
                 if other is not None:
                     level, retries = other, retries + (error.status not in UNSUPPORTED)
                     continue
                 wait = error.retry_after if error.retry_after is not None else BACKOFF * 2**retries
-                if not error.transient or retries >= self._settings.retries:
+                if not error.transient or retries >= self._settings.retries or probing:
                     raise
                 if wait > deadline - time.monotonic():
                     raise EndpointError(f"{error}; the next attempt in {wait:.0f} s would be too late") from None
@@ -250,18 +285,26 @@ class LlmManager:
                     raise EndpointError("the run has ended") from None
                 retries += 1
             else:
-                if schema is not None and not self._proven and isinstance(answer.read(completion.text), dict):
-                    self._level, self._proven = level, True
+                if question.schema is not None:
+                    readable = isinstance(answer.read(completion.text), dict)
+                    terms.answered(level, proves=readable and not probing)
                 return completion
 
-    def _call(
-        self, purpose: Purpose, call: Call, view: prompt.Prompt, estimated: int, deadline: float
-    ) -> Completion:  # fmt: skip
+    def _roomier(self, estimated: int, model: str) -> bool:
+        """Give answers twice the room from now on, if the policy and the budget bear that."""
+        more = min(2 * self._terms.cap, self._terms.most)
+        if more <= self._terms.cap or self._unaffordable(estimated, model, more):
+            return False
+        self._terms.cap = more
+        return True
+
+    def _call(self, question: Question, call: Call, cap: int, estimated: int, deadline: float) -> Completion:
         """One request, on record before it is made and whatever comes of it."""
-        endpoint = self._there()
+        endpoint, view, probing = self._there(), question.view, question.purpose == "probe"
         self._tell(events.Request(
-            decision=self._decision, purpose=purpose, attempt=self._calls, endpoint=endpoint.url, model=call.model,
-            level=call.level, template=view.template, template_sha256=view.sha256,
+            decision=self._decision, purpose=question.purpose, attempt=self._calls, endpoint=endpoint.url,
+            model=call.model, level=call.level, form=self._terms.form(call.level, schema=call.schema is not None),
+            template=view.template, template_sha256=view.sha256,
             messages=[events.Message.model_validate(part) for part in call.messages], answer_schema=call.schema,
             parameters=call.parameters, prompt_tokens=estimated,
         ))  # fmt: skip
@@ -273,96 +316,56 @@ class LlmManager:
             completion = endpoint.ask(call, deadline - begin)
         except EndpointError as error:
             billed = error.sent and error.status is None  # whoever answers with an error status has not worked
-            read, written = error.usage  # unless it says that it has
-            self._received("", begin, call.model, estimated if billed and read is None else read or 0, written or 0,
-                           error=str(error))  # fmt: skip
+            read, written = error.usage.read, error.usage.written  # unless it says that it has
+            used = replace(error.usage, read=estimated if billed and read is None else read or 0, written=written or 0)
+            if name := self._terms.blamed(error):
+                error.args = (f"{error} (llm.extra sends {short(name, 40)})",)
+            self._received("", begin, call.model, used, error=str(error))
             raise
-        if not completion.text and answer.whole(completion.thoughts):  # as some do with an answer in a schema
+        in_form = reply.in_form(completion, call.level, call.schema)
+        if not completion.text and question.valid(completion.thoughts):  # where some put an answer in a schema
             completion = replace(completion, text=completion.thoughts)
-        lacking = self._lacking(completion, wanted=call.schema is not None)
-        counted = completion.prompt_tokens is not None and completion.completion_tokens is not None
+        lacking = None if probing else reply.lacking(completion, wanted=call.schema is not None, cap=cap)
+        told = completion.usage
+        read = estimated if told.read is None else told.read
+        written = prompt.estimate(completion.text) if told.written is None else told.written
         self._received(
-            completion.text or completion.refusal or "", begin, call.model,
-            completion.prompt_tokens if completion.prompt_tokens is not None else estimated,
-            completion.completion_tokens if completion.completion_tokens is not None
-            else prompt.estimate(completion.text),
-            estimated=not counted, model=completion.model,
+            completion.text or completion.refusal or "", begin, call.model, replace(told, read=read, written=written),
+            estimated=told.read is None or told.written is None, model=completion.model,
             finish="refusal" if completion.refusal else completion.finish,
-            error=str(lacking) if lacking else None,
+            error=str(lacking) if lacking else None, outside=in_form is False,
         )  # fmt: skip
+        if in_form is not None and (probing or not in_form) and self._terms.judged(call.level, kept=in_form):
+            self._notice(
+                f"{call.model} answers outside of the form that {endpoint.url} was given ({call.level}), which is not "
+                "enforced there. Every answer is checked here all the same; more of them may be rejected"
+            )
+        self._read = max(self._read, told.read or 0)
+        if not probing and told.read and not self._shortened and (text := reply.shortened(self._read, question.words)):
+            self._shortened = True
+            self._notice(f"{endpoint.url}: {text}")
         if lacking is not None:
             raise lacking
         return completion
 
-    def _lacking(self, completion: Completion, *, wanted: bool) -> EndpointError | None:
-        """Why there is no answer in a completion; None where there may be one. What was cut off holds an answer only
-        if it is the whole of it: else it may be a draft."""
-        text, parts = completion.text, answer.spoken(completion.text)
-        held = wanted and isinstance(answer.read(text), dict)
-        cut, withheld = _ended(completion, CUT), _ended(completion, WITHHELD)
-        if completion.refusal and not text:
-            return None
-        if answer.whole(text) or answer.whole(parts.said) or (held and not cut and not withheld):
-            return None
-        if withheld:
-            return EndpointError(f"the endpoint withheld the answer ({completion.finish})")
-        if cut and (held or not parts.said.strip()):
-            within = "in its thoughts" if parts.inside or completion.thoughts else "before its first word"
-            where = "after what may be a draft" if held else within
-            return EndpointError(
-                f"the answer was cut off {where} at max_output_tokens ({self._settings.max_output_tokens}); raise "
-                "llm.max_output_tokens, or let the model think less"
-            )
-        if held or parts.said.strip():
-            return None
-        why = "it holds thoughts only" if text or completion.thoughts else "it is empty"
-        return EndpointError(f"there is no answer in the response: {why}", transient=True, empty=True)
+    def _notice(self, text: str) -> None:
+        """Something that whoever set up the endpoint should know: in a line before the run, or on record in it."""
+        if self._decision:
+            self._tell(events.Failure(where="endpoint", message=text))
+        else:
+            self._warnings.append(text)
 
-    def _received(
-        self, text: str, begin: float, asked: str, prompt_tokens: int, completion_tokens: int, **more: Any
-    ) -> None:  # fmt: skip
-        seconds = round(time.monotonic() - begin, 3)
-        money = budget.cost(self._price(asked), prompt_tokens, completion_tokens)
-        self._spent = self._spent.answered(prompt_tokens, completion_tokens, money, seconds)
+    def _received(self, text: str, begin: float, asked: str, used: Usage, **more: Any) -> None:
+        """Count a call and put what came of it on record. All that was read and written is known, or estimated."""
+        seconds, read, written = round(time.monotonic() - begin, 3), used.read or 0, used.written or 0
+        price = self._price(asked)
+        money = budget.cost(price, read, written, cached=used.cached, cache_write=used.cache_write)
+        self._spent = self._spent.answered(read, written, money, seconds)
         self._tell(events.Reply(
-            decision=self._decision, text=text, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens,
+            decision=self._decision, text=text, prompt_tokens=read, completion_tokens=written,
+            cached_tokens=used.cached, cache_write_tokens=used.cache_write, reasoning_tokens=used.reasoning,
             money=money, seconds=seconds, **more,
         ))  # fmt: skip
-
-    def _parameters(self) -> dict[str, Any]:
-        """What is sent besides, without what was refused."""
-        settings = self._settings
-        limit = "max_completion_tokens" if self._there().official else "max_tokens"
-        other = "max_tokens" if limit == "max_completion_tokens" else "max_completion_tokens"
-        found: dict[str, Any] = {}
-        if settings.temperature is not None and "temperature" not in self._dropped:
-            found["temperature"] = settings.temperature
-        for name in (limit, other):
-            if name not in self._dropped:
-                found[name] = settings.max_output_tokens
-                break
-        return found
-
-    def _adapted(self, error: EndpointError, call: Call, broken: int) -> Level | None:
-        """The form of the next call, if it is another one because this one failed as it did; None if it is not.
-
-        ``broken`` is how often in a row the status was 500, which is what some servers say that cannot make a grammar
-        of a schema. That, and an empty answer, may have other reasons: the form is asked for again in the next decision
-        unless another one was answered.
-        """
-        unsupported = error.status in UNSUPPORTED and not ("context" in error.names and "length" in error.names)
-        for name in OPTIONAL if unsupported else ():
-            if name in call.parameters and name in error.names and name not in self._dropped:
-                self._dropped.add(name)
-                return call.level
-        refused = unsupported and not (self._proven and call.level == self._level)
-        failed = broken > 1 or (error.empty and not self._proven)
-        if call.schema is None or call.level == "text" or not (refused or failed):
-            return None
-        other = LEVELS[LEVELS.index(call.level) + 1]
-        if refused and not self._proven:
-            self._level = other
-        return other
 
     # -- limits --------------------------------------------------------------------------------------------------
 
@@ -372,9 +375,8 @@ class LlmManager:
             return None
         return f"{self._failures} decisions in a row got no answer; nobody is asked for {left:.0f} s"
 
-    def _unaffordable(self, prompt_tokens: int, model: str | None = None) -> str | None:
-        limits = self._policy.budget
-        most = self._settings.max_output_tokens
+    def _unaffordable(self, prompt_tokens: int, model: str | None = None, cap: int | None = None) -> str | None:
+        limits, most = self._policy.budget, self._terms.cap if cap is None else cap
         return budget.objection(self._spent, limits, self._price(model), prompt_tokens, most)
 
     def _reads(self) -> int:
@@ -407,18 +409,12 @@ class LlmManager:
         return self._endpoint
 
 
-def _ended(completion: Completion, ends: tuple[str, ...]) -> bool:
-    return (completion.finish or "").lower() in ends
-
-
 def configured(policy: Policy, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Why a language model may be asked: what names one; None where nothing does."""
+    """Why a language model may be asked: what names one, or an endpoint that may have a single one; None where nothing
+    does. A key alone names none: it is in many an environment, and its provider has many models."""
     if policy.llm.base_url or policy.llm.model:
         return "the policy names one"
-    for variable in (BASE_URL_VARIABLE, key.variable(policy.llm, environment)):
-        if environment.get(variable):
-            return f"{variable} is set"
-    return None
+    return f"{BASE_URL_VARIABLE} is set" if environment.get(BASE_URL_VARIABLE) else None
 
 
 def _endpoint(policy: Policy, environment: Mapping[str, str]) -> tuple[Endpoint, str | None]:

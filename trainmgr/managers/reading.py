@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 
 from trainmgr.base.wire import Value
-from trainmgr.contract.proposal import Expectation
+from trainmgr.contract.proposal import Expectation, Plan
 from trainmgr.deciding.snapshot import RecipeRow, Snapshot
 from trainmgr.state.signals import rounded
 
 Changes = dict[str, Value]
+Plans = dict[str, Plan]
+NO_PLANS: Plans = {}
 
 
 def since_change(snapshot: Snapshot) -> float:
@@ -172,6 +174,18 @@ def move(row: RecipeRow, wanted: float, *, up: bool) -> Changes:
     if row.type == "int":
         value = math.floor(value) if up else math.ceil(value)  # not further than wanted
     return {row.name: value} if (value > float(row.value) if up else value < float(row.value)) else {}
+
+
+def settle(snapshot: Snapshot, row: RecipeRow, least: float) -> Plans:
+    """The plan that brings a parameter down to ``least``, or as far as it may go, in a straight line by the end of the
+    run; none where one is under way already, or it is there."""
+    total = snapshot.progress.total_steps
+    assert row.low is not None
+    assert row.high is not None
+    to = min(max(rounded(least), row.low), row.high)
+    if total is None or row.plan is not None or not to < float(row.value):
+        return {}
+    return {row.name: Plan(to=to, by_step=total)}
 
 
 def better(snapshot: Snapshot) -> Expectation:

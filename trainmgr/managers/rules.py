@@ -17,7 +17,7 @@ from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Diagnosis, Expectation, Proposal, keep
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import anew, exploration, imbalance, reading, remedies
-from trainmgr.managers.reading import Changes
+from trainmgr.managers.reading import NO_PLANS, Changes, Plans
 
 EVIDENCE = 1000  # characters that a proposal may have of it
 AGAIN = 2.0  # an average is lengthened when it may be this many times as long
@@ -108,10 +108,10 @@ class RulesManager:
         found = exploration.diagnose(snapshot, now, self._explore) if now else None
         if found is None:
             return None
-        if not found.changes:
+        if not found.changes and not found.plans:
             return self._resigned(snapshot, found.diagnosis, found.evidence)
-        if found.back is None:
-            return self._adjust(snapshot, found.diagnosis, found.evidence, found.changes)
+        if found.back is None or (snapshot.checkpoints and found.back not in snapshot.checkpoints):
+            return self._adjust(snapshot, found.diagnosis, found.evidence, found.changes, found.plans)
         return self._retreat(snapshot, found.diagnosis, found.evidence, found.changes, found.back)
 
     def _imbalanced(self, snapshot: Snapshot) -> Proposal | None:
@@ -161,22 +161,34 @@ class RulesManager:
     def _annealing(self, snapshot: Snapshot) -> Proposal | None:
         """The last part of the run: the learning rate falls in a straight line, to end on settled weights.
 
-        Every ``patience`` evaluations it takes its share of the way that is left, so that where the line began need not
-        be remembered (cooling a constant rate down at the end: Hägele et al. 2024, https://arxiv.org/abs/2405.18392).
+        One plan for each rate, until the end (cooling a constant rate down: Hägele et al. 2024,
+        https://arxiv.org/abs/2405.18392); where another rule has changed the rate meanwhile, anew from there. A rate
+        that the script moves as well takes its share of the way that is left every ``patience`` evaluations.
         """
         left = reading.left(snapshot)
         if not left or not self._late(snapshot) or reading.since_change(snapshot) < self._rules.patience:
             return None
+        plans: Plans = {}
         share = 1 - min(1.0, self._rules.patience * reading.spacing(snapshot) / max(left, 1))
-        changes = {**self._scaled(snapshot, share, self._rules.anneal_to), **self._averaged(snapshot)}
-        return self._adjust(snapshot, "routine", f"{left} steps are left; {reading.figures(snapshot)}", changes)
+        changes = self._averaged(snapshot)
+        for row in reading.rates(snapshot):
+            least = reading.origin(row) * self._rules.anneal_to
+            if not row.moves:
+                plans |= reading.settle(snapshot, row, least)
+            elif not reading.settles(row):
+                changes |= reading.move(row, least + share * (float(row.value) - least), up=False)
+        evidence = f"{left} steps are left; {reading.figures(snapshot)}"
+        return self._adjust(snapshot, "routine", evidence, changes, plans)
 
     def _averaging(self, snapshot: Snapshot) -> Proposal | None:
         """Averages of weights that are on reach back over a share of the run so far: longer, each time it has doubled.
 
         (Averages whose length grows with the run: Karras et al. 2024, https://arxiv.org/abs/2312.02696.) Not on the
-        way back to the best, which a longer average would make slower, and not with the last changes that are left.
+        way back to the best, which a longer average would make slower, not while a rate is being brought down or at the
+        very end, and not with the last changes that are left.
         """
+        if reading.left(snapshot) == 0 or any(row.plan is not None for row in snapshot.recipe):
+            return None
         spare = snapshot.interventions_left is None or snapshot.interventions_left > SPARE
         if reading.since_change(snapshot) < self._rules.patience or self._climbing(snapshot) or not spare:
             return None
@@ -385,14 +397,17 @@ class RulesManager:
             falsifier="no new best, and a rise like this one again",
         )
 
-    def _adjust(self, snapshot: Snapshot, diagnosis: Diagnosis, evidence: str, changes: Changes) -> Proposal | None:
-        if not changes or "adjust" not in snapshot.actions:
+    def _adjust(
+        self, snapshot: Snapshot, diagnosis: Diagnosis, evidence: str, changes: Changes, plans: Plans = NO_PLANS
+    ) -> Proposal | None:
+        if not (changes or plans) or "adjust" not in snapshot.actions:
             return None
         return Proposal(
             diagnosis=diagnosis,
             evidence=evidence[:EVIDENCE],
             action="adjust",
             changes=changes,
+            plans=plans,
             expected=reading.better(snapshot),
             falsifier="no new best before the next change",
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from trainmgr.base.errors import UserError
 from trainmgr.base.paths import RunPaths
 from trainmgr.contract.policy import Policy
+from trainmgr.contract.run_file import EDITION
 from trainmgr.log.history import manifest_of
 from trainmgr.managers import catalog
 from trainmgr.readers import replay
@@ -17,7 +18,8 @@ from trainmgr.running.launch import Request, ready
 
 
 def decide(paths: RunPaths, runs_dir: Path) -> replay.Rebuilt:
-    """Decide it again, and ask its own manager again where that can still be made and always answers the same.
+    """Decide it again, and ask its own manager again where that can still be made and always answers the same: not
+    that of a log of an earlier edition, since managers have learned since.
 
     Raises RecordError where its files do not hold together.
     """
@@ -26,7 +28,14 @@ def decide(paths: RunPaths, runs_dir: Path) -> replay.Rebuilt:
         manager = catalog.make(record.manager, record.policy, runs_dir)
     except UserError:
         manager = None
-    return replay.rebuild(paths, manager)
+    if record.edition == EDITION or manager is None or not manager.deterministic:
+        return replay.rebuild(paths, manager)
+    rebuilt = replay.rebuild(paths)
+    rebuilt.note = (
+        f"{record.manager} is not asked again, since the log is of edition {record.edition} and managers have changed: "
+        "everything else is compared."
+    )
+    return rebuilt
 
 
 @dataclass(frozen=True)

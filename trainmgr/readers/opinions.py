@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from trainmgr.base.errors import ManagerError
 from trainmgr.base.paths import RunPaths
 from trainmgr.contract import events, protocol
 from trainmgr.contract.proposal import Proposal
+from trainmgr.contract.run_file import EDITION
 from trainmgr.deciding import guard, snapshot
 from trainmgr.log import audit
 from trainmgr.log.history import History, manifest_of
@@ -145,7 +146,7 @@ def _observed(paths: RunPaths, asked: Asked) -> Iterator[Opinion]:
 
 def _opinion(asked: Asked, now: Situation, name: str, why: str, answers: dict[str, Any]) -> Opinion:
     raw, error, seconds, tokens, money = asked.decide(snapshot.take(now, why), name)
-    judged = guard.judge(raw, now, decision=name, based_on_step=now.state.step, age_seconds=0.0)
+    judged = guard.judge(raw, _today(now), decision=name, based_on_step=now.state.step, age_seconds=0.0)
     recorded, _ = guard.read(answers.get(name))
     other = judged.proposal if error is None else None
     return Opinion(
@@ -162,6 +163,12 @@ def _opinion(asked: Asked, now: Situation, name: str, why: str, answers: dict[st
     )
 
 
+def _today(now: Situation) -> Situation:
+    """The same as if the run was begun today: what managers may answer has grown since."""
+    started = events.RunStarted(manifest=now.manifest.model_copy(update={"edition": EDITION}))
+    return replace(now, ledger=replace(now.ledger, started=started))
+
+
 def _told(raw: Any) -> str:
     """An answer in a few words."""
     if raw is None:
@@ -175,5 +182,6 @@ def _told(raw: Any) -> str:
 def told(proposal: Proposal) -> str:
     parts = [f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"
              for name, value in proposal.changes.items()]  # fmt: skip
+    parts += [f"{name} to {plan.to:g} by step {plan.by_step:,}" for name, plan in proposal.plans.items()]
     head = proposal.action if proposal.to is None else f"{proposal.action} to {proposal.to}"
     return f"{proposal.diagnosis}: {head}" + (f" ({', '.join(parts)})" if parts else "")

@@ -15,9 +15,10 @@ from typing import Any
 from trainmgr.base import files
 from trainmgr.base.errors import RecordError
 from trainmgr.base.paths import RunPaths
-from trainmgr.base.wire import plain, to_json
+from trainmgr.base.wire import Value, plain, to_json
 from trainmgr.contract import events, protocol
 from trainmgr.contract.run_file import Closing, render_run_file
+from trainmgr.deciding import decision
 from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Item
 from trainmgr.readers import replay
@@ -60,6 +61,7 @@ class Change:
     diagnosis: str | None
     evidence: str
     changes: dict[str, Any]
+    """Name to [old, new]; of a plan, to where it has come."""
     command: str | None
     expected: str | None
     before: float | None = None
@@ -68,6 +70,12 @@ class Change:
     """Why probation took it back, where it did."""
     overwritten: str | None = None
     """Which of its values something in the script overwrote."""
+    by: str = ""
+    """Of a hybrid: whether its rules or its model wanted it."""
+    plans: dict[str, Any] = field(default_factory=dict)
+    """Of what is brought somewhere little by little: `to`, `by_step`, `shape`."""
+    ended: str | None = None
+    """Which of its plans ended before their target although nobody asked for that, and why."""
 
 
 @dataclass
@@ -202,13 +210,15 @@ class Prover:
             case events.RunEnded():
                 self._closing = event.values()["closing"]
                 self._figures(event.data.closing, place)
-            case events.Verdict() if event.data.changes or event.data.command is not None:
+            case events.Verdict() if decision.acts(event.data):
                 self._verdicts[event.data.decision] = event.data.model_copy(update={"checks": []})  # the bulk of it
             case events.OverrideIssued():
                 self._override(event.data, moment, place)
             case events.Failure(where="control") if self._controls:
                 if event.data.decision == self._controls[-1].decision:
                     self._unwritten.add(self._controls[-1].revision)
+            case events.PlanEnded():
+                self._plan_ended(event.data)
             case events.Acknowledged():
                 self._acknowledged(event.data, place)
             case events.Reverted():
@@ -329,16 +339,36 @@ class Prover:
             elif not _same(new, override.params[name]):
                 self._find(place, f"{name} is in effect at {new!r}; revision {event.revision} asked for "
                                   f"{override.params[name]!r}")  # fmt: skip
-        command = override.command
+        command, ledger = override.command, self._history.ledger
+        decision = ledger.decisions.get(event.decision) if ledger.answers.hybrid else None
+        own = ledger.plans.own(event)
+        for name in event.changes.keys() - own.keys():
+            self._went_on(name, event.changes[name][1])
+        if origin == "plan":
+            return
         self._changes[event.revision] = Change(
             decision=event.decision,
             step=event.step,
             diagnosis=ruling.diagnosis if ruling else origin,
             evidence=ruling.evidence if ruling else self._asker(origin),
-            changes={name: list(pair) for name, pair in event.changes.items()},
+            changes={name: list(pair) for name, pair in own.items()},
             command=f"{command.name} {command.to or ''}".strip() if command else None,
             expected=f"{ruling.expected.metric} {ruling.expected.direction}" if ruling and ruling.expected else None,
+            by=decision.by if decision else "",
+            plans={name: plain(plan) for name, plan in ruling.plans.items()} if ruling else {},
         )
+
+    def _went_on(self, name: str, value: Value) -> None:
+        """A part of a plan belongs to the change that the plan began with."""
+        change = next((change for change in reversed(self._changes.values()) if name in change.changes), None)
+        if change is not None:
+            change.changes[name] = [change.changes[name][0], value]
+
+    def _plan_ended(self, event: events.PlanEnded) -> None:
+        for change in self._changes.values():
+            if change.decision == event.decision:
+                text = f"the plan for {event.name} ended at step {event.step}: {event.why}"
+                change.ended = "; ".join(part for part in (change.ended, text) if part)
 
     def _asker(self, origin: str) -> str:
         """Of a stop that was asked for from outside: Ctrl-C, SIGTERM."""

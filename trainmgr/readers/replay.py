@@ -11,16 +11,19 @@ from trainmgr.base.errors import RecordError, UserError
 from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
+from trainmgr.contract.policy import is_hybrid
 from trainmgr.contract.run_file import EDITION
-from trainmgr.deciding import decision, probation, snapshot
+from trainmgr.deciding import asking, decision, plans, probation, snapshot
 from trainmgr.log import audit
 from trainmgr.log.history import History, Moment
 from trainmgr.log.telemetry import Feed
-from trainmgr.managers import answer, prompt
+from trainmgr.managers import answer, hybrid, prompt
 from trainmgr.managers.base import Manager
 from trainmgr.managers.prompts.game import game_of
 from trainmgr.state.lineage import is_trial
 from trainmgr.state.situation import Situation
+
+ANSWERS = ("decide", "format", "repair")  # calls whose reply is an answer
 
 # -- decided again -------------------------------------------------------------------------------------------------
 
@@ -34,6 +37,8 @@ class Rebuilt:
     """Events compared, by kind."""
     differences: list[tuple[int, str]] = field(default_factory=list)
     """(line of audit.jsonl, what differs)."""
+    note: str = ""
+    """What was not compared, and why; "" where all of it was."""
 
 
 def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
@@ -67,8 +72,8 @@ def rebuild(paths: RunPaths, manager: Manager | None = None) -> Rebuilt:
 
 
 FOLLOWING = (
-    events.SnapshotTaken | events.Verdict | events.OverrideIssued | events.Acknowledged | events.Unanswered
-    | events.Judgment | events.Outcome
+    events.SnapshotTaken | events.Verdict | events.OverrideIssued | events.PlanEnded | events.Acknowledged
+    | events.Unanswered | events.Judgment | events.Outcome
 )  # fmt: skip
 """What follows from the records before it, always: nothing else can have been its cause."""
 
@@ -94,7 +99,7 @@ def derived(moment: Moment) -> events.Payload | None:
         return None
     match data:
         case events.SnapshotTaken():
-            why = decision.trigger(now)
+            why = asking.trigger(now)
             return None if why is None else decision.take_snapshot(now, why)[1]
         case events.Request():
             return _request(data, moment)
@@ -106,6 +111,8 @@ def derived(moment: Moment) -> events.Payload | None:
             return _override(data, moment)
         case events.Acknowledged():
             return None if moment.answer is None else decision.acknowledgment(moment.answer, now)
+        case events.PlanEnded():
+            return plans.over(now)
         case events.Unanswered():
             return decision.unanswered(now)
         case events.Reverted(why="crash"):
@@ -140,7 +147,7 @@ def _override(data: events.OverrideIssued, moment: Moment) -> events.OverrideIss
         case "operator" | "restart":
             return decision.instead(now, data.origin, issued, stop=data.origin == "operator")
         case "plan":
-            return None
+            return plans.going_on(now, issued.model_copy(update={"step": now.state.step}))
         case "replay":  # what another run had in effect, all of it, before anything else
             return data if moment.event.seq == 1 and data.control.schedule else None
 
@@ -154,12 +161,14 @@ def _request(request: events.Request, moment: Moment) -> events.Request | None:
     said = [reply.text for earlier, reply in moment.calls if earlier.purpose == "reason" and reply is not None]
     task: prompt.Task = "reason" if request.purpose == "reason" else "format" if said else "decide"
     manifest = moment.now.manifest
+    advice = hybrid.advice(_opinion(moment, view).raw) if is_hybrid(manifest.manager) else ""
     made = prompt.render(
         view,
         prompt.room(manifest.policy, manifest.manager, version),
         task=task,
         variant=variant,
         reasoning=said[-1] if said else "",
+        advice=advice,
         game=game_of(manifest.policy, manifest.manager),
         version=version,
     )
@@ -177,13 +186,32 @@ def _request(request: events.Request, moment: Moment) -> events.Request | None:
     )
 
 
+def _opinion(moment: Moment, view: snapshot.Snapshot) -> hybrid.Opinion:
+    """What the rules of a hybrid make of a snapshot."""
+    policy = moment.now.policy
+    return hybrid.consider(view, hybrid.rules(policy), policy)
+
+
 def _response(response: events.Response, moment: Moment) -> events.Response | None:
-    """What a language model's text reads as; None where no text of one led to the response."""
+    """What a language model's text reads as, and what the rules of a hybrid say; None where neither led to the
+    response, or the rules are other ones by now."""
+    manifest = moment.now.manifest
     texts = [reply.text for request, reply in moment.calls
-             if request.purpose != "reason" and reply is not None and reply.error is None]  # fmt: skip
-    if not texts or response.manager != moment.now.manifest.manager:
+             if request.purpose in ANSWERS and reply is not None and reply.error is None]  # fmt: skip
+    raw = answer.read(texts[-1]) if texts else None
+    if not is_hybrid(manifest.manager):
+        if not texts or response.manager != manifest.manager:
+            return None
+        return decision.response(response.decision, response.manager, raw, response.seconds)
+    if manifest.edition != EDITION or moment.view is None:
         return None
-    return decision.response(response.decision, response.manager, answer.read(texts[-1]), response.seconds)
+    view = snapshot.Snapshot.model_validate_json(json.dumps(moment.view))
+    opinion = _opinion(moment, view)
+    instead = response.instead if opinion.doubt else ""
+    if texts and opinion.doubt and not (instead := hybrid.unusable(raw, view)):
+        by = f"llm:{manifest.manager.partition(':')[2]}"
+        return decision.response(response.decision, by, raw, response.seconds)
+    return decision.response(response.decision, "rules", opinion.raw, response.seconds, instead)
 
 
 def _cut(value: Any) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from trainmgr.base.errors import PolicyError
 from trainmgr.contract import events, protocol
 from trainmgr.contract.run_file import Closing
-from trainmgr.deciding import decision, probation
+from trainmgr.deciding import decision, plans, probation
 from trainmgr.log.history import Moment, offset_of
 from trainmgr.log.telemetry import Item
 from trainmgr.state.situation import Situation
@@ -24,7 +24,9 @@ AFTER_THE_END = events.Outcome | events.Failure | events.Attached | events.Opera
 """What may still come once measuring ended because the run was over."""
 REACTIONS = events.Acknowledged | events.Judgment
 """What comes of a record at the moment when it is read. (A manager may be asked about those from before a restart.)"""
-TAKING_UP = events.Acknowledged | events.Judgment | events.Unanswered
+IN_BETWEEN = events.Acknowledged | events.Outcome | events.Judgment | events.Unanswered | events.PlanEnded
+"""What comes of the same record before plans go on."""
+TAKING_UP = events.Acknowledged | events.Judgment | events.Unanswered | events.PlanEnded
 """What a supervisor that takes over puts on record before it says so."""
 
 
@@ -38,6 +40,7 @@ class Sequence:
         self.over: str | None = None
         """The place of an outcome that says that the run was over, though no record does."""
         self._owed: str | None = None  # what probation found in telemetry that is not on record yet
+        self._part = ""  # what plans were to do, and did not yet
         self._answers: deque[tuple[int, int, protocol.Applied | protocol.Refused]] = deque()
         """(line, end in bytes, record) of what the workload answered and nobody acknowledged yet."""
         self._acknowledged: set[int] = set()
@@ -70,6 +73,8 @@ class Sequence:
             if self._owed is not None:
                 self._find("audit.jsonl", f"there is no {self._owed}")
             self._owed = _judgment(now)
+        if not isinstance(item, protocol.Step):
+            self._part = _part(now)
 
     # -- the log -------------------------------------------------------------------------------------------------
 
@@ -77,6 +82,7 @@ class Sequence:
         """Each event, before the state takes it in."""
         data = moment.event.data
         self._probation(moment, place)
+        self._plans(moment, place)
         self._acknowledgments(data, place)
         match data:
             case events.Request() | events.Reply() | events.BudgetSpent() | events.Response():
@@ -131,6 +137,22 @@ class Sequence:
         own = isinstance(data, events.OverrideIssued) and data.origin == "probation"
         if ledger.due is not None and not own:
             self._find(place, f"{ledger.due.decision} is on record, and was not issued")
+
+    def _plans(self, moment: Moment, place: str) -> None:
+        """What plans in force have to do at an evaluation is done before anything else."""
+        data = moment.event.data
+        if isinstance(data, events.Failure):  # of one on the log, nothing may be issued, and the next part makes up
+            self._part = "" if data.where == "audit" else self._part
+        elif isinstance(data, IN_BETWEEN):
+            if moment.now.ledger.plans.underway or isinstance(data, events.Acknowledged):
+                after = copy.deepcopy(moment.now.ledger)
+                after.fold(data)
+                self._part = _part(replace(moment.now, ledger=after))
+        elif isinstance(data, events.OverrideIssued) and data.origin == "plan":
+            self._part = ""
+        elif self._part:
+            self._find(place, f"before it there is no {self._part}")
+            self._part = ""
 
     def _acknowledgments(self, event: events.Payload, place: str) -> None:
         """Each answer of the workload is acknowledged once, at its own byte and in the order of telemetry.
@@ -249,6 +271,14 @@ def _judgment(now: Situation) -> str | None:
     """What probation has to say of the last evaluation."""
     found = probation.assess(now)
     return None if found is None else f'"{found.kind}" for step {found.step}'
+
+
+def _part(now: Situation) -> str:
+    """What plans in force have to do now, in words; "" for nothing."""
+    if (ended := plans.over(now)) is not None:
+        return f"end of the plan for {ended.name}"
+    names = ", ".join(plans.next_parts(now))
+    return f"part of the plan for {names}" if names else ""
 
 
 def _fits(now: Situation) -> bool:

@@ -25,6 +25,7 @@ class Answered:
     by: str
     seconds: float
     error: str | None
+    instead: str = ""
 
 
 @dataclass(frozen=True)

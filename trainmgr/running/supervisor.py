@@ -41,7 +41,7 @@ from trainmgr.base.wire import plain, short
 from trainmgr.contract import events, protocol
 from trainmgr.contract.run_file import Closing, Manifest, render_run_file
 from trainmgr.contract.summary import Status
-from trainmgr.deciding import decision, probation
+from trainmgr.deciding import asking, decision, plans, probation
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import audit, history, telemetry
 from trainmgr.log.follower import Follower
@@ -161,13 +161,17 @@ class Supervisor:
         Raises UserError for a run that is closed, RecordError where its log does not hold together.
         """
         head, seq, end, seen = audit.GENESIS, 0, 0, 0
+        record: telemetry.Item | None = None  # the last one that the log speaks of
         schedule: protocol.Control | None = None  # of a replay; nobody waits for its acknowledgment
         for event in audit.read(self.paths.audit, self._key):
+            offset = history.offset_of(event.data)
+            for record in self._feed.records(offset) if offset is not None else ():
+                self._fold(record)
             self.ledger.fold(event.data)
             if isinstance(event.data, events.OverrideIssued):
                 schedule = event.data.control if event.data.control.schedule else None
             head, seq, end = event.line_hash, event.seq + 1, end + len(event.line)
-            seen = history.offset_of(event.data) or seen
+            seen = offset or seen
         if self.ledger.ended is not None:
             status = self.ledger.ended.closing.status
             raise UserError(f"{self.paths.id} has ended ({status}); there is nothing to attach to.")
@@ -182,12 +186,17 @@ class Supervisor:
         if (content := self.ledger.outstanding or schedule) is not None:  # it may have died between log and file
             orders.put(content)
         self._own()  # what it had on record as due only
+        if isinstance(record, protocol.Eval):  # it may have died before it had judged that
+            self._judge()
+        self._take_further()
         for record in self._feed.records():
-            self.state.fold(record)
+            self._fold(record)
             if isinstance(record, protocol.Applied | protocol.Refused) and record.revision > known:
                 self._acknowledge(record)
-            elif isinstance(record, protocol.Eval) and self._feed.offset >= seen:
+            elif isinstance(record, protocol.Eval):
                 self._judge()
+            if not isinstance(record, protocol.Step):
+                self._take_further()
         self._looked = self.state.evals > 0
         self._append(events.Attached(telemetry_offset=self._feed.offset, telemetry_sha256=self._feed.digest()))
         if cut:
@@ -308,7 +317,7 @@ class Supervisor:
         """
         count = 0
         for count, record in enumerate(self._follower.records(), start=1):
-            self.state.fold(record)
+            self._fold(record)
             self._show(partial(self._listener.record, record, self.state))
             if isinstance(record, protocol.Step):
                 if self.state.trained_on > 1:  # one step may have been under way
@@ -327,6 +336,13 @@ class Supervisor:
             self._follower.fall_behind(self.state.step)
         return count == SLICE
 
+    def _fold(self, record: telemetry.Item) -> None:
+        """Take a record in."""
+        if isinstance(record, protocol.Applied):
+            self.state.fold(record, self.ledger.plans.of(record.revision))
+        else:
+            self.state.fold(record)
+
     def _take_note(self, record: telemetry.Item) -> None:
         """What follows from a record that is no step."""
         if isinstance(record, protocol.Applied | protocol.Refused):
@@ -341,6 +357,18 @@ class Supervisor:
             self._append(outcome)
         if isinstance(record, protocol.Eval):
             self._judge()
+        self._take_further()
+
+    def _take_further(self) -> None:
+        """Issue the next part of the plans in force, and say which of them cannot go on."""
+        if not self.ledger.plans.underway:
+            return
+        while (ended := plans.over(self.now)) is not None:
+            self._append(ended)
+        event = plans.going_on(self.now, self._issued())
+        if event is not None and self._offer(event):  # else the next evaluation makes up for it
+            assert self._orders is not None
+            self._orders.put(event.control)
 
     def _acknowledge(self, record: protocol.Applied | protocol.Refused) -> None:
         self._append(decision.acknowledgment(record, self.now))
@@ -402,7 +430,7 @@ class Supervisor:
         if self._manager is None or self._pending is not None or self._ending is not None or self._schedule:
             return
         now = self.now
-        why = decision.trigger(now)
+        why = asking.trigger(now)
         if why is None or self._status is not None:
             return
         view, event = decision.take_snapshot(now, why)
@@ -422,16 +450,16 @@ class Supervisor:
 
     def _call(self, manager: Manager, name: str, view: Snapshot) -> None:
         begin = time.monotonic()
-        raw, by, error = None, manager.name, None
+        raw, by, instead, error = None, manager.name, "", None
         try:
             raw = manager.decide(view)
             if isinstance(raw, Answer):
-                raw, by = raw.raw, raw.by
+                raw, by, instead = raw.raw, raw.by, raw.instead
         except ManagerError as problem:
             error = str(problem)
         except BaseException as problem:  # SystemExit too: without an answer nobody would ask again
             error = f"{type(problem).__name__} in manager {manager.name}"
-        self._queue.put(Answered(name, raw, by, round(time.monotonic() - begin, 3), error))
+        self._queue.put(Answered(name, raw, by, round(time.monotonic() - begin, 3), error, instead))
 
     def _answered(self, message: Answered) -> None:
         pending = self._pending
@@ -441,13 +469,12 @@ class Supervisor:
             self._decided()
             self._fail("manager", message.error, message.decision)
             return
-        response = decision.response(message.decision, message.by, message.raw, message.seconds)
+        response = decision.response(message.decision, message.by, message.raw, message.seconds, message.instead)
         self._append(response)
         age = round(time.monotonic() - pending.asked, 3)
         ruling = decision.verdict(response.raw, self.now, age_seconds=age)
         self._append(ruling)
-        applies = ruling.result != "rejected" and (bool(ruling.changes) or ruling.command is not None)
-        if not applies or self.manifest.mode == "shadow":
+        if not decision.acts(ruling) or self.manifest.mode == "shadow":
             self._decided()
         elif self.manifest.mode == "approve":
             pending.ruling = ruling

@@ -34,9 +34,26 @@ class Spent:
         )
 
 
-def cost(price: Price | None, prompt: int, completion: int) -> float | None:
-    """The price of so many tokens read and written; None where no price is known."""
-    return None if price is None else (prompt * price.input + completion * price.output) / MILLION
+def cost(
+    price: Price | None, prompt: int, completion: int, *, cached: int = 0, cache_write: int = 0
+) -> float | None:  # fmt: skip
+    """The price of so many tokens read and written; None where no price is known. ``cached`` of those that were read
+    came from a cache, ``cache_write`` went into one."""
+    if price is None:
+        return None
+    cached = min(cached, prompt)
+    stored = min(cache_write, prompt - cached)
+    read = (prompt - cached - stored) * price.input
+    read += cached * (price.input if price.cached is None else price.cached)
+    read += stored * (price.input if price.cache_write is None else price.cache_write)
+    return (read + completion * price.output) / MILLION
+
+
+def dearest(price: Price | None) -> Price | None:
+    """The same with every token that is read at its highest price: which ones a cache has, nobody knows before."""
+    if price is None:
+        return None
+    return Price(input=max(price.input, price.cached or 0.0, price.cache_write or 0.0), output=price.output)
 
 
 def objection(spent: Spent, budget: Budget, price: Price | None, prompt: int, completion: int) -> str | None:
@@ -44,11 +61,11 @@ def objection(spent: Spent, budget: Budget, price: Price | None, prompt: int, co
     if spent.calls + 1 > budget.calls:
         return f"{spent.calls} of {budget.calls} calls are made"
     if budget.tokens is not None and spent.tokens + prompt + completion > budget.tokens:
-        most = prompt + completion
-        return f"{spent.tokens:,} of {budget.tokens:,} tokens are spent, and the next call may take {most:,}"
-    dearest = cost(price, prompt, completion)
-    if budget.money is not None and dearest is not None and spent.money + dearest > budget.money:
-        return f"{spent.money:.4g} of {budget.money:g} are spent, and the next call may cost {dearest:.2g}"
+        longest = prompt + completion
+        return f"{spent.tokens:,} of {budget.tokens:,} tokens are spent, and the next call may take {longest:,}"
+    most = cost(dearest(price), prompt, completion)
+    if budget.money is not None and most is not None and spent.money + most > budget.money:
+        return f"{spent.money:.4g} of {budget.money:g} are spent, and the next call may cost {most:.2g}"
     if budget.seconds is not None and spent.seconds >= budget.seconds:
         return f"{spent.seconds:.0f} of {budget.seconds:.0f} seconds were waited"
     return None
@@ -59,6 +76,7 @@ def worst_case(budget: Budget, price: Price | None, prompt: int, completion: int
     tokens = budget.calls * (prompt + completion)
     if budget.tokens is not None:
         tokens = min(tokens, budget.tokens)
+    price = dearest(price)
     money = cost(price, budget.calls * prompt, budget.calls * completion)
     if money is not None and price is not None:
         if budget.tokens is not None:  # at worst all of them are of the dearer kind

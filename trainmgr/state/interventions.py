@@ -16,6 +16,7 @@ class Intervention:
     step: int
     boundary: str
     changes: dict[str, tuple[Value, Value]]
+    """Name to (old, new); of a plan, to where it has come."""
     command: protocol.Command | None
     before: float | None
     """The objective at the evaluation before it."""
@@ -25,6 +26,19 @@ class Intervention:
     """Why measuring ended: "measured", "next change" or "end"; None while it goes on."""
     lost: dict[str, tuple[int, Value]] = field(default_factory=dict)
     """Of its changes, those that something else overwrote: the step at which that was found, and the value there."""
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What of a revision is due to plans, by parameter."""
+
+    begin: frozenset[str] = frozenset()
+    """Those whose plan begins with it."""
+    go_on: frozenset[str] = frozenset()
+    """Those that it takes a part of the way: no change of its own."""
+
+
+NOTHING = Moves()
 
 
 @dataclass(frozen=True)

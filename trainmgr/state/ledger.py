@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainmgr.base.wire import Value, moved
 from trainmgr.contract import events
 from trainmgr.contract.forecast import Forecast
-from trainmgr.contract.proposal import Diagnosis, Expectation
+from trainmgr.contract.proposal import Diagnosis, Expectation, Plan
 from trainmgr.contract.protocol import Control
+from trainmgr.state.answers import Answers
 from trainmgr.state.budget import Spent
 from trainmgr.state.changes import Changes
+from trainmgr.state.plans import Plans
 
 KEPT = 32  # decisions remembered
+OPEN = 8  # trials at a time: of more, the oldest two become one
+ROUNDING = 1e-6  # of a value
+APART = 8  # spans of steps remembered
 OVER = "the run ended before the answer came"
 REFUSED = "refused by the workload:"  # how a rejection of its begins
 
@@ -26,6 +33,16 @@ class Decision:
     diagnosis: Diagnosis | None
     expected: Expectation | None
     evidence: str
+    by: str = ""
+    """Who made it."""
+    judge_after: int | None = None
+    """Steps that it asked for before it is judged to have brought nothing."""
+    undoes: tuple[int, ...] = ()
+    """Of an undo: the revisions that it takes back."""
+    changes: tuple[str, ...] = ()
+    """The parameters that it changes at once."""
+    plans: dict[str, Plan] = field(default_factory=dict)
+    """Those that it brings somewhere little by little."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class Ailment:
 
 @dataclass(frozen=True)
 class Trial:
-    """The changes that were made between the same two evaluations, and are being watched together."""
+    """What is being watched together: one decision; up to edition 1, all between the same two evaluations."""
 
     step: int
     """At which the first took effect."""
@@ -59,6 +76,8 @@ class Trial:
     """Steps of training that rollbacks among them undid."""
     challenge: bool = False
     """Whether it is the recipe of the start that is on trial."""
+    until: int | None = None
+    """The step before which it is not judged to have brought nothing; None: it has the usual number of evaluations."""
 
     def joined(self, other: Trial) -> Trial:
         """With later changes of the same moment."""
@@ -70,12 +89,29 @@ class Trial:
             shares=multiplied(self.shares, other.shares),
             rollback=self.rollback or other.rollback,
             undone=self.undone + other.undone,
+            until=max((step for step in (self.until, other.until) if step is not None), default=None),
+        )
+
+    def without(self, names: Iterable[str]) -> Trial:
+        """Without what it changed of these parameters."""
+        gone = set(names)
+        return replace(
+            self,
+            before={name: value for name, value in self.before.items() if name not in gone},
+            shares={name: share for name, share in self.shares.items() if name not in gone},
         )
 
 
 def multiplied(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
     """The shares of two changes, one after the other."""
     return {name: first.get(name, 1.0) * second.get(name, 1.0) for name in {**first, **second}}
+
+
+def same(one: Value, other: Value) -> bool:
+    """Whether two values differ by rounding at most."""
+    if any(isinstance(value, bool | str) for value in (one, other)):
+        return type(one) is type(other) and one == other
+    return math.isclose(one, other, rel_tol=ROUNDING)  # type: ignore[arg-type]
 
 
 def _share(old: Value, new: Value) -> float | None:
@@ -104,6 +140,8 @@ class Ledger:
     waiting: str | None = None
     """The decision that has no verdict yet."""
     answered: int = 0
+    answers: Answers = field(default_factory=Answers)
+    """Who gave them, and what was asked for with them."""
     spent: Spent = field(default_factory=Spent)
     """On a language model."""
     accepted: int = 0
@@ -141,6 +179,8 @@ class Ledger:
     """The last reasons for which answers were rejected or refused."""
     origins: dict[int, str] = field(default_factory=dict)
     """Revision to who issued it."""
+    plans: Plans = field(default_factory=Plans)
+    """Where parameters are being brought."""
     trials: list[Trial] = field(default_factory=list)
     """What is being watched, oldest first."""
     trust: dict[str, float] = field(default_factory=dict)
@@ -154,6 +194,13 @@ class Ledger:
     """Steps lost to changes that were taken back."""
     idle: int = 0
     """Steps in trials that brought nothing."""
+    idle_since: int = 0
+    """The same since the last trial that brought something, ..."""
+    idle_until: int = 0
+    """... and the step until which they are counted."""
+    apart: list[tuple[int, int]] = field(default_factory=list)
+    """(first, last) step of the evaluations that the recipe of the start had on our own trial, before that was undone:
+    they say nothing of the run's own recipe and weights."""
     demoted: bool = False
     """Whether nothing of the manager is applied any more."""
     overtaken: bool = False
@@ -214,6 +261,7 @@ class Ledger:
 
     def fold(self, payload: events.Payload) -> None:
         """Take one event in."""
+        self.answers = self.answers.after(payload)
         match payload:
             case events.RunStarted():
                 self.started = payload
@@ -244,7 +292,10 @@ class Ledger:
                     self.accepted += 1
                     if self.demoted:  # what is never applied need not be remembered
                         return
-                    decision = Decision(payload.decision, payload.diagnosis, payload.expected, payload.evidence)
+                    decision = Decision(
+                        payload.decision, payload.diagnosis, payload.expected, payload.evidence, self.answers.by,
+                        payload.judge_after, tuple(payload.undoes), changes=tuple(payload.changes), plans=payload.plans,
+                    )  # fmt: skip
                     self.decisions = dict([*self.decisions.items(), (payload.decision, decision)][-KEPT:])
                     self.changes = self.changes.said(payload)
             case events.OverrideIssued():
@@ -253,6 +304,9 @@ class Ledger:
                 self._acknowledged(payload)
             case events.Unanswered():
                 self._unanswered(payload)
+            case events.PlanEnded():
+                self.plans.ended(payload)
+                self._rejection(f"the plan for {payload.name} has ended: {payload.why}")
             case events.Outcome():
                 self.outcomes = max(self.outcomes, payload.revision)
                 self.changes = self.changes.measured(payload)
@@ -261,8 +315,7 @@ class Ledger:
                 self.changes = self.changes.judged(payload)
             case events.Kept():
                 self.changes = self.changes.judged(payload)
-                self.trials = self.trials[payload.trials :]
-                self._trust(payload.trust)
+                self._kept(payload)
             case events.Challenged():
                 self.due, self.overtaken = payload, True
                 self.challenges, self.challenged_at = self.challenges + 1, payload.evals
@@ -270,6 +323,7 @@ class Ledger:
                 self.due, self.overtaken, self.ending = payload, True, True
             case events.Restarted():
                 self.restarts += 1
+                self.plans.restarted()
                 self.changes = self.changes.restarted()
                 self.trials, self.ending = [], False  # what would come of them starts from other weights
                 left, self.carrying = self.due or self.carrying, None
@@ -315,6 +369,9 @@ class Ledger:
         self.revision = max(self.revision, control.revision)
         if self.outstanding is None:  # else what was held before the superseded revision still is
             self.held = dict(self.in_force)
+        named, plans = self._planned(payload.decision if payload.origin == "manager" else "")
+        self.plans.issued(payload, named, plans, self.outstanding)
+        self._make_room()
         for override in control.schedule or [control]:
             self.revisions = dict([*self.revisions.items(), (override.revision, override.decision)][-KEPT:])
             self.origins = dict([*self.origins.items(), (override.revision, payload.origin)][-KEPT:])
@@ -322,6 +379,20 @@ class Ledger:
         if control.schedule is None:
             self.outstanding = control
             self.in_force = dict(control.params)
+
+    def _planned(self, decision: str) -> tuple[set[str], dict[str, Plan]]:
+        """The parameters that a decision names, and its plans; nothing of one that is not a manager's."""
+        found = self.decisions.get(decision)
+        return ({*found.changes, *found.plans}, found.plans) if found is not None else (set(), {})
+
+    def _make_room(self) -> None:
+        """Forget parts of plans that were answered before the decisions that a person or a manager wants to see."""
+        if len(self.revisions) < KEPT:
+            return
+        parts = (r for r, origin in self.origins.items() if origin == "plan" and r <= self.acknowledged)
+        if (oldest := next(parts, None)) is not None:
+            self.revisions = {r: decision for r, decision in self.revisions.items() if r != oldest}
+            self.origins = {r: origin for r, origin in self.origins.items() if r != oldest}
 
     def _acknowledged(self, payload: events.Acknowledged) -> None:
         self.acknowledged = max(self.acknowledged, payload.revision)
@@ -331,12 +402,19 @@ class Ledger:
             self.own += self.origins.get(payload.revision) == "probation"
             self.stops += self.origins.get(payload.revision) == "operator"
             self._changed(payload)
-        else:
+        elif self.origins.get(payload.revision) != "plan":  # of a part, the end of its plan says what is to be said
             self.refused += 1
             self._rejection(f"{REFUSED} {payload.reason}")
         settled = self.outstanding if self.outstanding and payload.revision >= self.outstanding.revision else None
-        if payload.forecast is not None:
+        if self._jointly and payload.forecast is not None:
             self._on_trial(payload, payload.forecast, settled)
+        elif not self._jointly:
+            self._watched(payload, settled)
+        origin = self.origins.get(payload.revision)
+        if payload.result == "applied":
+            self.plans.applied(payload, *self._planned(payload.decision), settled, origin)
+        elif settled is not None and origin == "plan":
+            self.plans.refused(payload, settled)
         if settled is None and payload.result == "applied" and payload.revision == self.unheard:  # later than it may
             late = {name: new for name, (_, new) in payload.changes.items()}
             self.held, self.in_force = {**self.held, **late}, {**late, **self.in_force}
@@ -364,31 +442,107 @@ class Ledger:
 
     def _on_trial(self, payload: events.Acknowledged, forecast: Forecast, control: Control | None) -> None:
         command = control.command if control else None
+        changes, (_, plans) = self.plans.own(payload), self._planned(payload.decision)
+        decision = self.decisions.get(payload.decision)
+        later = [plan.by_step for plan in plans.values()]
+        later += [payload.step + decision.judge_after] if decision and decision.judge_after is not None else []
         trial = Trial(
             step=payload.step,
             forecast=forecast,
             revisions=(payload.revision,),
             decisions=(payload.decision,),
-            before={name: old for name, (old, _) in payload.changes.items()},
-            shares={name: share for name, pair in payload.changes.items() if (share := _share(*pair)) is not None},
+            before={name: old for name, (old, _) in changes.items()},
+            shares={name: share for name, pair in changes.items() if (share := _share(*pair)) is not None},
             rollback=command is not None and command.name == "rollback",
             undone=payload.undone,
             challenge=isinstance(self.carrying, events.Challenged),
+            until=max(later, default=None),
         )
         self.tried = True
-        if self.trials and self.trials[-1].forecast.evals == forecast.evals:
+        if self._jointly and self.trials and self.trials[-1].forecast.evals == forecast.evals:
             self.trials = [*self.trials[:-1], self.trials[-1].joined(trial)]
         else:
             self.trials = [*self.trials, trial]
 
+    @property
+    def _jointly(self) -> bool:
+        """Whether changes are judged together, as they were up to edition 1."""
+        return self.started is not None and self.started.manifest.edition == 1
+
+    def _watched(self, payload: events.Acknowledged, control: Control | None) -> None:
+        """What a revision that was applied does to what is on trial: its own trial begins, and others end with it.
+
+        Where we took something back, what is on trial still is measured anew from there. Whatever else a manager does
+        keeps no trial from its end.
+        """
+        back = {name: old for trial in self.trials if {*trial.revisions} & {*payload.ends}
+                for name, old in trial.before.items()}  # fmt: skip
+        self._settle(payload.ends)
+        self.lost += payload.lost
+        decision = self.decisions.get(payload.decision)
+        undoes = decision.undoes if decision else ()
+        if payload.result == "applied":
+            self.taken_back = dict([*self.taken_back.items(), *((gone, "undone") for gone in undoes)][-KEPT:])
+        if payload.forecast is None:
+            return
+        if isinstance(self.carrying, events.Reverted):
+            self.trials = [replace(trial, forecast=payload.forecast.model_copy(update={"best": trial.forecast.best}))
+                           for trial in self.trials]  # fmt: skip
+            return
+        self._on_trial(payload, payload.forecast, control)
+        restored = [name for name, (_, new) in payload.changes.items() if name in back and same(new, back[name])]
+        self.trials[-1] = self.trials[-1].without(restored)
+        if len(self.trials) > OPEN:
+            self.trials = [self.trials[0].joined(self.trials[1]), *self.trials[2:]]
+
+    def _settle(self, revisions: list[int]) -> None:
+        """The trials of these revisions are over."""
+        self.trials = [trial for trial in self.trials if not {*trial.revisions} & {*revisions}]
+
+    def _kept(self, payload: events.Kept) -> None:
+        """What stays answers for its parameters from now on, whatever was on trial before it."""
+        if self._jointly:
+            self.trials = self.trials[payload.trials :]
+        else:
+            good = [trial for trial in self.trials if {*trial.revisions} & {*payload.revisions}]
+            names = {name for trial in good for name in trial.before}
+            older = self.trials.index(good[0]) if good else 0
+            before = [trial.without(names) for trial in self.trials[:older]]
+            self.trials = [*(trial for trial in before if trial.before or trial.rollback), *self.trials[older:]]
+            self._settle(payload.revisions)
+            self.idle_since *= payload.neutral or payload.challenge
+        self._trust(payload.trust)
+
     def _reverted(self, payload: events.Reverted) -> None:
         self.reversals += not payload.challenge
         self.lost, self.idle = payload.lost_in_all, payload.idle_in_all
+        self.idle_since += payload.idle
+        self.idle_until = payload.step if payload.idle else self.idle_until
         self.demoted |= payload.demoted
-        self.due, self.overtaken, self.trials = payload, True, []
+        self.due, self.overtaken = payload, True
+        self.trials = [] if self._jointly else self._passed_on(payload.revisions)
+        self.plans.taken_back(payload.decisions)
+        if payload.demoted:
+            self.plans.demoted()
         pairs = [(revision, payload.why) for revision in payload.revisions]
         self.taken_back = dict([*self.taken_back.items(), *pairs][-KEPT:])
         self._trust(payload.trust)
+
+    def _passed_on(self, revisions: list[int]) -> list[Trial]:
+        """What is left on trial without these revisions. What a later change is on now, it goes back to what they had
+        replaced."""
+        left: list[Trial] = []
+        values: dict[str, Value] = {}
+        shares: dict[str, float] = {}
+        for trial in self.trials:
+            if {*trial.revisions} & {*revisions}:
+                values, shares = {**trial.before, **values}, multiplied(shares, trial.shares)
+                continue
+            names = values.keys() & trial.before.keys()
+            passed = {name: values.pop(name) for name in names}
+            more = {name: shares.pop(name) for name in names if name in shares}
+            left.append(replace(trial, before={**trial.before, **passed}, shares=multiplied(trial.shares, more)))
+        return left
 
     def _trust(self, changed: dict[str, float]) -> None:
         self.trust = {name: trust for name, trust in {**self.trust, **changed}.items() if trust < 1}
@@ -400,7 +554,12 @@ class Ledger:
         if carried is None or isinstance(carried, events.Challenged):  # which is on trial now
             return
         if payload.result == "applied":
-            self.trials = []  # what slipped in between was taken back too
+            if self._jointly or isinstance(carried, events.Ending):
+                slipped = [decision for trial in self.trials for decision in trial.decisions]
+                self.plans.taken_back(slipped)  # in between: it was taken back too
+                self.trials = []
+            if isinstance(carried, events.Reverted) and carried.challenge:
+                self.apart = [*self.apart, (carried.since + 1, payload.step)][-APART:]
         elif isinstance(carried, events.Reverted) and carried.command is not None:
             best = carried.command.model_copy(update={"to": "best"}) if carried.command.to != "best" else None
             self.due = carried.model_copy(update={"command": best}) if best or carried.parameters else None

@@ -8,12 +8,13 @@ from pathlib import PurePosixPath
 from trainmgr.contract.protocol import Command
 
 COURSE = 12  # evaluations that a forecast rests on
-TRIAL = "trial"  # the name under which the weights from before a change on trial are kept
+TRIAL = "trial"  # the name under which the weights from before a change on trial are kept, ...
+LATER = "retrial"  # ... and those from before the last one, while the first is on trial still
 
 
 def is_trial(path: str) -> bool:
     """Whether a checkpoint's path says that it was kept before a change on trial."""
-    return PurePosixPath(path).stem == TRIAL
+    return PurePosixPath(path).stem in (TRIAL, LATER)
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ class Lineage:
     best: Saved | None = None
     last: Saved | None = None
     trial: Saved | None = None
-    """Of before the oldest change on trial, where the workload keeps that."""
+    """Of before the oldest change on trial, where the workload keeps that, ..."""
+    later: Saved | None = None
+    """... and of before the last one."""
     course: list[tuple[int, float]] = field(default_factory=list)
     """(step, objective) of the last evaluations that led to the weights of now, without what a rollback undid."""
     course_before: list[tuple[int, float]] = field(default_factory=list)
     """The same right before the last change."""
     courses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """The same of the checkpoints "best", "initial" and TRIAL."""
+    """The same of the checkpoints "best", "initial", TRIAL and LATER."""
     undone: int = 0
     """Steps of training that the last rollback undid; 0 where nobody knows."""
     set_back: int = 0
@@ -68,8 +71,9 @@ class Lineage:
         if command is None or command.name != "rollback":
             return
         to, known = command.to or "best", {"best": self.best, "initial": self.initial}
-        if self.trial is not None and to == self.trial.path:
-            to, known = TRIAL, {TRIAL: self.trial}
+        for name, kept in ((TRIAL, self.trial), (LATER, self.later)):
+            if kept is not None and to == kept.path:
+                to, known = name, {name: kept}
         self.course, self.undone, saved = self.courses.get(to, self.course), 0, known.get(to)
         if saved is not None:
             self.undone = max(0, self.trained(step) - saved.trained)
@@ -79,8 +83,10 @@ class Lineage:
         saved = Saved(step, path, objective, self.trained(step))
         if is_trial(path):
             after = self.changed_at == step  # it is saved before the change; reported may be the change before it
-            self.trial = replace(saved, trained=step - self.set_back_before) if after else saved
-            self.courses[TRIAL] = self.course_before if after else self.course
+            saved = replace(saved, trained=step - self.set_back_before) if after else saved
+            name = PurePosixPath(path).stem
+            self.trial, self.later = (saved, self.later) if name == TRIAL else (self.trial, saved)
+            self.courses[name] = self.course_before if after else self.course
             return
         if self.initial is None:
             self.initial, self.courses["initial"] = saved, self.course
@@ -93,7 +99,7 @@ class Lineage:
     def forget(self, step: int) -> None:
         """The workload is back at ``step``: what was measured and saved beyond it is of weights that are no more."""
         self.course = [pair for pair in self.course if pair[0] <= step]
-        for saved in (self.last, self.trial):  # one of these it goes on from
+        for saved in (self.last, self.trial, self.later):  # one of these it goes on from
             if saved is not None and saved.step == step:
                 self.set_back = step - saved.trained
         if self.best is not None and self.best.step > step:
@@ -103,3 +109,5 @@ class Lineage:
             self.last = None
         if self.trial is not None and self.trial.step > step:
             self.trial = None
+        if self.later is not None and self.later.step > step:
+            self.later = None

@@ -16,7 +16,7 @@ from trainmgr.contract.action_space import ActionSpace
 from trainmgr.state.course import Course
 from trainmgr.state.evaluations import Evaluation, Norms, Window, thinned
 from trainmgr.state.finiteness import Finiteness
-from trainmgr.state.interventions import Drift, Intervention
+from trainmgr.state.interventions import NOTHING, Drift, Intervention, Moves
 from trainmgr.state.lineage import Lineage
 from trainmgr.state.notices import Notices
 
@@ -32,7 +32,9 @@ TEXT = 200  # characters
 
 @dataclass
 class RunState:
-    """Everything that telemetry says, in constant space."""
+    """Everything that telemetry says, in constant space.
+
+    What it cannot say is whether a change was decided anew or is a part of a plan: that ``fold`` is told."""
 
     start: protocol.Start | None = None
     starts: int = 0
@@ -64,7 +66,9 @@ class RunState:
     stopped_at: int | None = None
     """The step at which the workload first said that it stops; None before."""
     changed_at: dict[str, int] = field(default_factory=dict)
-    """Parameter to the number of evaluations when it was last changed."""
+    """Parameter to the number of evaluations when it was last changed; parts of a plan do not count."""
+    parts: dict[str, int] = field(default_factory=dict)
+    """Parameter to the last revision that took it a part of a plan's way."""
     windows: dict[str, Window] = field(default_factory=dict)
     norms: Norms = field(default_factory=Norms)
     non_finite: int = 0
@@ -173,8 +177,8 @@ class RunState:
 
     # -- the fold ----------------------------------------------------------------------------------------------------
 
-    def fold(self, record: protocol.Telemetry | protocol.Unreadable) -> None:
-        """Take one record in."""
+    def fold(self, record: protocol.Telemetry | protocol.Unreadable, moves: Moves = NOTHING) -> None:
+        """Take one record in. ``moves``: of a revision that was applied, what plans had to do with it."""
         if isinstance(record, protocol.Unreadable):
             if record.kind == "unknown":
                 self.unknown += 1
@@ -204,7 +208,7 @@ class RunState:
             case protocol.Eval():
                 self._eval(record)
             case protocol.Applied():
-                self._applied(record)
+                self._applied(record, moves)
             case protocol.Checkpoint():
                 self._checkpoint(record)
             case protocol.Start():
@@ -380,6 +384,8 @@ class RunState:
     def _overwritten(self, record: protocol.Overwritten) -> None:
         if record.name in self.recipe:
             item = next((i for i in self.interventions if i.revision == record.revision), None)
+            if self.parts.get(record.name) == record.revision:
+                item = self._set_by(record.name)
             self._undone(record.step, record.name, item, record.value, record.found)
             self.recipe[record.name] = record.found
 
@@ -399,11 +405,16 @@ class RunState:
             item.lost[name] = (step, found)
             self.overwritten[name] = self.overwritten.get(name, 0) + 1
 
-    def _applied(self, record: protocol.Applied) -> None:
+    def _applied(self, record: protocol.Applied, moves: Moves) -> None:
         self.acknowledged = max(self.acknowledged, record.revision)
         changes = {name: change for name, change in record.changes.items() if name in self.recipe}
         self.recipe |= {name: new for name, (_, new) in changes.items()}
+        begin = {name: (value := self.recipe[name], value) for name in moves.begin if name in self.recipe} | {
+            name: pair for name, pair in changes.items() if name in moves.begin
+        }
         changes = moved(changes)
+        self._go_on({name: changes.pop(name) for name in moves.go_on & changes.keys()}, record.revision)
+        changes |= begin  # moved or not: a plan counts from here on
         self.changed_at |= dict.fromkeys(changes, self.evals)
         if not changes and record.command is None:
             return
@@ -420,6 +431,15 @@ class RunState:
             self.finiteness.roll_back()
         if record.command is not None and record.command.name == "stop" and self.stopped_at is None:
             self.stopped_at = record.step
+
+    def _go_on(self, parts: dict[str, tuple[Value, Value]], revision: int) -> None:
+        """Parts of plans: each belongs to the change that its plan began with."""
+        self._part(parts)
+        for name, (_, new) in parts.items():
+            self.parts[name] = revision
+            item = next((item for item in reversed(self.interventions) if name in item.changes), None)
+            if item is not None:
+                item.changes = {**item.changes, name: (item.changes[name][0], new)}
 
     def _part(self, changes: Iterable[str]) -> None:
         """Forget what cannot be compared with what is to come: the metrics that depend on what was changed."""

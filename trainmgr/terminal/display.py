@@ -6,12 +6,13 @@ import json
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO
 
 from trainmgr.base.foreign import in_json, on_terminal
 from trainmgr.base.wire import Value, moved, plain, same, short
 from trainmgr.contract import events, protocol
+from trainmgr.contract.proposal import Plan
 from trainmgr.log.telemetry import Item
 from trainmgr.state.interventions import Drift, Intervention
 from trainmgr.state.ledger import Ailment, Ledger
@@ -27,6 +28,26 @@ TOLD = 256  # parameters that are not what they were set to, each named once
 def changes_in_words(changes: dict[str, tuple[Value, Value]]) -> str:
     """name old → new, ..."""
     return ", ".join(f"{name} {shown(old)} → {shown(new)}" for name, (old, new) in changes.items())
+
+
+def plan_in_words(name: str, plan: Plan, old: Value | None = None) -> str:
+    """name old to V by step S, linear."""
+    begin = "" if old is None else f"{shown(old)} "
+    return f"{name} {begin}to {shown(plan.to)} by step {plan.by_step:,}, {plan.shape}"
+
+
+def done_in_words(changes: dict[str, tuple[Value, Value]], plans: Mapping[str, Plan]) -> str:
+    """What was changed at once, and what is brought somewhere little by little: that with where it has come, as long
+    as it is not there."""
+    at_once = {name: pair for name, pair in changes.items() if name not in plans}
+    parts = [changes_in_words(at_once)] if at_once else []
+    for name, plan in plans.items():
+        if name in changes:
+            old, new = changes[name]
+            parts.append(
+                plan_in_words(name, plan, old) + (f" (reached {shown(new)})" if not same(new, plan.to) else "")
+            )
+    return ", ".join(parts)
 
 
 def shown(value: Value) -> str:
@@ -65,7 +86,8 @@ def command_in_words(command: protocol.Command | None) -> str:
 
 def proposal_in_words(ruling: events.Verdict) -> str:
     """diagnosis: what is to be done (evidence)."""
-    wanted = ", ".join(f"{name} = {shown(value)}" for name, value in ruling.changes.items())
+    values = [f"{name} = {shown(value)}" for name, value in ruling.changes.items()]
+    wanted = ", ".join((*values, *(plan_in_words(name, plan) for name, plan in ruling.plans.items())))
     todo = "; ".join(part for part in (command_in_words(ruling.command), wanted) if part)
     return f"{ruling.diagnosis}: {todo}  ({ruling.evidence})"
 
@@ -189,14 +211,18 @@ def event_in_words(event: events.Payload, now: Situation) -> str | None:
     """One line for what a person wants to know, None for the rest. ``now`` knows which command was done, and what was
     asked for."""
     match event:
+        case events.Response() if event.instead:
+            return f"the rules' answer stands: {event.instead}"
         case events.Verdict() if event.result == "rejected":
             reason = next((check for check in event.checks if not check.ok), None)
             return f"rejected: {reason.name}: {reason.reason}" if reason else "rejected"
         case events.Verdict() if event.action != "keep":
             return proposal_in_words(event)
+        case events.Acknowledged(result="applied") if now.ledger.origins.get(event.revision) == "plan":
+            return None  # where it goes was said when the plan began
         case events.Acknowledged(result="applied"):
             command = next((i.command for i in now.state.interventions if i.revision == event.revision), None)
-            parts = [command_in_words(command), changes_in_words(moved(event.changes))]
+            parts = [command_in_words(command), changes_in_words(moved(now.ledger.plans.own(event)))]
             last = now.ledger.revision == event.revision
             lacking = undone_in_words(now, nothing=not any(parts)) if last else ""
             if lacking and not any(parts):
@@ -205,6 +231,8 @@ def event_in_words(event: events.Payload, now: Situation) -> str | None:
             return f"in effect at step {event.step}: {done or 'no change was needed'}"
         case events.Acknowledged():
             return f"refused by the workload at step {event.step}: {event.reason}"
+        case events.PlanEnded():
+            return f"the plan of {event.decision} for {event.name} has ended: {event.why}"
         case events.Unanswered():
             return f"not answered by the workload until step {event.step}: revision {event.revision} counts as not made"
         case events.Reverted():
@@ -215,6 +243,8 @@ def event_in_words(event: events.Payload, now: Situation) -> str | None:
         case events.Kept(challenge=True):
             expected = number(event.forecast)
             return f"the recipe of the start does no harm: it stays ({number(event.measured)}, forecast {expected})"
+        case events.Kept(neutral=True):
+            return f"{', '.join(event.decisions[-4:])} did neither good nor harm, and stays: that costs nothing"
         case events.Kept():
             expected = f" where {number(event.forecast)} was forecast" if event.forecast is not None else ""
             return f"{', '.join(event.decisions[-4:])} proved good: {number(event.measured)}{expected}"

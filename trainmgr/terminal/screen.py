@@ -33,6 +33,10 @@ from trainmgr.terminal.markup import marked, quoted
 FRAMES = 4  # per second
 GAUGE = 16  # characters
 SHOWN = 6  # interventions
+SAID = (
+    events.Failure | events.Restarted | events.Stalled | events.Operator | events.Signalled | events.PlanEnded
+)  # fmt: skip
+"""What is worth a line above the view."""
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode braille, rows from above
 
 
@@ -208,9 +212,8 @@ def _interventions(now: Situation) -> RenderableType:
         table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
     for item in state.interventions[-SHOWN:]:
         decision = ledger.decisions.get(ledger.revisions.get(item.revision, ""))
-        todo = "; ".join(
-            p for p in (display.command_in_words(item.command), display.changes_in_words(item.changes)) if p
-        )
+        done = display.done_in_words(item.changes, decision.plans if decision else {})
+        todo = "; ".join(p for p in (display.command_in_words(item.command), done) if p)
         since = words.number(item.after[-1][1]) if item.after else "…"
         table.add_row(
             f"{item.step:,}",
@@ -266,7 +269,7 @@ class LiveView:
     def event(self, event: events.Payload, now: Situation) -> None:
         if isinstance(event, events.Approval):
             self._question = None
-        if isinstance(event, events.Failure | events.Restarted | events.Stalled | events.Operator | events.Signalled):
+        if isinstance(event, SAID):
             self._console.print(Text(on_terminal(display.event_in_words(event, now) or ""), style="yellow"))
         if ailment := display.begun(event, now.ledger):
             self._console.print(Text(on_terminal(display.ailment_in_words(ailment, now.ledger)), style="yellow"))

@@ -16,6 +16,7 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.base.process import last_lines, no_room
 from trainmgr.base.wire import plain, pretty
 from trainmgr.checking.checked import Checked
+from trainmgr.contract.proposal import Plan
 from trainmgr.contract.run_file import Closing, RunFile
 from trainmgr.readers import proof, replay
 from trainmgr.readers.opinions import Opinion, Reworded
@@ -58,7 +59,11 @@ def print_closing(console: Console, now: Situation, stderr: Path | None = None, 
             mark = "  (taken back)" if item.revision in ledger.taken_back else ""
             mark += f"  [yellow]({quoted(display.lost_in_words(item))})[/]" if item.lost else ""
             why = f"{decision.diagnosis} ({decision.evidence})" if decision else by
-            parts = (display.command_in_words(item.command), display.changes_in_words(item.changes))
+            why = f"{decision.by}, {why}" if decision and ledger.answers.hybrid else why
+            parts = (
+                display.command_in_words(item.command),
+                display.done_in_words(item.changes, decision.plans if decision else {}),
+            )
             out(f"  step {item.step:>6,}  {quoted(why)}: [bold]{quoted('; '.join(p for p in parts if p))}[/]{mark}")
         if state.overwritten:
             lost = counted(sum(state.overwritten.values()), "change")
@@ -76,6 +81,11 @@ def print_closing(console: Console, now: Situation, stderr: Path | None = None, 
         out(_probation(ledger.reversals, ledger.lost, ledger.idle, ledger.demoted))
     if spent := display.spent_in_words(ledger):
         out(f"The model was asked: {spent}.")
+    if ledger.answers.hybrid and ledger.answered:
+        out(f"Decisions: {ledger.answers.by_model} of {ledger.answered} by the model, the others by the rules.")
+    if ledger.answers.stood_in:
+        out(f"[yellow]The rules stood in for the model {counted(ledger.answers.stood_in, 'time')}; the last: "
+            f"{quoted(ledger.answers.stood_in_why).rstrip('.')}.[/]")  # fmt: skip
     if ledger.unanswered:
         why = quoted(ledger.unanswered_why).rstrip(".")
         out(f"[yellow]No answer to {counted(ledger.unanswered, 'decision')}; the last: {why}.[/]")
@@ -189,16 +199,18 @@ def print_proof(console: Console, result: proof.Proof) -> None:
     table = Grid("step", "why", "what", "expected", "objective before → since")
     for change in result.changes:
         pairs = {name: (pair[0], pair[1]) for name, pair in change.changes.items()}
-        what = "; ".join(part for part in (change.command or "", display.changes_in_words(pairs)) if part)
+        plans = {name: Plan.model_validate(plan) for name, plan in change.plans.items()}
+        what = "; ".join(part for part in (change.command or "", display.done_in_words(pairs, plans)) if part)
         since = " ".join(words.number(value) for _, value in change.after) or "–"
         table.row(
             f"{change.step:,}",
-            quoted(f"{change.diagnosis or ''}: {change.evidence}"),
+            quoted(f"{change.by}, " * bool(change.by) + f"{change.diagnosis or ''}: {change.evidence}"),
             quoted(what),
             quoted(change.expected or "–"),
             f"{words.number(change.before)} → {since}"
             + (f"; taken back by probation: {quoted(change.taken_back)}" if change.taken_back else "")
-            + (f"; {quoted(change.overwritten)}" if change.overwritten else ""),
+            + (f"; {quoted(change.overwritten)}" if change.overwritten else "")
+            + (f"; {quoted(change.ended)}" if change.ended else ""),
         )
     if result.changes:
         console.print(table)
@@ -227,6 +239,8 @@ def proof_json(result: proof.Proof) -> str:
 
 def print_rebuilt(console: Console, result: replay.Rebuilt) -> None:
     counts = ", ".join(f"{n} {_plural(kind, n)}" for kind, n in result.counts.items())
+    if result.note:
+        say(console, f"note: {quoted(result.note)}", "yellow")
     for line, text in result.differences:
         say(console, f"[red]✗[/] audit.jsonl line {line}: {quoted(text)}")
     if result.differences:
@@ -343,6 +357,8 @@ def show_json(paths: RunPaths, now: Situation) -> str:
         "steps_lost": ledger.lost,
         "steps_in_vain": ledger.idle,
         "trust": ledger.trust,
+        "answers": ledger.answered,
+        "answers_by_model": ledger.answers.by_model,
         "ailments": [asdict(ailment) for ailment in ledger.ailments.values()],
         "closing": plain(ledger.ended.closing) if ledger.ended else None,
     }

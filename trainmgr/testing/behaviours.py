@@ -110,7 +110,7 @@ def completion(
     *,
     finish: str = "stop",
     model: str | None = None,
-    usage: tuple[int, int] | None = None,
+    usage: tuple[int, int] | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A chat completion; without a message one without choices, without usage one that does not tell."""
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
@@ -121,7 +121,9 @@ def completion(
         "model": model or (received.body or {}).get("model"),
         "choices": [] if message is None else [choice],
     }
-    if usage is not None:
+    if isinstance(usage, Mapping):
+        reply["usage"] = dict(usage)
+    elif usage is not None:
         prompt, completed = usage
         reply["usage"] = {"prompt_tokens": prompt, "completion_tokens": completed, "total_tokens": prompt + completed}
     return reply
@@ -129,13 +131,14 @@ def completion(
 
 @dataclass(frozen=True)
 class Say:
-    """A chat completion. ``usage`` is prompt and completion tokens; the model is the one asked for if none is named.
+    """A chat completion. ``usage`` is prompt and completion tokens, or all that the endpoint counts, as it says it; the
+    model is the one asked for if none is named.
 
     A request that offers tools gets a tool call with the text as its arguments, unless ``as_tool`` is false.
     """
 
     text: str
-    usage: tuple[int, int] | None = None
+    usage: tuple[int, int] | Mapping[str, Any] | None = None
     finish: str = "stop"
     delay: float = 0.0
     refusal: str | None = None

@@ -29,6 +29,14 @@ def log():
     return [json.loads(line)["data"] for line in lines if line.endswith(b"\\n")]
 
 
+def at_the_end():
+    '''How many evaluations were made at the last step that is planned: nobody is asked there.'''
+    lines = (RUN / "telemetry.jsonl").read_bytes().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}\\n")]
+    planned = [record.get("total_steps") for record in records if record["event"] == "start"]
+    return sum(record["event"] == "eval" and record["step"] == planned[-1] for record in records) if planned else 0
+
+
 def settled(count):
     '''Whether a manager that is asked has been dealt with count times, its override written.'''
     if not (RUN / "audit.jsonl").exists():
@@ -41,6 +49,7 @@ def settled(count):
     known = manifest["manager"].partition(":")[0] in ("rules", "schedule", "replay")
     if watch["enabled"] or (watch["enabled"] is None and not known):
         count -= max(0, watch["first_evals"] - 1)  # at which nobody is asked
+    count -= at_the_end()
     if count <= 0:
         return True
     ruled = [e["decision"] for e in events if e["kind"] == "verdict"]
@@ -49,7 +58,8 @@ def settled(count):
     if len(done) < count:
         return False
     last = done[-1]
-    if last["kind"] == "error" or manifest["mode"] == "shadow" or not (last["changes"] or last["command"]):
+    acts = last["kind"] == "verdict" and (last["changes"] or last["command"] or last.get("plans"))
+    if not acts or manifest["mode"] == "shadow":
         return True
     if manifest["mode"] == "approve":
         said = [e["answer"] for e in events if e["kind"] == "approval" and e["decision"] == last["decision"]]

@@ -128,11 +128,12 @@ class ScriptedEndpoint:
 
     A script is a list of behaviours, of which the last is repeated, or a function, called in the connection's thread;
     what a function raises is raised when the endpoint closes. Requests without the ``key`` and requests for what it
-    ``lacks`` (a name of a parameter, "json_schema", "json_object" or "strict") are refused and use up nothing.
+    ``lacks`` (a name of a parameter, "json_schema", "json_object" or "strict") are refused and use up nothing. Of
+    ``models`` each is a name, or what is to be listed of it.
     """
 
     def __init__(
-        self, script: Script, *, models: Sequence[str] = ("scripted",), key: str | None = None,
+        self, script: Script, *, models: Sequence[str | Mapping[str, Any]] = ("scripted",), key: str | None = None,
         lacks: Collection[str] = (),
     ) -> None:  # fmt: skip
         if not callable(script) and not script:
@@ -185,7 +186,8 @@ class ScriptedEndpoint:
         if self._key is not None and received.headers.get("authorization") != f"Bearer {self._key}":
             return Status(401, "Incorrect API key provided.", code="invalid_api_key")
         if asked == "GET /v1/models":
-            models = [{"id": m, "object": "model", "created": CREATED, "owned_by": "trainmgr"} for m in self._models]
+            listed = {"object": "model", "created": CREATED, "owned_by": "trainmgr"}
+            models = [listed | ({"id": m} if isinstance(m, str) else dict(m)) for m in self._models]
             return Raw(json.dumps({"object": "list", "data": models}).encode())
         if asked != "POST /v1/chat/completions":
             return Status(404, f"Unknown request URL: {asked}.", code="unknown_url")

@@ -8,22 +8,25 @@ from dataclasses import dataclass
 
 from trainmgr.contract.policy import Policy
 
-TRIAL = """Every change is on trial for the {window} after it. The objective is held against a forecast without the
-change (the trend of the evaluations before it, damped) and against the best before it."""
-HARM = """Harm: worse than forecast by more than both {tolerance} of the scale and {factor} x noise, at {patience} in
-a row; or at one by {catastrophe} times as much, or not finite. It is taken back at once."""
+TRIAL = """Each change is on trial by itself for the {window} after it; with judge_after for longer, up to {longest}
+of the run. The objective is held against a forecast without the change (the trend before it, damped) and against the
+best before it."""
+HARM = """Harm: worse than forecast by more than {tolerance} of the scale, by more than {factor} x noise and by more
+than half of the progress that was forecast, at {patience} in a row; or at one by {catastrophe} times as much, or not
+finite. The last change that this holds for is taken back at once."""
 PROOF = """At the end of its trial a change is kept if it brought a new best, or is better than forecast and near the
-best. Else it is taken back for want of proof, which does not show that it was wrong."""
-TOGETHER = """Changes made between the same two evaluations are one trial, and all that is on trial is taken back
-together: do not build on a change before its trial is over."""
-BACK = """Taken back means: the values are again those of before{weights}. The parameters then rest, which means that
-they cannot be changed until the step given, and their reach is multiplied by {shrink}."""
-COST = """Harm may cost {harm} of the run's steps in all, trials that brought nothing {idle}. Beyond that nothing of
-yours is applied any more."""
+best. What did neither good nor harm is kept where that costs nothing (more regularization, a longer average, late in
+the run a lower rate); else its values are put back for want of proof, which does not show that it was wrong."""
+ENDS = """A change that puts back what an earlier one had changed ends the trial of that one."""
+BACK = """Taken back for harm means: the values are again those of before{weights}. The parameters then rest, which
+means that they cannot be changed until the step given, and their reach is multiplied by {shrink}."""
+COST = """Harm may cost {harm} of the run's steps in all, trials that brought nothing {idle} since the last one that
+did. Beyond that nothing of yours is applied any more."""
 CHALLENGE = """Done without being asked: after {evals} without a new best the recipe of the start is put on trial in
-place of yours, and undone if it harms."""
-BRIEF = """A change is on trial for the {window} after it: it stays if it brings a new best or beats the forecast near
-the best; else it is taken back, and its parameters rest."""
+place of yours, and undone if it harms; not in the last third of the run, nor while the objective rises, and no
+learning rate that was brought down is raised for it."""
+BRIEF = """A change is on trial for the {window} after it: it stays if it helps, or costs nothing. What harms is taken
+back, the weights too, and its parameters rest."""
 FREE = """Nobody judges your changes and nobody takes them back: each stays until you change it again. What the
 objective did after it, up to the next change, is listed."""
 REST = """A parameter that was changed rests, which means that it cannot be changed, until {evals} measured it."""
@@ -80,10 +83,10 @@ def _probation(policy: Policy, commands: Sequence[str]) -> list[str]:
               "patience": _evaluations(watch.patience), "catastrophe": f"{watch.catastrophe:g}"}  # fmt: skip
     weights = ", the weights too where they were kept" if "rollback" in commands else ""
     lines = [
-        TRIAL.format(window=_evaluations(watch.window_evals)),
+        TRIAL.format(window=_evaluations(watch.window_evals), longest=_share(watch.longest_trial)),
         HARM.format(**limits),
         PROOF,
-        TOGETHER,
+        ENDS,
         BACK.format(weights=weights, shrink=f"{watch.shrink:g}"),
         COST.format(harm=_share(watch.loss_budget), idle=_share(watch.idle_budget)),
     ]
