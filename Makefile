@@ -17,7 +17,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 SMOLLM := workloads/experiments/SmolLM2-135M-Instruct.Q4_1.gguf
-RESULTS := static-search tinystories tinystories-adversaries tinystories-quick-adversaries tinystories-local reacher reacher-adversaries reacher-local reacher-paper pinn pinn-adversaries
+RESULTS := static-search tinystories tinystories-adversaries tinystories-quick-adversaries tinystories-local probation-price-tinystories probation-price-reacher reacher reacher-adversaries reacher-local reacher-paper pinn pinn-adversaries
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 

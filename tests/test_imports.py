@@ -71,29 +71,31 @@ ALLOWED: dict[str, str] = {
     "state.lineage": "contract.protocol",
     "state.notices": "base.paths base.wire contract.protocol",
     "state.plans": ".interventions base.wire contract.events contract.proposal contract.protocol",
-    "state.ledger": ".answers .budget .changes .plans base.wire contract.events contract.forecast "
-    "contract.proposal contract.protocol",
     "state.run_state": ".course .evaluations .finiteness .interventions .lineage .notices base.wire "
     "contract.action_space contract.protocol",
     "state.signals": ".run_state base.wire contract.forecast",
+    "state.trial": "base.wire contract.forecast",
+    "state.ledger": ".answers .budget .changes .plans .trial base.wire contract.events "
+    "contract.forecast contract.proposal contract.protocol",
     "state.situation": ".ledger .run_state .signals base.errors contract.action_space contract.policy "
     "contract.run_file",
     "state.measured": ".situation contract.run_file",
     "deciding.control": "base.wire contract.protocol state.ledger",
-    "deciding.jointly": "base.wire contract.events contract.forecast contract.protocol state.ledger "
-    "state.lineage state.run_state state.situation",
-    "deciding.undoing": "base.wire state.interventions state.ledger state.lineage state.situation",
+    "deciding.jointly": "base.wire contract.events contract.forecast contract.protocol state.lineage "
+    "state.run_state state.situation state.trial",
+    "deciding.undoing": "base.wire state.interventions state.lineage state.situation state.trial",
     "deciding.allowed": ".undoing base.wire contract.action_space contract.proposal state.situation",
     "deciding.plans": ".allowed .control base.errors base.wire contract.action_space contract.events "
     "contract.proposal contract.protocol state.plans state.signals state.situation",
-    "deciding.probation": ".allowed .jointly .undoing base.wire contract.events contract.forecast "
-    "contract.proposal contract.protocol state.ledger state.lineage state.run_state "
-    "state.situation",
+    "deciding.verdicts": ".allowed .jointly state.lineage state.run_state state.situation state.trial",
+    "deciding.probation": ".allowed .jointly .undoing .verdicts base.wire contract.events "
+    "contract.forecast contract.proposal contract.protocol state.lineage "
+    "state.run_state state.situation state.trial",
     "deciding.asking": ".allowed .probation base.wire contract.policy contract.proposal "
     "state.evaluations state.situation",
     "deciding.account": ".allowed .asking base.wire contract.forecast contract.proposal "
-    "contract.protocol state.changes state.evaluations state.ledger state.run_state "
-    "state.signals state.situation",
+    "contract.protocol state.changes state.evaluations state.run_state "
+    "state.signals state.situation state.trial",
     "deciding.guard": ".allowed .asking .plans .undoing base.wire contract.events contract.proposal "
     "contract.protocol contract.run_file state.situation",
     "deciding.snapshot": ".account .allowed .asking .plans .undoing base.wire contract.action_space "

@@ -168,7 +168,7 @@ def test_what_was_promising_may_become_good() -> None:
 
 def test_trials_that_bring_nothing_have_a_budget_of_their_own_from_the_third_on() -> None:
     for budget in (0.0, 0.2):
-        run = learned(RATE, total_steps=900, policy=Policy(probation=Probation(idle_budget=budget)))
+        run = learned(RATE, total_steps=2000, policy=Policy(probation=Probation(idle_budget=budget)))
         for idle, wait in ((50, 10), (100, 20), (150, 40)):
             (*_, back) = run.change(lr=9e-4).measure(*[4.0] * 5).reversals
             assert (back.lost_in_all, back.idle_in_all, back.demoted) == (0, idle, not budget and idle > 100)

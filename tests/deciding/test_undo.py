@@ -11,7 +11,7 @@ from factories.watched import KEEPS, RATE, Run, learned
 
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
-from trainmgr.state.ledger import same
+from trainmgr.state.trial import same
 
 LOSES = Policy(probation=Probation(loss_budget=0.5))
 
@@ -79,7 +79,7 @@ def test_what_stands_beneath_is_undone_next() -> None:
     assert run.state.recipe == {"lr": 2e-3, "dropout": 0.1}
     run.measure(4.0).change("undo")
     assert run.state.recipe == {"lr": 1e-3, "dropout": 0.1}
-    assert "no change of yours is in force" in refusal(run, **raw("undo"))
+    assert "undo: not available now" in refusal(run, **raw("undo"))
 
 
 def test_what_was_taken_back_or_has_been_changed_since_is_not_undone() -> None:
@@ -159,6 +159,8 @@ def test_where_there_is_a_way_back_the_first_evaluation_asks(commands: list[str]
     run = Run(commands=commands, manager="scripted")
     asked_at = next(n for n in range(1, 9) if run.measure(4.0, best=True).why() is not None)
     assert asked_at == first
+    run = Run(commands=commands, manager="scripted", policy=Policy(probation=Probation(first_evals=2)))
+    assert [run.measure(4.0, best=True).why() for _ in range(2)] == [None, "evaluation"]  # the operator has said so
 
 
 def test_before_there_is_a_noise_one_change_is_on_trial_at_a_time() -> None:

@@ -42,15 +42,15 @@ def test_a_rollback_that_brought_nothing_is_undone() -> None:
     run = learned(commands=KEEPS).change("rollback", to="initial")
     (change,) = run.of(events.Acknowledged)
     assert change.undone == 50  # the first checkpoint is of step 10
-    (back,) = run.measure(4.0, 4.0, 4.0, 4.0, 4.0).reversals
+    (back,) = run.measure(*[4.0] * 9).reversals
     assert (back.why, back.command and back.command.to) == ("no proof", "checkpoints/trial.pt")
-    assert (back.lost, run.state.lineage.set_back, run.ledger.trust) == (50, 50, {"rollback": 0.5})
+    assert (back.lost, run.state.lineage.set_back, run.ledger.trust) == (90, 90, {"rollback": 0.5})
 
 
 def test_without_them_what_a_rollback_undid_is_lost() -> None:
     run = learned().change("rollback", to="best")
-    (back,) = run.measure(4.0, 4.0, 4.0, 4.0, 4.0).reversals
-    assert (back.why, back.command, back.lost) == ("no proof", None, 80)
+    (back,) = run.measure(*[4.0] * 7).reversals
+    assert (back.why, back.command, back.lost) == ("no proof", None, 100)
 
 
 @pytest.mark.parametrize("how", ["not on probation", "not wanted", "of an earlier trial"])
@@ -72,12 +72,13 @@ def test_when_nothing_is_kept(how: str) -> None:
 
 
 def test_what_overlaps_is_taken_back_one_after_the_other_the_last_one_first() -> None:
-    run = learned().change(lr=2e-3).measure(4.0).change(lr=4e-3, dropout=0.3).measure(4.01).change(dropout=0.2)
+    run = learned(commands=KEEPS).change(lr=2e-3).measure(4.0).change(lr=4e-3, dropout=0.3).measure(4.01)
+    run.change(dropout=0.2)
     (back,) = run.measure(4.9).reversals
     assert (back.decisions, back.since, back.parameters, back.trust) == (["d3"], 80, {"dropout": 0.3}, {"dropout": 0.5})
     assert [trial.decisions for trial in run.ledger.trials] == [("d1",), ("d2",)]
     assert run.measure(4.0, 4.0).reversals == [back]  # the others are judged anew, from the weights that are back
-    (_, back) = run.measure(4.9, 4.9).reversals
+    (_, back) = run.measure(4.9).reversals
     assert (back.decisions, run.state.recipe) == (["d2"], {"lr": 2e-3, "dropout": 0.1})
 
 
@@ -199,6 +200,7 @@ def test_without_a_way_back_the_values_go_back_alone(how: str) -> None:
 
 def test_going_back_to_the_beginning_is_taken_back_too() -> None:
     run = learned().change("rollback", to="initial")
+    assert run.measure(*[7.0] * 5).reversals == []  # it has the steps that it undid
     (back,) = run.measure(7.0).reversals
     assert (back.parameters, back.command and back.command.to) == ({}, "best")
     assert run.ledger.trust == {"rollback": 0.5}
@@ -213,13 +215,16 @@ def test_a_best_that_came_after_the_change_is_where_it_goes_back_to() -> None:
 
 
 def test_where_the_weights_of_before_are_gone_the_best_are_tried() -> None:
-    run = learned(commands=KEEPS).change("rollback", to="initial")
+    run = learned(commands=KEEPS).change(lr=2e-3)
     run.obeys = False
     run.measure(9.0)
     run.fold(factories.refused(run.at, 2))
     assert run.ledger.outstanding is not None
     assert run.ledger.outstanding.command == protocol.Command(id="probation2", name="rollback", to="best")
     run.fold(factories.refused(run.at, 3))
+    assert run.ledger.outstanding is not None
+    assert (run.ledger.outstanding.command, run.ledger.outstanding.params) == (None, {"lr": 1e-3})
+    run.fold(factories.refused(run.at, 4))
     assert (run.ledger.outstanding, run.ledger.due) == (None, None)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from factories import curve, episodes, records, ruled
@@ -17,6 +18,7 @@ from factories.profiles import examples
 from factories.situations import manifest, view
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from trainmgr.base.errors import UserError
 from trainmgr.base.paths import RunPaths
@@ -28,9 +30,10 @@ from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.log import history
 from trainmgr.managers import catalog, hybrid
 from trainmgr.managers.hybrid import HybridManager
-from trainmgr.readers import again, replay
+from trainmgr.readers import again, proof, replay
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.situation import Situation
+from trainmgr.terminal import display, tables
 from trainmgr.testing import (
     LINE,
     Behaviour,
@@ -70,6 +73,12 @@ def managed(
     return paths, closing, heard
 
 
+def last_words(paths: RunPaths) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    tables.print_closing(console, history.latest(paths))
+    return cast(io.StringIO, console.file).getvalue()
+
+
 def makers(paths: RunPaths) -> list[str]:
     return [response.manager for response in of(paths, events.Response)]
 
@@ -89,6 +98,9 @@ def test_the_model_decides_in_the_first_third_and_the_rules_the_rest(tmp_path: P
     assert (ledger.answers.by_model, ledger.answered) == (3, len(steps))
     assert ledger.started is not None
     assert ledger.started.manifest.manager == "hybrid:scripted"
+    shown = json.loads(tables.show_json(paths, history.latest(paths)))
+    assert (shown["answers_by_model"], shown["answers"]) == (3, len(steps))
+    assert f"Decisions: 3 of {len(steps)} by the model, the others by the rules." in last_words(paths)
 
 
 def test_the_model_reads_what_the_rules_would_do_and_may_overrule_them(tmp_path: Path) -> None:
@@ -99,6 +111,7 @@ def test_the_model_reads_what_the_rules_would_do_and_may_overrule_them(tmp_path:
     assert "keep, since healthy" in first
     assert overruled.changes == {"lr": 0.2}
     assert history.latest(paths).ledger.decisions["d1"].by == MODEL
+    assert proof.prove(paths).changes[0].by == MODEL
 
 
 @pytest.mark.parametrize(
@@ -125,6 +138,9 @@ def test_where_the_model_says_nothing_that_holds_the_rules_answer_stands(
     assert not failures(paths)
     ledger = history.latest(paths).ledger
     assert (ledger.answers.stood_in, ledger.unanswered, ledger.rejected) == (3, 0, 0)
+    assert f"The rules stood in for the model 3 times; the last: {why}"[:60] in last_words(paths)
+    said = display.event_in_words(responses[0], history.latest(paths)) or ""
+    assert said.startswith(f"the rules' answer stands: {why}")
 
 
 def settled(**llm: Any) -> Policy:

@@ -27,6 +27,7 @@ from factories.calls import (
     of,
     policy_of,
     sent,
+    view,
 )
 from factories.tables import Row
 
@@ -37,6 +38,7 @@ from trainmgr.log.history import History
 from trainmgr.managers import listing, probe
 from trainmgr.managers.endpoint import Endpoint
 from trainmgr.managers.llm import LlmManager
+from trainmgr.state.budget import Spent
 from trainmgr.testing import (
     TIME_LIMIT,
     Behaviour,
@@ -243,9 +245,15 @@ def test_without_it_nothing_is_sent_before_the_first_decision() -> None:
 
 
 def test_both_models_are_asked_each_in_its_form() -> None:
-    with ScriptedEndpoint([Say("hello"), Say(PRESENT)]) as endpoint:
-        opened(manager_at(endpoint, probing(formatter="small")))
+    with ScriptedEndpoint([Say("hello"), Say(PRESENT), Say("Leave it."), KEEP]) as endpoint:
+        manager = manager_at(endpoint, probing(formatter="small"))
+        manager.open()
         first, second = sent(endpoint)
+        told: list[Any] = []
+        manager.begin("d1", Spent(), told.append)
+        manager.decide(view())
+        manager.close()
+    assert [event.attempt for event in told if isinstance(event, events.Request)] == [0, 1, 2, 3]
     assert (first["model"], "response_format" in first) == ("scripted", False)
     assert (second["model"], "response_format" in second) == ("small", True)
     with ScriptedEndpoint([Say("hello"), Status(404, "model small not found")], models=("scripted",)) as endpoint:

@@ -287,7 +287,7 @@ def test_with_blocking_training_stands_still_during_a_call_and_goes_on_after_it(
     listener = Recorder(on_event=hear)
     with ScriptedEndpoint(script) as endpoint:
         last = "[e['snapshot']['progress']['evaluations'] for e in log() if e['kind'] == 'snapshot'][-1:] == [39]"
-        body = long(400, f"if step == 400: until(lambda: {last} and log()[-1]['kind'] == 'verdict')")
+        body = long(400, f"if step == 399: until(lambda: {last} and log()[-1]['kind'] == 'verdict')")
         rules = Policy(probation=UNWATCHED, cadence=Cadence(min_steps=0), llm=ALONE)
         paths, closing, _ = managed(tmp_path, endpoint, rules, body,
                                     blocking=True, listener=listener)  # fmt: skip
@@ -301,6 +301,6 @@ def test_with_blocking_training_stands_still_during_a_call_and_goes_on_after_it(
 def test_with_blocking_training_goes_on_when_no_answer_comes(tmp_path: Path) -> None:
     with ScriptedEndpoint([Silence()]) as endpoint:
         paths, closing, _ = managed(tmp_path, endpoint, policy_of(timeout=0.3, breaker_failures=1),
-                                    long(200, f"if step == 200: {kind('error')}"), blocking=True)  # fmt: skip
+                                    long(200, f"if step == 199: {kind('error')}"), blocking=True)  # fmt: skip
     assert (closing.status, closing.steps) == ("completed", 200)
     assert "no answer" in failures(paths)[0]  # none within the time, or none in time for another attempt

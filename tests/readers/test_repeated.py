@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(folder: Path) -> RunPaths:
-    """Asked at each of its 40 evaluations; 13 decisions changed something."""
+    """Asked at each of its 40 evaluations but the last; 13 decisions changed something."""
     paths, closing, _ = supervise(folder, write_child(folder, FAST), ScriptedManager(ANSWERS), arguments=["waits"])
     assert closing.interventions == 13
     return paths
@@ -65,7 +65,7 @@ def given(manager: Recorded, *asked: int) -> list[Any]:
 
 def test_each_decision_comes_back_where_it_is_asked_at_the_same_evaluations(recorded: RunPaths) -> None:
     manager = Recorded(recorded)
-    assert [manager.decide(at(evals)) for evals in range(1, 41)] == ANSWERS
+    assert [manager.decide(at(evals)) for evals in range(1, 40)] == ANSWERS[:39]
     assert manager.left_out() == ""
 
 

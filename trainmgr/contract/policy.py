@@ -127,14 +127,15 @@ class Probation(Section):
 
     enabled: bool | None = None
     """Whether there is one. Default: for every manager but `rules`, schedules, `replay` and `none`, which are known."""
-    first_evals: Count = 1
-    """Nobody is asked before this many evaluations; nor before 4, where the script cannot keep its weights and go back
-    to them, since nothing could be compared yet. But after the first of them, when a value is not finite."""
+    first_evals: Count | None = None
+    """Nobody is asked before this many evaluations; but after the first of them, when a value is not finite. Default: 1
+    where the script can keep its weights and go back to them, so that an early mistake costs little; else 4, since
+    nothing could be compared before."""
     window_evals: Annotated[int, Field(ge=1, le=12)] = 5
     """A change is on trial for this many evaluations, measured against a forecast from before it. Then it has brought
     a new best, or something better than forecast that is near the best; or it did neither good nor harm, and stays
-    where that costs nothing (more regularization, a longer average, late in the run a lower rate): else it is put
-    back."""
+    where that costs nothing (more regularization, a longer average; in the second half of the run a lower rate, less
+    exploration): else it is put back."""
     longest_trial: Share = 0.2
     """By how much of the run's steps a change may put that off (`judge_after`), and never for longer than the loss
     budget would bear. Harm is judged all the time."""
@@ -161,7 +162,7 @@ class Probation(Section):
     manager is applied any more. A change that is better than forecast, but far from the best, may take what is left."""
     idle_budget: Share = 0.2
     """The same of steps in trials of other changes that brought nothing since the last one that did, from the third
-    reversal on."""
+    reversal on; half of them count."""
     challenge_evals: Count = 8
     """After this many evaluations without a new best, the recipe of the start is put on trial in place of what a
     manager has made of it, where the workload can keep and restore its weights: it stays unless it harms. Not while

@@ -19,10 +19,10 @@ from trainmgr.contract.proposal import Diagnosis, Plan
 from trainmgr.deciding import allowed, asking
 from trainmgr.state.changes import Change
 from trainmgr.state.evaluations import Evaluation
-from trainmgr.state.ledger import Trial
 from trainmgr.state.run_state import RunState
 from trainmgr.state.signals import rounded
 from trainmgr.state.situation import Situation
+from trainmgr.state.trial import Trial
 
 NAME = 48  # characters of a name
 DESCRIPTION = 160

@@ -46,16 +46,19 @@ def actions(now: Situation) -> tuple[list[Action], dict[str, str]]:
 
 
 def _undo(now: Situation) -> tuple[Action, ...]:
-    return ("undo",) if now.manifest.edition > 1 else ()
+    """Only where there is something to undo: else nobody need hear of it."""
+    return ("undo",) if now.manifest.edition > 1 and undoing.last(now) is not None else ()
 
 
 def _no_undo(now: Situation) -> str:
-    found = undoing.last(now)
+    found, parameters = undoing.last(now), now.declared.parameters
     if found is None:
-        return "no change of yours is in force"
-    if not found.values and (why := no_weights(now, found)):
-        return why
-    return ""
+        return ""
+    for name, value in found.values.items():
+        rises = not isinstance(value, str) and value > parameters[name].value  # type: ignore[operator]
+        if rises and held(now, parameters[name]):
+            return f"{name} may not rise while the objective diverges"
+    return "" if found.values else no_weights(now, found)
 
 
 def no_weights(now: Situation, undo: undoing.Undo) -> str:

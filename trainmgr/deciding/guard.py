@@ -128,7 +128,7 @@ def _undo(judgment: Judgment, proposal: Proposal, now: Situation, decision: str)
     undo = undoing.last(now)
     if undo is None:  # not available
         return
-    parameters = now.space.parameters
+    parameters = now.policy.narrow(now.declared).parameters  # whatever is left of the trust in its changes
     gone = [f"{name}: frozen by the policy" for name in undo.values if name not in parameters]
     bounds = [parameters[name].objection(value) or "" for name, value in undo.values.items() if name in parameters]
     judgment.note("known", "; ".join(gone))

@@ -22,10 +22,10 @@ from typing import Literal
 from trainmgr.base.wire import Value
 from trainmgr.contract import events, forecast
 from trainmgr.contract.protocol import Command
-from trainmgr.state.ledger import Trial, multiplied
 from trainmgr.state.lineage import Saved
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Situation
+from trainmgr.state.trial import Trial, multiplied
 
 Why = Literal["harm", "no proof", "crash"]
 ROUNDING = 1e-9  # of the scale

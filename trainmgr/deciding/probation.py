@@ -29,24 +29,23 @@ from trainmgr.contract.forecast import Forecast, predict, rough_noise
 from trainmgr.contract.proposal import Proposal
 from trainmgr.contract.protocol import Command
 from trainmgr.deciding import allowed, jointly, undoing
-from trainmgr.deciding.jointly import ROLLBACK, ROUNDING, SLOWEST, can_go_back, challenged, ending, expect
-from trainmgr.state.ledger import Trial, multiplied, same
-from trainmgr.state.lineage import COURSE, LATER, TRIAL, Saved
+from trainmgr.deciding.jointly import ROLLBACK, ROUNDING, can_go_back, challenged, ending, expect
+from trainmgr.deciding.verdicts import beats, cost, costs_nothing, gained, harmed, margin, over, promising, proven
+from trainmgr.state.lineage import LATER, TRIAL, Saved
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Situation
+from trainmgr.state.trial import Trial, multiplied, same
 
 Why = Literal["harm", "no proof", "crash"]
-UNKNOWN = 10.0  # times the tolerance, where the noise is not known; and what is near the best
-LATE = 1 / 3  # of the run: its last part
-PROTECTS = ("regularization", "averaging")  # groups of which more seldom costs anything
-SETTLES = "exploration"  # the group of which less costs nothing late in a run, as of a learning rate
+LATE = 1 / 3  # of the run: its last part, in which the recipe of the start tells nothing any more
+NEUTRAL = 0.5  # of the steps in vain count
 
 
 def first_evals(now: Situation) -> int:
     """Evaluations before which nobody is asked. Where there is a way back an early mistake costs what it undoes, which
     is little: the steps until then."""
-    least = now.policy.probation.first_evals
-    return least if now.manifest.edition == 1 or can_go_back(now) else max(least, allowed.BLIND)
+    wanted = now.policy.probation.first_evals
+    return wanted if wanted is not None else 1 if can_go_back(now) else allowed.BLIND
 
 
 def judge_after(proposal: Proposal, now: Situation) -> int | None:
@@ -170,164 +169,19 @@ def _judged(now: Situation) -> events.Reverted | events.Kept | None:
         if harmed(now, trial):
             return _reverted(now, trial, "harm")
     for trial in now.ledger.trials:
-        if not _over(now, trial):
+        if not over(now, trial):
             continue
         if trial.challenge:
             lost = trial.forecast.level is None or not math.isfinite(now.state.measured[-1][2])  # nothing to compare
             return _reverted(now, trial, "harm") if lost else _kept(now, trial)
         if proven(now, trial):
             return _kept(now, trial)
-        if _promising(now, trial):
+        if promising(now, trial):
             continue
-        if _costs_nothing(now, trial):
+        if costs_nothing(now, trial):
             return _kept(now, trial, neutral=True)
         return _reverted(now, trial, "no proof")
     return None
-
-
-def _over(now: Situation, trial: Trial) -> bool:
-    """Whether a trial has had its time. A plan has it until its end, which may come sooner than planned."""
-    decisions, underway = now.ledger.decisions, now.ledger.plans.underway.values()
-    planned = any(decisions[name].plans for name in trial.decisions if name in decisions)
-    waits = not planned or any(plan.decision in trial.decisions for plan in underway)
-    in_time = waits and trial.until is not None and now.state.step < trial.until
-    return not in_time and _measured(now.state, trial) >= now.policy.probation.window_evals
-
-
-def harmed(now: Situation, trial: Trial) -> bool:
-    """Whether the objective is worse than was forecast before the change, by what the policy calls harm.
-
-    Where the noise is not known, it takes both: that it lasts, and that it is a catastrophe. What went back has the
-    steps that it undid to come up again, as far as the loss budget goes.
-    """
-    watch, found, limit = now.policy.probation, excesses(now.state, trial), margin(now, trial)
-    if not found or math.isinf(found[-1]) or limit <= 0:
-        return bool(found) and math.isinf(found[-1])
-    total = now.state.total_steps
-    if total is not None and now.state.step - trial.step <= trial.undone <= watch.loss_budget * total:
-        return False
-    patience, far = min(watch.patience, watch.window_evals), watch.catastrophe * limit
-    late = found[-patience:]
-    lasting = len(late) == patience
-    if not _noisy(trial):
-        return lasting and min(late) > far
-    return found[-1] > far or (lasting and min(late) > limit)
-
-
-def margin(now: Situation, trial: Trial) -> float:
-    """How much worse than forecast is no harm yet: by the noise, of which few evaluations say little, or the floor."""
-    watch, before = now.policy.probation, trial.forecast
-    if not _noisy(trial):
-        return UNKNOWN * watch.tolerance * before.scale
-    differences = max(1, min(before.evals, COURSE) - 2)
-    return max(watch.tolerance * before.scale, watch.noise_factor * (before.noise or 0.0) * (1 + 2 / differences))
-
-
-def _noisy(trial: Trial) -> bool:
-    """Whether the noise is known: it takes four evaluations, and a score that stood still has shown none yet."""
-    before = trial.forecast
-    still = before.slope == 0 and (before.noise or 0.0) <= ROUNDING * before.scale
-    return before.noise is not None and not still
-
-
-def excesses(state: RunState, trial: Trial) -> list[float]:
-    """How much worse the evaluations since were than forecast, or than half of the progress that was; the last ones,
-    infinite where one was not finite."""
-    found = []
-    for number, value in _since(state, trial):
-        expected, level = trial.forecast.at(number - trial.forecast.evals), trial.forecast.level
-        if expected is None or level is None:
-            continue
-        bar, start = state.worse(expected), state.worse(level)
-        bar = start - SLOWEST * (start - bar) if bar < start else bar
-        found.append(state.worse(value) - bar if math.isfinite(value) else math.inf)
-    return found
-
-
-def _since(state: RunState, trial: Trial) -> list[tuple[int, float]]:
-    """(number, objective) of the evaluations that say something of a trial."""
-    return [(n, value) for n, step, value in state.measured if n > trial.forecast.evals and step >= trial.step]
-
-
-def _measured(state: RunState, trial: Trial) -> int:
-    return len(_since(state, trial))
-
-
-def proven(now: Situation, trial: Trial) -> bool:
-    """Whether a change has brought something.
-
-    A new best is proof, where learning goes on at no less than SLOWEST of the speed that was forecast. So is what is
-    better than forecast and near the best. Better than forecast alone proves nothing: a run that goes through bad
-    values on its way to good ones is helped least by what keeps it where it is.
-    """
-    state, before, watch = now.state, trial.forecast, now.policy.probation
-    value = state.measured[-1][2]
-    if not math.isfinite(value):
-        return False
-    if before.best is None or (_gained(state, trial) and not _slowed(state, trial)):  # any number is better than none
-        return True
-    scale = (state.start.objective.scale if state.start else None) or abs(before.best)
-    near = max(UNKNOWN * watch.tolerance * scale, _chance(trial))
-    better = before.level is None or _beats(state, trial)
-    return better and state.worse(value) - state.worse(before.best) <= near
-
-
-def _slowed(state: RunState, trial: Trial) -> bool:
-    """Whether what was gained since is less than SLOWEST of what was forecast, by more than the noise."""
-    before, (number, _, value) = trial.forecast, state.measured[-1]
-    expected = before.at(number - before.evals)
-    if expected is None or before.level is None:
-        return False
-    level = state.worse(before.level)
-    hoped = max(0.0, level - state.worse(expected))
-    return level - state.worse(value) < SLOWEST * hoped - _chance(trial)
-
-
-def _gained(state: RunState, trial: Trial) -> bool:
-    """Whether there was a new best since, by more than the noise."""
-    before = trial.forecast.best
-    return before is None or (
-        state.best is not None and state.worse(before) - state.worse(state.best[1]) > _chance(trial)
-    )
-
-
-def _beats(state: RunState, trial: Trial) -> bool:
-    """Whether the last evaluation is better than forecast, by more than the noise."""
-    number, _, value = state.measured[-1]
-    expected = trial.forecast.at(number - trial.forecast.evals)
-    return expected is not None and state.worse(expected) - state.worse(value) > _chance(trial)
-
-
-def _chance(trial: Trial) -> float:
-    """A difference that says nothing: the noise, or the rounding where there is none."""
-    return max(trial.forecast.noise or 0.0, ROUNDING * trial.forecast.scale)
-
-
-def _promising(now: Situation, trial: Trial) -> bool:
-    """Whether an unproven trial may go on: better than forecast, and no longer than the loss budget would bear."""
-    state, ledger, watch = now.state, now.ledger, now.policy.probation
-    if not _beats(state, trial):
-        return False
-    if state.total_steps is None:
-        return _measured(state, trial) < 2 * watch.window_evals
-    return ledger.lost + ledger.idle_since + _lost(now, trial, None) <= watch.loss_budget * state.total_steps
-
-
-def _costs_nothing(now: Situation, trial: Trial) -> bool:
-    """Whether a change that did neither good nor harm may stay: more regularization or a longer average, late in the
-    run a lower learning rate or less exploration; or nothing is left of it."""
-    left, total = now.state.steps_left, now.state.total_steps
-    late = left is not None and total is not None and left <= LATE * total
-    if trial.rollback:
-        return False
-    for name, old in trial.before.items():
-        parameter, value = now.declared.parameters.get(name), now.state.recipe.get(name)
-        if parameter is None or isinstance(value, str | None) or isinstance(old, str):
-            return False
-        settles = late and value < old and (allowed.is_rate(parameter) or parameter.group == SETTLES)
-        if not settles and not (value > old and parameter.group in PROTECTS):
-            return False
-    return True
 
 
 # -- what is done then -------------------------------------------------------------------------------------------------
@@ -344,7 +198,7 @@ def _way_back(now: Situation, trial: Trial, *, harm: bool) -> Saved | None:
     if kept is None or trial.forecast.level is None:  # of broken weights
         further = best is not None and best.trained > state.lineage.trained(state.step)  # after a rollback to the start
         return best if harm or further or trial.forecast.level is None else None
-    better = best is not None and best.step > kept.step and (best.step <= trial.step or _gained(state, trial))
+    better = best is not None and best.step > kept.step and (best.step <= trial.step or gained(state, trial))
     return best if better else kept
 
 
@@ -355,15 +209,6 @@ def _of_before(state: RunState, trials: list[Trial], trial: Trial) -> Saved | No
         if saved is not None and trial.step <= saved.step < min(after, default=math.inf):
             return saved
     return None
-
-
-def _lost(now: Situation, trial: Trial, back: Saved | None) -> int:
-    """Steps of training that are lost if the weights go back there, or if they stay and what came of it is no good."""
-    state = now.state
-    since = state.step - trial.step
-    if back is None:
-        return max(1, since + trial.undone)
-    return max(1, since, state.lineage.trained(state.step) - back.trained + trial.undone)
 
 
 def crashed(now: Situation) -> events.Reverted | None:
@@ -386,7 +231,7 @@ def _reverted(now: Situation, trial: Trial, why: Why) -> events.Reverted:
 def _taken_back(now: Situation, trials: list[Trial], why: Why, back: Saved | None) -> events.Reverted:
     state, ledger, watch = now.state, now.ledger, now.policy.probation
     first, total = trials[0], state.total_steps
-    steps = 0 if first.challenge else _lost(now, first, back)
+    steps = 0 if first.challenge else cost(now, first, back)
     lost, vain = steps, 0
     if why == "no proof" and not first.rollback:
         lost, vain = 0, max(1, state.step - max(first.step, ledger.idle_until))
@@ -395,7 +240,7 @@ def _taken_back(now: Situation, trials: list[Trial], why: Why, back: Saved | Non
     elif total is None:
         demoted = ledger.reversals >= watch.max_reversals
     else:
-        much = ledger.idle_since + vain > watch.idle_budget * total and ledger.reversals >= 2
+        much = NEUTRAL * (ledger.idle_since + vain) > watch.idle_budget * total and ledger.reversals >= 2
         demoted = ledger.lost + lost > watch.loss_budget * total or much
     gone = ledger.trials if demoted else trials  # nothing of such a manager is judged any more
     name = f"probation{ledger.revision + 1}"
@@ -479,7 +324,7 @@ def _kept(now: Situation, trial: Trial, *, neutral: bool = False) -> events.Kept
     state, ledger, watch = now.state, now.ledger, now.policy.probation
     names = [*trial.before, *([ROLLBACK] if trial.rollback else [])]
     trust: dict[str, float] = {}
-    if trial.challenge and _beats(state, trial):
+    if trial.challenge and beats(state, trial):
         trust = {name: max(watch.least_trust, ledger.trust.get(name, 1.0) * watch.shrink) for name in names}
     elif not trial.challenge and not neutral:
         trust = {name: min(1.0, ledger.trust[name] * watch.grow) for name in names if name in ledger.trust}

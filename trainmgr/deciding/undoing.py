@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from trainmgr.base.wire import Value
 from trainmgr.state.interventions import Intervention
-from trainmgr.state.ledger import same
 from trainmgr.state.lineage import Saved
 from trainmgr.state.situation import Situation
+from trainmgr.state.trial import same
 
 
 @dataclass(frozen=True)

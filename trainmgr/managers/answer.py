@@ -223,9 +223,9 @@ def _unfit(proposal: Proposal, view: Snapshot) -> str | None:
         return '"adjust" needs at least one change' + (" or plan" if view.account else "")
     if twice := proposal.changes.keys() & proposal.plans.keys():
         return f"{quoted(min(twice))} is both changed at once and planned: one of the two"
-    kept = view.account is not None and action == "rollback" and bool(proposal.to)  # a name, which the guard looks up
-    if proposal.to is not None and not kept and proposal.to not in targets_of(action, view):
-        return f'"to" = {quoted(proposal.to)} is nothing that "{action}" takes'
+    if proposal.to is not None and proposal.to not in (targets := targets_of(action, view)):
+        those = ", ".join(json.dumps(target) for target in targets)
+        return f'"to" = {quoted(proposal.to)} is nothing that "{action}" takes; that is {those}'
     return None
 
 
@@ -255,6 +255,13 @@ def _no_plan(row: RecipeRow, plan: Plan, view: Snapshot) -> str | None:
         return f"ends at {plan.to!r}, which is not between {row.low!r} and {row.high!r}"
     if plan.by_step <= progress.step:
         return f"ends at step {plan.by_step}; the run is at step {progress.step}"
+    total = None if progress.overrun else progress.total_steps
+    if total is not None and plan.by_step > total:
+        return f"ends at step {plan.by_step}; {total} steps are planned"
+    if row.moves:
+        return "cannot be: the program itself moves it, and a change at once goes on from there"
+    if row.value == row.off:
+        return "cannot be: it is off, and has to be switched on at once first"
     return None
 
 

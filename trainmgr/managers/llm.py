@@ -193,13 +193,15 @@ class LlmManager:
         """What was asked before the run, with its first decision."""
         held, self._held = self._held, []
         for exchange in held:
+            now: dict[str, Any] = {"decision": self._decision}
             if isinstance(exchange, events.Request):
+                now["attempt"] = self._calls
                 self._calls, self._spent = self._calls + 1, self._spent.asked()
             elif isinstance(exchange, events.Reply):
                 self._spent = self._spent.answered(
                     exchange.prompt_tokens, exchange.completion_tokens, exchange.money, exchange.seconds
                 )
-            self._tell(exchange.model_copy(update={"decision": self._decision}))
+            self._tell(exchange.model_copy(update=now))
 
     def _consult(self, snapshot: Snapshot, deadline: float) -> Any:
         """An answer, mended once where it is not valid."""

@@ -7,7 +7,6 @@ passes by itself (too many requests, a server that starts) is a warning only.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
@@ -38,11 +37,6 @@ def words() -> prompt.Prompt:
     """What is asked."""
     digest = hashlib.sha256(f"{SYSTEM}\0{USER}".encode()).hexdigest()
     return prompt.Prompt("probe/0", digest, SYSTEM, USER, (), prompt.estimate(SYSTEM + USER))
-
-
-def tokens() -> int:
-    """The most that it reads, estimated."""
-    return words().tokens + prompt.estimate(json.dumps(SCHEMA))
 
 
 def models(endpoint: Endpoint, model: str | None) -> list[Listed]:

@@ -184,10 +184,10 @@ class RulesManager:
         """Averages of weights that are on reach back over a share of the run so far: longer, each time it has doubled.
 
         (Averages whose length grows with the run: Karras et al. 2024, https://arxiv.org/abs/2312.02696.) Not on the
-        way back to the best, which a longer average would make slower, not while a rate is being brought down or at the
-        very end, and not with the last changes that are left.
+        way back to the best, which a longer average would make slower, not in the last part of the run where rates are
+        brought down, and not with the last changes that are left.
         """
-        if reading.left(snapshot) == 0 or any(row.plan is not None for row in snapshot.recipe):
+        if self._late(snapshot) and any(not reading.settles(row) for row in reading.rates(snapshot)):
             return None
         spare = snapshot.interventions_left is None or snapshot.interventions_left > SPARE
         if reading.since_change(snapshot) < self._rules.patience or self._climbing(snapshot) or not spare:

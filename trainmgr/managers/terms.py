@@ -91,6 +91,8 @@ class Terms:
         if not self._unsupported(error):
             return ""
         names = [name for name in OPTIONAL if name in call.parameters and name in error.names]
+        if call.level == "tool" and "tool" in error.names:  # "function tools with reasoning_effort are not supported"
+            names = [name for name in names if name != "reasoning_effort"]
         name = next((name for name in names if name not in self._dropped and name not in self._settings.extra), "")
         self._dropped |= {name} - {""}
         return name

@@ -32,7 +32,8 @@ def log():
 def at_the_end():
     '''How many evaluations were made at the last step that is planned: nobody is asked there.'''
     lines = (RUN / "telemetry.jsonl").read_bytes().splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}\\n")]
+    named = (line for line in lines if line.endswith(b"}\\n") and (b'"start"' in line or b'"eval"' in line))
+    records = [json.loads(line) for line in named if line.startswith(b"{")]
     planned = [record.get("total_steps") for record in records if record["event"] == "start"]
     return sum(record["event"] == "eval" and record["step"] == planned[-1] for record in records) if planned else 0
 
@@ -48,7 +49,12 @@ def settled(count):
     watch = manifest["policy"]["probation"]
     known = manifest["manager"].partition(":")[0] in ("rules", "schedule", "replay")
     if watch["enabled"] or (watch["enabled"] is None and not known):
-        count -= max(0, watch["first_evals"] - 1)  # at which nobody is asked
+        first = watch["first_evals"]
+        if first is None:  # known by whether the script can go back
+            lines = (RUN / "telemetry.jsonl").read_text().splitlines()
+            start = next(record for record in map(json.loads, lines) if record.get("event") == "start")
+            first = 1 if watch["checkpoint"] and {"checkpoint", "rollback"} <= set(start["commands"]) else 4
+        count -= max(0, first - 1)  # at which nobody is asked
     count -= at_the_end()
     if count <= 0:
         return True

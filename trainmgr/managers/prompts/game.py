@@ -8,25 +8,27 @@ from dataclasses import dataclass
 
 from trainmgr.contract.policy import Policy
 
-TRIAL = """Each change is on trial by itself for the {window} after it; with judge_after for longer, up to {longest}
-of the run. The objective is held against a forecast without the change (the trend before it, damped) and against the
-best before it."""
+TRIAL = """Every decision that changes something is a trial of its own for the {window} after it takes effect, longer
+with judge_after (by up to {longest} of the run) or until the end of a plan. The objective is held against a forecast
+without it (the trend of the evaluations before it, damped) and against the best before it."""
 HARM = """Harm: worse than forecast by more than {tolerance} of the scale, by more than {factor} x noise and by more
 than half of the progress that was forecast, at {patience} in a row; or at one by {catastrophe} times as much, or not
-finite. The last change that this holds for is taken back at once."""
+finite. The last change that this holds for is taken back at once{weights}; if the harm goes on, the one before is
+next."""
 PROOF = """At the end of its trial a change is kept if it brought a new best, or is better than forecast and near the
 best. What did neither good nor harm is kept where that costs nothing (more regularization, a longer average, late in
-the run a lower rate); else its values are put back for want of proof, which does not show that it was wrong."""
-ENDS = """A change that puts back what an earlier one had changed ends the trial of that one."""
-BACK = """Taken back for harm means: the values are again those of before{weights}. The parameters then rest, which
-means that they cannot be changed until the step given, and their reach is multiplied by {shrink}."""
-COST = """Harm may cost {harm} of the run's steps in all, trials that brought nothing {idle} since the last one that
-did. Beyond that nothing of yours is applied any more."""
+the run a lower learning rate); else its values are put back for want of proof, which does not show that it was
+wrong."""
+UNDONE = """Undo, or a change that sets the values back, ends a trial without a verdict."""
+BACK = """After harm the parameters rest, which means that they cannot be changed until the step given, and their
+reach is multiplied by {shrink}."""
+COST = """Harm may cost {harm} of the run's steps in all, and {idle} may pass in trials that brought nothing since the
+last one that did. Beyond that nothing of yours is applied any more."""
 CHALLENGE = """Done without being asked: after {evals} without a new best the recipe of the start is put on trial in
-place of yours, and undone if it harms; not in the last third of the run, nor while the objective rises, and no
-learning rate that was brought down is raised for it."""
-BRIEF = """A change is on trial for the {window} after it: it stays if it helps, or costs nothing. What harms is taken
-back, the weights too, and its parameters rest."""
+place of yours, and undone if it harms; not in the last third of the run, not while the objective rises, and a
+learning rate that was brought down stays."""
+BRIEF = """A change is on trial for the {window} after it: harm is taken back at once, and what brought nothing is put
+back at the end."""
 FREE = """Nobody judges your changes and nobody takes them back: each stays until you change it again. What the
 objective did after it, up to the next change, is listed."""
 REST = """A parameter that was changed rests, which means that it cannot be changed, until {evals} measured it."""
@@ -80,14 +82,14 @@ def _effect(policy: Policy) -> str:
 def _probation(policy: Policy, commands: Sequence[str]) -> list[str]:
     watch = policy.probation
     limits = {"tolerance": _share(watch.tolerance), "factor": f"{watch.noise_factor:g}",
-              "patience": _evaluations(watch.patience), "catastrophe": f"{watch.catastrophe:g}"}  # fmt: skip
-    weights = ", the weights too where they were kept" if "rollback" in commands else ""
+              "patience": _evaluations(watch.patience), "catastrophe": f"{watch.catastrophe:g}",
+              "weights": ", the weights too" if "rollback" in commands else ""}  # fmt: skip
     lines = [
         TRIAL.format(window=_evaluations(watch.window_evals), longest=_share(watch.longest_trial)),
         HARM.format(**limits),
         PROOF,
-        ENDS,
-        BACK.format(weights=weights, shrink=f"{watch.shrink:g}"),
+        UNDONE,
+        BACK.format(shrink=f"{watch.shrink:g}"),
         COST.format(harm=_share(watch.loss_budget), idle=_share(watch.idle_budget)),
     ]
     if watch.challenge_evals and watch.checkpoint and {"checkpoint", "rollback"} <= {*commands}:

@@ -80,9 +80,9 @@ def _changes(rows: Sequence[RecipeRow], *, first: bool = False) -> dict[str, Any
 def targets_of(action: str, view: Snapshot) -> list[str | None]:
     """What an action may go to."""
     if action == "undo":
-        return ["weights", None]
+        return ["weights", None] if view.undo is not None and view.undo.weights else [None]
     if action == "rollback":
-        return ["best", "initial"]
+        return [*(view.checkpoints or ("best", "initial"))]
     return ["best", None] if action == "stop" and view.best_checkpoint is not None else [None]
 
 

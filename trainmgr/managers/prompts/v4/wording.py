@@ -13,6 +13,7 @@ from trainmgr.managers.prompts.v4.system import system
 from trainmgr.managers.prompts.words import NAME, aligned, exact, figure, last, limit_of, quote, value, word
 
 REASON, TEXT, CHOICES, ADVICE = 160, 120, 160, 300  # characters of a rejection, a log line, a choice's values, advice
+UNDONE = 8  # parameters of a change that may be undone
 BRIEF = 3000  # tokens of a prompt below which the system prompt has to be short
 WINDOW, NOISE = 5, 12  # evaluations that slope and noise are of
 PER_EVALUATION = ("worse per evaluation", "better per evaluation")
@@ -25,11 +26,22 @@ def user(body: Template, view: Snapshot, detail: Detail, *, reasoning: str, advi
     """The report and the task."""
     return body.substitute(
         report=report(view, detail),
-        actions=", ".join(view.actions),
+        actions=", ".join(_action(view, action) for action in view.actions),
         unavailable="".join(f"Not allowed: {name}, {reason}.\n" for name, reason in view.unavailable.items()),
         advice=f"The built-in rules would now: {quote(advice, ADVICE)}.\n" if advice else "",
         reasoning=quote(reasoning, detail.reasoning),
     )
+
+
+def _action(view: Snapshot, action: str) -> str:
+    """An action that is allowed now, with what it may go to."""
+    if action == "rollback" and view.checkpoints:
+        return f"rollback (to {', '.join(view.checkpoints)})"
+    if action == "undo" and view.undo is not None:
+        back = ", ".join(f"{word(name)} back to {value(of)}" for name, of in list(view.undo.values.items())[:UNDONE])
+        weights = '; "weights" takes the weights back too' if view.undo.weights else "; the weights stay"
+        return f"undo (of step {view.undo.step}: {back or 'the rollback'}{weights})"
+    return action
 
 
 def changeable(view: Snapshot, detail: Detail) -> tuple[str, ...]:
