@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from trainmgr.contract.policy import Limits, ParameterLimits, Policy
 from trainmgr.contract.proposal import Action, Proposal
-from trainmgr.deciding.snapshot import Snapshot
+from trainmgr.deciding.snapshot import Snapshot, Undoable
 from trainmgr.managers import answer
 from trainmgr.managers.answer import objection, read, schema
 from trainmgr.managers.prompt import render
@@ -123,9 +123,11 @@ def test_null_stands_for_what_is_left_out() -> None:
      "'lr' is both changed at once and planned: one of the two"),
     ("keep", {"plans": {"lr": {"to": 1e-4, "by_step": 900, "shape": "linear"}}},
      '"keep" takes no changes and no plans'),
-    ("rollback", {"to": "a-name"}, None),
+    ("rollback", {"to": "a-name"},
+     "\"to\" = 'a-name' is nothing that \"rollback\" takes; that is \"best\", \"initial\""),
+    ("rollback", {"to": "best"}, None),
     ("rollback", {"to": "initial", "plans": {"lr": {"to": 1e-4, "by_step": 900, "shape": "linear"}}}, None),
-    ("keep", {"to": "best"}, "\"to\" = 'best' is nothing that \"keep\" takes"),
+    ("keep", {"to": "best"}, "\"to\" = 'best' is nothing that \"keep\" takes; that is null"),
     ("keep", {"ask_again_in": 100, "ask_again_when": {"metric": "val", "side": "above", "value": 3.0}, "note": "n",
               "judge_after": 200}, None),
     ("undo", {}, 'the action "undo" is not allowed now; allowed are keep, adjust, rollback, stop'),
@@ -139,10 +141,13 @@ def test_objections(action: Action, more: dict[str, Any], why: str | None) -> No
 
 def test_undo_goes_to_the_weights_or_nowhere() -> None:
     shown = view(curve([2.0, 1.9], lr()), FREE)
-    shown = shown.model_copy(update={"actions": ["keep", "undo"]})
+    kept = Undoable(decision="d1", step=10, values={"lr": 1e-3}, weights=True)
+    shown = shown.model_copy(update={"actions": ["keep", "undo"], "undo": kept})
     assert objected(shown, "undo") is None
     assert objected(shown, "undo", to="weights") is None
-    assert objected(shown, "undo", to="best") == '"to" = \'best\' is nothing that "undo" takes'
+    assert objected(shown, "undo", to="best") is not None
+    gone = shown.model_copy(update={"undo": kept.model_copy(update={"weights": False})})
+    assert objected(gone, "undo", to="weights") is not None
 
 
 def test_an_objection_says_until_when_a_parameter_rests() -> None:

@@ -142,8 +142,8 @@ def test_a_price_that_is_not_known_is_not_counted_and_said() -> None:
     ("limits", "prices", "words"),
     [
         ({}, {}, "at most 200 calls and 1,000,000 tokens; free of charge"),
-        ({"calls": 10}, {}, "at most 10 calls and 118,920 tokens"),
-        ({"calls": 10}, {"scripted": Price(input=1.0, output=10.0)}, "at most 0.8562 by the policy's prices"),
+        ({"calls": 10}, {}, "at most 10 calls and 143,920 tokens"),
+        ({"calls": 10}, {"scripted": Price(input=1.0, output=10.0)}, "at most 0.8812 by the policy's prices"),
         ({"money": 0.1}, {"scripted": Price(input=1.0, output=10.0)}, "at most 0.1 by the policy's prices"),
     ],
 )

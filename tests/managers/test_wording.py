@@ -43,12 +43,12 @@ def test_it_is_the_same_for_the_whole_run() -> None:
 
 
 @pytest.mark.parametrize(("policy", "watched", "there", "absent"), [
-    (Policy(), True, ["on trial for the 5 evaluations", "more than both 3% of the scale and 3 x noise",
+    (Policy(), True, ["a trial of its own for the 5 evaluations", "more than 0.3% of the scale, by more than 3 x noise",
                       "2 evaluations in a row", "after 8 evaluations without a new best the recipe of the start",
                       "10% of the run's steps"],
      ["Nobody judges"]),
     (Policy(probation=Probation(window_evals=3, tolerance=0.05, challenge_evals=0)), True,
-     ["on trial for the 3 evaluations", "5% of the scale"], ["Done without being asked"]),
+     ["a trial of its own for the 3 evaluations", "5% of the scale"], ["Done without being asked"]),
     (Policy(), False, ["Nobody judges your changes", "A rollback restores the weights"], ["on trial", "Taken back"]),
     (Policy(limits=Limits(lead_steps=10)), False, ["takes effect exactly 10 steps after"], []),
     (Policy(cadence=Cadence(every_steps=50)), False, ["takes effect at the next multiple of 50 steps"], []),
@@ -107,7 +107,7 @@ def long_run(count: int) -> Snapshot:
 
 
 def test_every_change_is_told_while_evaluations_give_way() -> None:
-    few, many = (made(long_run(count), limit=4050).user.split("\n") for count in (3, 50))
+    few, many = (made(long_run(count), limit=4200).user.split("\n") for count in (3, 50))
     lines = [line for line in many if line.startswith("step ") and "plateau" in line]
     assert len(lines) == 50
     assert lines[0] == "step 0, plateau: lr 0.001 to 0.0009; kept at 50: 1.9, forecast 2"

@@ -20,7 +20,7 @@ from trainmgr.deciding import allowed, asking
 from trainmgr.state.changes import Change
 from trainmgr.state.evaluations import Evaluation
 from trainmgr.state.run_state import RunState
-from trainmgr.state.signals import NOISE_EVALS, rounded
+from trainmgr.state.signals import rounded
 from trainmgr.state.situation import Situation
 from trainmgr.state.trial import Trial
 
@@ -52,7 +52,8 @@ class Told(Wire):
     plans: Annotated[dict[str, Plan], Field(exclude_if=operator.not_)] = {}
     command: Annotated[str, Field(exclude_if=operator.not_)] = ""
     fate: str
-    """on trial; kept, harm, no proof, crash: what probation found; measured: what came, which nobody judges; open."""
+    """on trial; kept, neutral, harm, no proof, crash: what probation found; measured: what came, and nobody judges;
+    open."""
     at: int | None
     """The step of the evaluation that said so; on trial: of the one that will, as far as can be told."""
     forecast: Number | None
@@ -205,8 +206,9 @@ def _checked(now: Situation, change: Change) -> Said:
     assert now.state.start is not None
     expected, goal = change.expected, now.state.start.objective
     metric = expected.metric if expected else goal.metric
+    gone = now.ledger.changes.undone
     there = [(e.step, v) for e in now.state.evaluations
-             if (v := _value(e, metric)) is not None and math.isfinite(v)]  # fmt: skip
+             if (v := _value(e, metric)) is not None and math.isfinite(v) and not gone(e.step)]  # fmt: skip
     before = [value for step, value in there if step <= change.step]
     was = before[-1] if before else None
     since = [(step, value) for step, value in there if step > change.step]
@@ -215,7 +217,7 @@ def _checked(now: Situation, change: Change) -> Said:
     at, value = due[0] if due else since[-1] if since else (None, None)
     came = None
     if expected and was is not None and value is not None and (due or by_step is None):
-        noise = forecast.noise(before[-NOISE_EVALS:]) if metric == goal.metric else None
+        noise = change.noise if metric == goal.metric else None
         rise, chance = value - was, SURELY * (noise or 0.0)
         came = {"up": rise > chance, "down": rise < -chance, "flat": abs(rise) <= chance}[expected.direction]
     return Said(

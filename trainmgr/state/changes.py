@@ -13,8 +13,9 @@ from trainmgr.contract.proposal import Diagnosis, Expectation, Plan
 KEPT = 64  # changes that are remembered one by one; those before are counted
 REPEATED = 128  # decisions whose words are remembered until their changes take effect
 
-Fate = Literal["open", "kept", "harm", "no proof", "crash", "measured"]
-"""open: nothing is known yet; measured: nobody judges it, and this is what came; else what probation found."""
+Fate = Literal["open", "kept", "neutral", "harm", "no proof", "crash", "measured"]
+"""open: nothing is known yet; measured: nobody judges it, and this is what came; else what probation found (neutral: it
+stays, having done neither good nor harm)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Change:
     forecast: float | None = None
     """The objective that was expected there without the change; of one that nobody judges, the one before it."""
     measured: float | None = None
+    noise: float | None = None
+    """Standard deviation of one evaluation around its neighbours, before the change."""
     undone: int | None = None
     """With the change the weights went back: the training from ``step`` to this one is of weights that are no more."""
 
@@ -76,6 +79,7 @@ class Changes:
             diagnosis=said.diagnosis if said else None,
             expected=said.expected if said else None,
             falsifier=said.falsifier if said else "",
+            noise=event.forecast.noise if event.forecast else None,
         )
         listed = (*self.listed, change)
         if len(listed) <= KEPT:
@@ -87,7 +91,7 @@ class Changes:
     def judged(self, event: events.Reverted | events.Kept) -> Changes:
         """With what probation found."""
         revisions = set(event.revisions)
-        fate: Fate = event.why if isinstance(event, events.Reverted) else "kept"
+        fate: Fate = event.why if isinstance(event, events.Reverted) else "neutral" if event.neutral else "kept"
         back = isinstance(event, events.Reverted) and event.command is not None
         return self._each(
             lambda change: (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from trainmgr.contract.policy import Policy
 
 TRIAL = """Every decision that changes something is a trial of its own for the {window} after it takes effect, longer
-with judge_after or until the end of a plan. The objective is held against a forecast without it (the trend of the
-evaluations before it, damped) and against the best before it."""
+with judge_after (by up to {longest} of the run) or until the end of a plan. The objective is held against a forecast
+without it (the trend of the evaluations before it, damped) and against the best before it."""
 HARM = """Harm: worse than forecast by more than {tolerance} of the scale, by more than {factor} x noise and by more
 than half of the progress that was forecast, at {patience} in a row; or at one by {catastrophe} times as much, or not
 finite. The last change that this holds for is taken back at once{weights}; if the harm goes on, the one before is
@@ -20,13 +20,13 @@ best. What did neither good nor harm is kept where that costs nothing (more regu
 the run a lower learning rate); else its values are put back for want of proof, which does not show that it was
 wrong."""
 UNDONE = """Undo, or a change that sets the values back, ends a trial without a verdict."""
-BACK = """After harm the parameters rest, which means that they cannot be changed until the step given, and their reach
-is multiplied by {shrink}."""
+BACK = """After harm the parameters rest, which means that they cannot be changed until the step given, and their
+reach is multiplied by {shrink}."""
 COST = """Harm may cost {harm} of the run's steps in all, and {idle} may pass in trials that brought nothing since the
 last one that did. Beyond that nothing of yours is applied any more."""
 CHALLENGE = """Done without being asked: after {evals} without a new best the recipe of the start is put on trial in
-place of yours, and undone if it harms; not in the last third of the run, not while the objective rises, and a learning
-rate that was brought down stays."""
+place of yours, and undone if it harms; not in the last third of the run, not while the objective rises, and a
+learning rate that was brought down stays."""
 BRIEF = """A change is on trial for the {window} after it: harm is taken back at once, and what brought nothing is put
 back at the end."""
 FREE = """Nobody judges your changes and nobody takes them back: each stays until you change it again. What the
@@ -85,7 +85,7 @@ def _probation(policy: Policy, commands: Sequence[str]) -> list[str]:
               "patience": _evaluations(watch.patience), "catastrophe": f"{watch.catastrophe:g}",
               "weights": ", the weights too" if "rollback" in commands else ""}  # fmt: skip
     lines = [
-        TRIAL.format(window=_evaluations(watch.window_evals)),
+        TRIAL.format(window=_evaluations(watch.window_evals), longest=_share(watch.longest_trial)),
         HARM.format(**limits),
         PROOF,
         UNDONE,

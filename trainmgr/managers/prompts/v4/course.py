@@ -15,8 +15,8 @@ from trainmgr.state.evaluations import thinned
 NOTE, FALSIFIER = 400, 200  # characters that are given back
 DUST = 1e-9  # of the largest number of a column: what is less is rounding
 WORDS = {
-    "kept": "kept", "harm": "did harm", "no proof": "not proven", "crash": "a crash", "measured": "not judged",
-    "open": "not measured", "on trial": "on trial",
+    "kept": "kept", "neutral": "kept as harmless", "harm": "did harm", "no proof": "not proven", "crash": "a crash",
+    "measured": "not judged", "open": "not measured", "on trial": "on trial",
 }  # fmt: skip
 
 # -- changes -----------------------------------------------------------------------------------------------------------
@@ -82,6 +82,8 @@ def _fate(change: Told) -> str:
             return f"on trial{until}, forecast for now {forecast}"
         case "kept":
             return f"kept at {at}: {measured}, forecast {forecast}"
+        case "neutral":
+            return f"kept as harmless at {at}: {measured}, forecast {forecast}"
         case "harm":
             return f"taken back at {at} for harm{weights}: {measured}, forecast {forecast}"
         case "no proof":
