@@ -30,7 +30,17 @@ from trainmgr.contract.proposal import Proposal
 from trainmgr.contract.protocol import Command
 from trainmgr.deciding import allowed, jointly, undoing
 from trainmgr.deciding.jointly import ROLLBACK, ROUNDING, can_go_back, challenged, ending, expect
-from trainmgr.deciding.verdicts import beats, cost, costs_nothing, gained, harmed, margin, over, promising, proven
+from trainmgr.deciding.verdicts import (
+    beats,
+    cost,
+    costs_nothing,
+    harmed,
+    margin,
+    over,
+    promising,
+    proven,
+    surely_gained,
+)
 from trainmgr.state.lineage import LATER, TRIAL, Saved
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Situation
@@ -199,7 +209,7 @@ def _way_back(now: Situation, trial: Trial, *, harm: bool) -> Saved | None:
     if kept is None or trial.forecast.level is None:  # of broken weights
         further = best is not None and best.trained > state.lineage.trained(state.step)  # after a rollback to the start
         return best if harm or further or trial.forecast.level is None else None
-    better = best is not None and best.step > kept.step and (best.step <= trial.step or gained(state, trial))
+    better = best is not None and best.step > kept.step and (best.step <= trial.step or surely_gained(now, trial))
     return best if better else kept
 
 

@@ -134,6 +134,15 @@ def gained(state: RunState, trial: Trial) -> bool:
     )
 
 
+def surely_gained(now: Situation, trial: Trial) -> bool:
+    """The same, where it is to be believed of a change that did harm: beyond what would be harm the other way, while
+    the noise is not known."""
+    before, best = trial.forecast.best, now.state.best
+    if _noisy(trial) or before is None or best is None:
+        return gained(now.state, trial)
+    return now.state.worse(before) - now.state.worse(best[1]) > margin(now, trial)
+
+
 def beats(state: RunState, trial: Trial) -> bool:
     """Whether the last evaluation is better than forecast, by more than the noise."""
     number, _, value = state.measured[-1]
