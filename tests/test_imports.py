@@ -266,6 +266,7 @@ THIRD_PARTY = {  # package to the modules that may import it
 }  # torch: nowhere
 LONGEST = 450
 LONG = {
+    "state.ledger": "the whole fold over the log, in one place",
     "state.run_state": "the whole fold over telemetry, in one place",
     "contract.protocol": "every record of the contract between the two processes",
     "contract.policy": "every key that an operator can set, with its explanation",

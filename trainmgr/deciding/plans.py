@@ -54,7 +54,9 @@ def first(now: Situation, decision: str, found: dict[str, Plan], based_on_step: 
     due = now.policy.due(based_on_step)
     parts: dict[str, Value] = {}
     for name, plan in found.items():
-        parameter = now.space.parameters[name]
+        parameter = now.space.parameters.get(name)
+        if parameter is None:  # somebody wrote the log anew
+            continue
         value = parameter.value
         if _is_number(value):
             begun = Underway(plan, decision, float(value), based_on_step, at=based_on_step)
