@@ -14,7 +14,7 @@ from trainmgr.base.paths import RunPaths
 from trainmgr.base.wire import to_json
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Cadence, Limits, Policy, Probation, Staleness
-from trainmgr.deciding import decision
+from trainmgr.deciding import asking, decision
 from trainmgr.log.orders import write
 from trainmgr.state.ledger import Ledger
 from trainmgr.state.run_state import RunState
@@ -86,7 +86,7 @@ def test_a_manager_is_not_asked_between_a_step_and_its_evaluation() -> None:
     policy = Policy(cadence=Cadence(min_steps=20), probation=Probation(first_evals=0))
     first = manifest(policy, manager="scripted").model_copy(update={"edition": 1})
     log = folded(events.RunStarted(manifest=first), *before)
-    assert decision.trigger(Situation(state, log)) == "evaluation"  # as it was
+    assert asking.trigger(Situation(state, log)) == "evaluation"  # as it was
     assert why(fold([evaluation(30, 1.8)], state), *before, min_steps=20) == "evaluation"
 
 
