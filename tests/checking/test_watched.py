@@ -262,10 +262,11 @@ def trying():
 with Workload("""
     body = body.replace("\nwith Workload(", trying).replace("seen(step, evals))", "trying() or seen(step, evals))")
     saves = 'w.command("checkpoint", lambda to: w.checkpoint(step, w.checkpoints / to))'
-    return body.replace('w.command("stop"', f'{saves}\n    w.command("stop"')
+    body = body.replace('scale="log",\n            max_ratio=2.0, group="optimizer"', 'max_ratio=2.0, group="data"')
+    return body.replace('w.command("stop"', f'{saves}\n    w.command("stop"')  # a rate that helped stays down
 
 
-TRYING = Policy(limits=Limits(lead_steps=1), probation=Probation(challenge_evals=2, window_evals=2))
+TRYING = Policy(limits=Limits(lead_steps=1), probation=Probation(challenge_evals=2, window_evals=2, first_evals=4))
 LUCKY = answer("adjust", {"lr": 0.05})
 
 

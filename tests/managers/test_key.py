@@ -214,6 +214,7 @@ def trainmgr(folder: Path, *words: str, **environment: str) -> subprocess.Comple
 
 LINE = """
 with Workload("line", objective="loss") as w:
+    w.float("lr", get=lambda: 0.1, set=lambda _: None, low=0.01, high=1.0)  # else there is nothing to ask
     w.eval(1, {"loss": 1.0})
     until(lambda: settled(1))
 print(dict(os.environ))

@@ -192,7 +192,7 @@ def test_a_script_that_declared_nothing_is_told_what_would_help(tmp_path: Path) 
     assert [text.split("  ")[-1] for text in began] == [f"overfitting since step 80; {line}"]
     assert f"overfitting since step 80; {line}" in done.stdout
     shown = json.loads(trainmgr("show", "latest", "--json", cwd=tmp_path).stdout)
-    assert shown["ailments"] == [{"diagnosis": "overfitting", "since": 80, "last": 120, "why": line}]
+    assert shown["ailments"] == [{"diagnosis": "overfitting", "since": 80, "last": 110, "why": line}]
     assert "hold" in trainmgr("audit", "latest", cwd=tmp_path).stdout
     assert "byte for byte" in trainmgr("replay", "latest", cwd=tmp_path).stdout
 

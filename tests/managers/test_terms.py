@@ -168,12 +168,9 @@ def test_whether_an_answer_is_in_its_form_is_seen_by_its_shape() -> None:
     schema = answers.schema(view(), prompt.render(view(), 2500).parameters)
     good = filled(schema)
     assert reply.fits(good, schema)
-    changes = {**good["changes"], "lr": 1e9}
-    assert reply.fits(
-        {**good, "changes": changes, "confidence": 0.1234567, "evidence": ""}, schema
-    )  # but for its limits
+    assert reply.fits({**good, "changes": {**good["changes"], "lr": 1e9}, "evidence": ""}, schema)  # but for its limits
     for wrong in ({**good, "mood": 1}, {k: v for k, v in good.items() if k != "falsifier"}, {**good, "action": "pray"},
-                  {**good, "confidence": "0.5"}, {**good, "confidence": True}, {**good, "changes": {"momentum": 1.0}},
+                  {**good, "judge_after": "5"}, {**good, "judge_after": True}, {**good, "changes": {"momentum": 1.0}},
                   [good], None, "x"):  # fmt: skip
         assert not reply.fits(wrong, schema), wrong
     assert reply.fits(3.0, {"type": "integer"})

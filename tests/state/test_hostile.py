@@ -26,7 +26,7 @@ CHILD = """
 text = json.loads(Path(sys.argv[1]).read_text())
 name = lambda role: (text.get(role) or text["all"])[:60]
 recipe = {"lr": 0.4, "one": 0.5, "two": 0.5}
-with Workload((text.get("program") or text["all"])[:20_000], objective="val_loss", total_steps=10,
+with Workload((text.get("program") or text["all"])[:20_000], objective="val_loss", total_steps=11,
               metrics={name("metric"): text["all"][:5000]}, info={"what": text["all"][:5000]}) as w:
     for key, called in (("lr", "lr"), ("one", text["one"]), ("two", text["two"])):
         w.float(called, get=lambda k=key: recipe[k], set=lambda v, k=key: recipe.update({k: v}), low=1e-4, high=1.0,
@@ -77,13 +77,14 @@ def run(folder: Path, texts: dict[str, str]) -> Run:
     folder.mkdir()
     (folder / "texts.json").write_text(json.dumps(texts))
     with ScriptedEndpoint([Propose(a) for a in ANSWERS]) as endpoint:
-        settings = Llm(base_url=endpoint.url, repair=False, prompt_tokens=20_000)  # room for the same detail in all
+        # room for the same detail in all
+        settings = Llm(base_url=endpoint.url, repair=False, prompt_tokens=20_000, probe=False)
         policy = EXACT.model_copy(update={"llm": settings})
         manager = LlmManager(policy, "scripted", environment={})
         paths, closing, _ = supervise(
             folder, write_child(folder, CHILD), manager, policy=policy, arguments=[str(folder / "texts.json")]
         )
-    assert (closing.status, closing.steps) == ("completed", 10)
+    assert (closing.status, closing.steps) == ("completed", 11)
     assert proof.prove(paths).findings == []
     log = [event.data for event in audit.read(paths.audit)]
     return Run(

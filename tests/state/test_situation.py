@@ -28,9 +28,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     calls = {"measure": 0, "narrow": 0}
     measure, narrow = situations.measure, Policy.narrow
 
-    def measured(state: RunState) -> Any:
+    def measured(state: RunState, *undone: Any) -> Any:
         calls["measure"] += 1
-        return measure(state)
+        return measure(state, *undone)
 
     def narrowed(policy: Policy, *what: Any) -> Any:
         calls["narrow"] += 1

@@ -101,11 +101,10 @@ def test_the_manager_is_told(overwritten: Any) -> None:
     snapshot = overwritten[2].snapshots[-1]
     rows = {row.name: row for row in snapshot.recipe}
     assert (rows["lr"].overwritten, rows["wd"].overwritten) == (1, 0)
-    assert rows["lr"].value == pytest.approx(0.1 * 0.95**12)
+    assert rows["lr"].value == pytest.approx(0.1 * 0.95**10)
     assert snapshot.interventions[0].overwritten == ["lr"]
     prompt = render(snapshot, 100_000).user
     assert "changes do not last: the program overwrites it" in prompt
-    assert "(did not last: the program overwrote lr)" in prompt
 
 
 def test_a_view_names_each_parameter_once_for_each_time_that_it_was_set() -> None:
