@@ -88,9 +88,9 @@ def test_three_calls_are_three_calls(tmp_path: Path, script: list[Behaviour], se
 @pytest.mark.parametrize(
     ("limits", "prices", "script", "calls", "reason"),
     [
-        ({"tokens": 8000}, {}, KEEP, 3, "3,300 of 8,000 tokens are spent, and the next call may take 5,748"),
+        ({"tokens": 8400}, {}, KEEP, 3, "3,300 of 8,400 tokens are spent, and the next call may take 6,148"),
         ({"tokens": 5147}, {}, KEEP, 0, "0 of 5,147 tokens are spent"),
-        ({"tokens": 5748}, {}, KEEP, 1, "1,100 of 5,748 tokens are spent"),
+        ({"tokens": 6148}, {}, KEEP, 1, "1,100 of 6,148 tokens are spent"),
         ({"tokens": 50_000}, {}, Propose(answer(), usage=(10**8, 0)), 1, "100,000,000 of 50,000 tokens are spent"),
         ({"money": 0.031}, {"scripted": (1.0, 10.0)}, KEEP, 4, "0.008 of 0.031 are spent, and the next call may"),
         ({"money": 0.0}, {"scripted": (1.0, 10.0)}, KEEP, 0, "0 of 0 are spent"),
@@ -142,8 +142,8 @@ def test_a_price_that_is_not_known_is_not_counted_and_said() -> None:
     ("limits", "prices", "words"),
     [
         ({}, {}, "at most 200 calls and 1,000,000 tokens; free of charge"),
-        ({"calls": 10}, {}, "at most 10 calls and 143,920 tokens"),
-        ({"calls": 10}, {"scripted": Price(input=1.0, output=10.0)}, "at most 0.8812 by the policy's prices"),
+        ({"calls": 10}, {}, "at most 10 calls and 147,920 tokens"),
+        ({"calls": 10}, {"scripted": Price(input=1.0, output=10.0)}, "at most 0.8852 by the policy's prices"),
         ({"money": 0.1}, {"scripted": Price(input=1.0, output=10.0)}, "at most 0.1 by the policy's prices"),
     ],
 )

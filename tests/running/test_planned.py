@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from trainmgr.log.telemetry import Feed
 from trainmgr.managers.replay import Recorded
 from trainmgr.readers import proof, replay
 from trainmgr.running import launch
+from trainmgr.state.ledger import Ledger
 from trainmgr.terminal import screen, tables
 from trainmgr.testing import EXACT, LINE, Recorder, ScriptedManager, answer, supervise, write_child
 
@@ -57,6 +60,16 @@ def text(show: Callable[[Console], None]) -> str:
     show(console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_folding_a_plan_changes_nothing_of_what_is_held(planned: RunPaths) -> None:
+    state = Ledger()
+    for event in audit.read(planned.audit):
+        before, ahead = pickle.dumps(state), copy.copy(state)
+        ahead.fold(event.data)
+        assert pickle.dumps(state) == before
+        state = ahead
+    assert state.plans.moves
 
 
 def test_it_is_carried_out_at_each_evaluation_and_replayed_byte_for_byte(planned: RunPaths) -> None:

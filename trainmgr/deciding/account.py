@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainmgr.base.wire import Number, Value, Wire, moved, short
-from trainmgr.contract import forecast, protocol
+from trainmgr.contract import protocol
 from trainmgr.contract.proposal import Diagnosis, Plan
-from trainmgr.deciding import allowed, asking
+from trainmgr.deciding import allowed, asking, probation
 from trainmgr.state.changes import Change
 from trainmgr.state.evaluations import Evaluation
 from trainmgr.state.run_state import RunState
@@ -90,7 +90,7 @@ class Account(Wire):
     commands: list[str]
     """What the workload can be told to do."""
     every: int | None
-    """Steps between the last two evaluations."""
+    """Steps from one evaluation to the next, by the last two."""
     evals_left: int | None
     next_question: int | None
     """The step at which the manager is asked next, unless an alarm comes first."""
@@ -120,8 +120,8 @@ def of(now: Situation, rows: Sequence[Evaluation]) -> Account:
     """The account of this moment; ``rows`` are the evaluations that the snapshot shows."""
     state, ledger = now.state, now.ledger
     assert state.start is not None
-    every, left = _distance(state), state.evals_left
-    following = _forecast(now) if ledger.on_probation else None
+    every, left = state.spacing, state.evals_left
+    following = probation.without(now) if ledger.on_probation else None
     window = now.policy.probation.window_evals
     return Account(
         kinds=kinds(state.start.metrics),
@@ -151,22 +151,6 @@ def kinds(metrics: dict[str, protocol.MetricInfo]) -> list[Kind]:
     return [*found, "several losses"] if roles.count("loss gradient") > 1 else found
 
 
-def _distance(state: RunState) -> int | None:
-    if len(state.evaluations) < 2:
-        return None
-    distance = state.evaluations[-1].step - state.evaluations[-2].step
-    return distance if distance > 0 else None
-
-
-def _forecast(now: Situation) -> forecast.Forecast:
-    """What a change that takes effect now would be held against."""
-    state = now.state
-    assert state.start is not None
-    goal, best = state.start.objective, state.best[1] if state.best else None
-    values = [value for _, value in state.lineage.course]
-    return forecast.predict(values, evals=state.evals, mode=goal.mode, best=best, scale=goal.scale)
-
-
 def _told(now: Situation, change: Change) -> Told:
     changes, state = list(moved(change.changes).items()), now.state
     trial = next((trial for trial in now.ledger.trials if change.revision in trial.revisions), None)
@@ -191,9 +175,10 @@ def _told(now: Situation, change: Change) -> Told:
 
 def _ends(now: Situation, trial: Trial) -> int | None:
     """The step at which a trial is over, as far as evaluations go on at the distance of the last two."""
-    every = _distance(now.state)
+    every = now.state.spacing
     window, done = now.policy.probation.window_evals, now.state.evals - trial.forecast.evals
-    return None if every is None else now.state.evaluations[-1].step + max(0, window - done) * every
+    usual = None if every is None else now.state.evaluations[-1].step + max(0, window - done) * every
+    return max((step for step in (usual, trial.until) if step is not None), default=None)
 
 
 def _said(now: Situation) -> list[Said]:
@@ -208,7 +193,7 @@ def _checked(now: Situation, change: Change) -> Said:
     metric = expected.metric if expected else goal.metric
     gone = now.ledger.changes.undone
     there = [(e.step, v) for e in now.state.evaluations
-             if (v := _value(e, metric)) is not None and math.isfinite(v) and not gone(e.step)]  # fmt: skip
+             if (v := asking.value(e, metric)) is not None and math.isfinite(v) and not gone(e.step)]  # fmt: skip
     before = [value for step, value in there if step <= change.step]
     was = before[-1] if before else None
     since = [(step, value) for step, value in there if step > change.step]
@@ -231,11 +216,6 @@ def _checked(now: Situation, change: Change) -> Said:
         came=came,
         falsifier=short(change.falsifier, 200),
     )
-
-
-def _value(evaluation: Evaluation, metric: str) -> float | None:
-    found = evaluation.metrics.get(metric)
-    return evaluation.means.get(metric.removeprefix("mean.")) if found is None else found
 
 
 def _definitions(state: RunState, rows: Sequence[Evaluation]) -> dict[str, str]:

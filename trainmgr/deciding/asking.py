@@ -48,10 +48,9 @@ def spared(now: Situation, why: str) -> str:
     if _alarming(why):
         return ""
     least = policy.model_steps(state.total_steps) if is_hybrid(now.manifest.manager) else 0
-    if (
-        ledger.answers.model_step is not None and 0 <= state.step - ledger.answers.model_step < least
-    ):  # below 0: after a restart
-        return f"it was asked at step {ledger.answers.model_step}, and once in {least} steps is enough"
+    last = ledger.answers.model_step
+    if last is not None and 0 <= state.step - last < least:  # below 0: after a restart
+        return f"it was asked at step {last}, and once in {least} steps is enough"
     return _waits(now)
 
 
@@ -146,7 +145,9 @@ def granted(proposal: Proposal, now: Situation, based_on_step: int) -> tuple[int
         steps = most
         words.append(f"ask_again_in is {most}: no more may be waited")
     if when is not None:
-        values = [v for e in now.state.evaluations if e.step <= based_on_step and (v := _value(e, when)) is not None]
+        values = [
+            v for e in now.state.evaluations if e.step <= based_on_step and (v := value(e, when.metric)) is not None
+        ]
         if not values:
             words.append(f"ask_again_when is left out: evaluations have no {_quoted(when.metric)}")
         elif _beyond(values[-1], when):
@@ -180,7 +181,7 @@ def _longest(now: Situation) -> int | None:
 
 def _met(now: Situation, when: Condition, *, since: int) -> bool:
     """Whether a condition came true at an evaluation after this step."""
-    values = [_value(evaluation, when) for evaluation in now.state.evaluations if evaluation.step > since]
+    values = [value(evaluation, when.metric) for evaluation in now.state.evaluations if evaluation.step > since]
     return any(value is not None and _beyond(value, when) for value in values)
 
 
@@ -189,11 +190,11 @@ def _beyond(value: float, when: Condition) -> bool:
     return value > when.value if when.side == "above" else value < when.value
 
 
-def _value(evaluation: Evaluation, when: Condition) -> float | None:
-    """What a condition is about, by the name that snapshots have for it: a long one is cut there."""
-    means = {MEAN + short(name, NAME): value for name, value in evaluation.means.items()}
-    shown = {short(name, NAME): value for name, value in evaluation.metrics.items()}
-    return {**means, **shown, **evaluation.metrics}.get(when.metric)
+def value(evaluation: Evaluation, metric: str) -> float | None:
+    """A figure of an evaluation by the name that snapshots have for it: a long one is cut there."""
+    means = {MEAN + short(name, NAME): mean for name, mean in evaluation.means.items()}
+    shown = {short(name, NAME): figure for name, figure in evaluation.metrics.items()}
+    return {**means, **shown, **evaluation.metrics}.get(metric)
 
 
 def _in_words(when: Condition) -> str:
@@ -234,7 +235,7 @@ def _ahead(now: Situation) -> tuple[int, int | None] | None:
     every, due = policy.cadence.every_steps, policy.due(state.step)
     if every is not None and due is not None:
         return policy.asks_from(due + every), None if total is None else max(0, (total - due) // every)
-    spacing = _spacing(now)
+    spacing = state.spacing
     if spacing is None:
         return None
     least = policy.min_steps(manager, state.total_steps)
@@ -247,10 +248,3 @@ def _ahead(now: Situation) -> tuple[int, int | None] | None:
         return first, None
     apart = spacing * max(evals, math.ceil(least / spacing))
     return first, 0 if first >= total else 1 + (total - 1 - first) // apart
-
-
-def _spacing(now: Situation) -> int | None:
-    """Steps from one evaluation to the next, by the last two; None before there is a distance."""
-    steps = [0, *(evaluation.step for evaluation in now.state.evaluations[-2:])][-2:]
-    distance = steps[-1] - steps[0]
-    return distance if distance > 0 else None

@@ -19,27 +19,15 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from trainmgr.base.wire import Value
-from trainmgr.contract import events, forecast
-from trainmgr.contract.protocol import Command
+from trainmgr.contract import events
+from trainmgr.deciding.restoring import ROLLBACK, challenged, challenger, ending, restored, rollback
+from trainmgr.deciding.verdicts import chance, gained, slowed
 from trainmgr.state.lineage import Saved
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Situation
-from trainmgr.state.trial import Trial, multiplied
+from trainmgr.state.trial import Trial
 
 Why = Literal["harm", "no proof", "crash"]
-ROUNDING = 1e-9  # of the scale
-SLOWEST = 0.5  # of the progress that was forecast: less is no proof, whatever the best
-ROLLBACK = "rollback"  # the name under which trust in that command is kept
-
-
-def expect(state: RunState) -> forecast.Forecast:
-    """What the objective would be without the change that was applied just now."""
-    assert state.start is not None
-    goal = state.start.objective
-    values = [value for _, value in state.lineage.course_before]
-    best = state.best[1] if state.best else None
-    return forecast.predict(values, evals=state.evals, mode=goal.mode, best=best, scale=goal.scale)
 
 
 def assess(now: Situation) -> events.Judgment | None:
@@ -66,7 +54,7 @@ def assess(now: Situation) -> events.Judgment | None:
                 return _kept(now, through)
             if not _promising(now):
                 return _reverted(now, harm=False)
-    elif manifest.mode != "shadow" and (values := _challenger(now)):
+    elif manifest.mode != "shadow" and (values := challenger(now)):
         return challenged(now, values)
     if ledger.ends_on_best and manifest.mode != "shadow":
         return ending(now)
@@ -116,43 +104,19 @@ def proven(now: Situation, trial: Trial) -> int | None:
         return None
     if before.best is None:  # any number is better than none
         return step
-    if _gained(state, trial) and not _slowed(state, trial):
+    if gained(state, trial) and not slowed(state, trial):
         assert state.best is not None
         return state.best[0]
     scale = (state.start.objective.scale if state.start else None) or abs(before.best)
-    near = max(now.policy.probation.tolerance * scale, _chance(trial))
+    near = max(now.policy.probation.tolerance * scale, chance(trial))
     better = before.level is None or _beats(state, trial)
     return step if better and state.worse(value) - state.worse(before.best) <= near else None
-
-
-def _slowed(state: RunState, trial: Trial) -> bool:
-    """Whether what was gained since is less than SLOWEST of what was forecast, by more than the noise."""
-    before, (number, _, value) = trial.forecast, state.measured[-1]
-    expected = before.at(number - before.evals)
-    if expected is None or before.level is None:
-        return False
-    level = state.worse(before.level)
-    hoped = max(0.0, level - state.worse(expected))
-    return level - state.worse(value) < SLOWEST * hoped - _chance(trial)
-
-
-def _gained(state: RunState, trial: Trial) -> bool:
-    """Whether there was a new best since, by more than the noise."""
-    before = trial.forecast.best
-    return before is None or (
-        state.best is not None and state.worse(before) - state.worse(state.best[1]) > _chance(trial)
-    )
 
 
 def _beats(state: RunState, trial: Trial) -> bool:
     """Whether the last evaluation is better than forecast, by more than the noise."""
     found = excesses(state, trial)
-    return bool(found) and found[-1] < -_chance(trial)
-
-
-def _chance(trial: Trial) -> float:
-    """A difference that says nothing: the noise, or the rounding where there is none."""
-    return max(trial.forecast.noise or 0.0, ROUNDING * trial.forecast.scale)
+    return bool(found) and found[-1] < -chance(trial)
 
 
 def _promising(now: Situation) -> bool:
@@ -179,7 +143,7 @@ def _way_back(now: Situation, *, harm: bool) -> Saved | None:
     kept, best, oldest = state.lineage.trial, state.lineage.best, now.ledger.trials[0]
     sane = oldest.forecast.level is not None
     if sane and kept is not None and kept.step >= oldest.step:  # not of an earlier trial
-        return best if best is not None and best.step > kept.step and _gained(state, oldest) else kept
+        return best if best is not None and best.step > kept.step and gained(state, oldest) else kept
     further = best is not None and best.trained > state.lineage.trained(state.step)  # after a rollback to the start
     return best if harm or further or not sane else None
 
@@ -234,8 +198,8 @@ def _taken_back(now: Situation, *, why: Why, back: Saved | None, idle: bool) -> 
         forecast=oldest.forecast.at(state.evals - oldest.forecast.evals),
         tolerance=oldest.forecast.margin(watch.tolerance, watch.noise_factor),
         measured=math.nan if measured is None else measured,
-        parameters=_restored(now, start=demoted and watch.fallback == "start"),
-        command=_rollback(state, name, back),
+        parameters=restored(now, ledger.trials, start=demoted and watch.fallback == "start"),
+        command=rollback(state, name, back),
         trust={name: max(watch.least_trust, ledger.trust.get(name, 1.0) * watch.shrink) for name in tried},
         lost=lost,
         lost_in_all=lost_in_all,
@@ -244,42 +208,6 @@ def _taken_back(now: Situation, *, why: Why, back: Saved | None, idle: bool) -> 
         demoted=demoted or ledger.demoted,
         challenge=oldest.challenge,
     )
-
-
-def _rollback(state: RunState, name: str, back: Saved | None) -> Command | None:
-    if back is None:
-        return None
-    return Command(id=name, name="rollback", to="best" if back == state.lineage.best else back.path)
-
-
-def _restored(now: Situation, *, start: bool) -> dict[str, Value]:
-    """The values from before the oldest change on trial: of the last recipe that had proven itself; or of the start.
-
-    A change that is on its way may take effect before it is superseded: what it would move is named too.
-    """
-    state, ledger, space = now.state, now.ledger, now.declared.parameters
-    values, moved = dict[str, Value](), dict[str, Value]()
-    shares: dict[str, float] = {}
-    for trial in reversed(ledger.trials):
-        values.update(trial.before)
-        shares = multiplied(trial.shares, shares)
-    for name in shares.keys() & state.moving.keys() & space.keys():  # the script has moved it on since
-        value, parameter = state.recipe[name], space[name]
-        if isinstance(value, float) and parameter.low is not None and parameter.high is not None:
-            values[name] = min(max(value * shares[name], float(parameter.low)), float(parameter.high))
-    if start:
-        values.update({name: state.begun[name] for name in space if not space[name].scheduled})
-        values.update({name: moving.value for name, moving in state.moving.items() if name in ledger.in_force})
-    if ledger.outstanding is not None:
-        wanted, held = ledger.outstanding.params, ledger.held
-        moved = {name: state.recipe[name] for name in wanted if wanted[name] != held.get(name) and name in space}
-    return {
-        name: value
-        for name, value in {**moved, **values}.items()
-        if name in space
-        and space[name].objection(value) is None
-        and (name in moved or value != state.recipe[name] or value != ledger.in_force.get(name, value))
-    }
 
 
 def _kept(now: Situation, through: int) -> events.Kept:
@@ -306,75 +234,4 @@ def _kept(now: Situation, through: int) -> events.Kept:
         measured=state.latest,
         trust=trust,
         challenge=oldest.challenge,
-    )
-
-
-def _challenger(now: Situation) -> dict[str, Value]:
-    """The values of the start that are to be put on trial now; empty where it is not time, or they are in force."""
-    state, ledger, watch = now.state, now.ledger, now.policy.probation
-    if not watch.challenge_evals or not ledger.on_probation or ledger.outstanding is not None or state.best is None:
-        return {}
-    if not can_go_back(now) or "divergence" in ledger.alarms or not math.isfinite(state.measured[-1][2]):
-        return {}
-    changes = [at for at in (*state.changed_at.values(), state.rollback_at) if at is not None]
-    if state.evals - max(changes, default=state.evals) < watch.patience:  # what was taken back must be seen to be back
-        return {}
-    waited = min(state.evals_since_best, state.evals - ledger.challenged_at)
-    if waited < watch.challenge_evals * 2**ledger.challenges:
-        return {}
-    if state.evals_left is not None and state.evals_left < watch.window_evals + 1:
-        return {}
-    space = now.declared.parameters
-    return {
-        name: state.begun[name]
-        for name in ledger.in_force
-        if name in space
-        and not space[name].scheduled
-        and state.recipe[name] != state.begun[name]
-        and space[name].objection(state.begun[name]) is None
-    }
-
-
-def can_go_back(now: Situation) -> bool:
-    """Whether the weights from before a challenge can be kept, and had back: nobody asked for it."""
-    wanted = now.policy.actions.rollback and now.policy.probation.checkpoint
-    return wanted and {"checkpoint", "rollback"} <= {*now.declared.commands}
-
-
-def challenged(now: Situation, values: dict[str, Value]) -> events.Challenged:
-    state = now.state
-    assert state.best is not None
-    age = now.policy.max_age(state.total_steps)
-    return events.Challenged(
-        decision=f"probation{now.ledger.revision + 1}",
-        telemetry_offset=now.mark.offset,
-        telemetry_sha256=now.mark.sha256,
-        step=state.evaluations[-1].step,
-        measured=state.latest,
-        best=state.best[1],
-        best_step=state.best[0],
-        evals=state.evals,
-        parameters=values,
-        valid_until_step=None if age is None else state.step + age,
-    )
-
-
-def ending(now: Situation) -> events.Ending | None:
-    """The last evaluation before the end is worse than the best, and the workload can end on that."""
-    state = now.state
-    if "stop" not in now.declared.commands or state.lineage.best is None or state.best is None:
-        return None
-    value = state.latest
-    if not state.nearly_over or value is None or state.worse(value) <= state.worse(state.best[1]):
-        return None
-    name = f"probation{now.ledger.revision + 1}"
-    return events.Ending(
-        decision=name,
-        telemetry_offset=now.mark.offset,
-        telemetry_sha256=now.mark.sha256,
-        step=state.evaluations[-1].step,
-        measured=value,
-        best=state.best[1],
-        best_step=state.best[0],
-        command=Command(id=name, name="stop", to="best"),
     )

@@ -184,13 +184,10 @@ def _next_evaluation(now: Situation, parameter: Parameter, at: int) -> int | Non
 
     A coarser boundary than any step is one evaluation later: what is issued now takes effect there.
     """
-    evaluations = now.state.evaluations
-    if not evaluations:
+    spacing = now.state.spacing
+    if spacing is None:
         return None
-    last = evaluations[-1].step
-    spacing = last - evaluations[-2].step if len(evaluations) > 1 else last
-    if spacing <= 0:
-        return None
+    last = now.state.evaluations[-1].step
     ahead = max(0, (at - last) // spacing) + 1 + (parameter.boundary != "step")
     return last + ahead * spacing
 

@@ -29,8 +29,18 @@ from trainmgr.contract.forecast import Forecast, predict, rough_noise
 from trainmgr.contract.proposal import Proposal
 from trainmgr.contract.protocol import Command
 from trainmgr.deciding import allowed, jointly, undoing
-from trainmgr.deciding.jointly import ROLLBACK, ROUNDING, can_go_back, challenged, ending, expect
+from trainmgr.deciding.restoring import (
+    ROLLBACK,
+    can_go_back,
+    challenged,
+    challenger,
+    ending,
+    expect,
+    restored,
+    rollback,
+)
 from trainmgr.deciding.verdicts import (
+    ROUNDING,
     beats,
     cost,
     costs_nothing,
@@ -44,7 +54,7 @@ from trainmgr.deciding.verdicts import (
 from trainmgr.state.lineage import LATER, TRIAL, Saved
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Situation
-from trainmgr.state.trial import Trial, multiplied, same
+from trainmgr.state.trial import Trial, same
 
 Why = Literal["harm", "no proof", "crash"]
 LATE = 1 / 3  # of the run: its last part, in which the recipe of the start tells nothing any more
@@ -116,6 +126,11 @@ def acknowledged(record: protocol.Applied | protocol.Refused, now: Situation) ->
     course = state.lineage.course_before
     forecast = _from_now(state, ended[0], rolled=False) if ended else _forecast(state, course)
     return found | {"forecast": forecast, "undone": state.lineage.undone if rolled else 0}
+
+
+def without(now: Situation) -> Forecast:
+    """What a change that takes effect now would be held against. (Of runs up to edition 1 it was ``expect``.)"""
+    return _forecast(now.state, now.state.lineage.course)
 
 
 def _from_now(state: RunState, trial: Trial, *, rolled: bool) -> Forecast:
@@ -270,8 +285,8 @@ def _taken_back(now: Situation, trials: list[Trial], why: Why, back: Saved | Non
         forecast=first.forecast.at(state.evals - first.forecast.evals),
         tolerance=margin(now, first),
         measured=math.nan if measured is None else measured,
-        parameters=_restored(now, gone, start=demoted and watch.fallback == "start"),
-        command=_rollback(state, name, back),
+        parameters=restored(now, gone, start=demoted and watch.fallback == "start"),
+        command=rollback(state, name, back),
         trust=_shrunk(now, trials, why),
         lost=lost,
         lost_in_all=ledger.lost + lost,
@@ -290,46 +305,6 @@ def _shrunk(now: Situation, trials: list[Trial], why: Why) -> dict[str, float]:
     names = [name for trial in trials for name in (*(trial.before if why != "no proof" else ()),
                                                    *([ROLLBACK] if trial.rollback else []))]  # fmt: skip
     return {name: max(watch.least_trust, ledger.trust.get(name, 1.0) * watch.shrink) for name in names}
-
-
-def _rollback(state: RunState, name: str, back: Saved | None) -> Command | None:
-    if back is None:
-        return None
-    return Command(id=name, name="rollback", to="best" if back == state.lineage.best else back.path)
-
-
-def _restored(now: Situation, gone: list[Trial], *, start: bool) -> dict[str, Value]:
-    """The values from before what is taken back, but for what a later change has moved on; or those of the start.
-
-    A change that is on its way may take effect before it is superseded: what it would move is named too.
-    """
-    state, ledger, space = now.state, now.ledger, now.declared.parameters
-    values, movements = dict[str, Value](), dict[str, Value]()
-    shares: dict[str, float] = {}
-    newer: set[str] = set()  # what a change that stays has made something else of since
-    for trial in reversed(ledger.trials):
-        if trial in gone:
-            values.update({name: value for name, value in trial.before.items() if name not in newer})
-            shares = multiplied(trial.shares, shares)
-        else:
-            newer |= trial.before.keys()
-    for name in values.keys() & shares.keys() & state.moving.keys() & space.keys():  # the script has moved it on since
-        value, parameter = state.recipe[name], space[name]
-        if isinstance(value, float) and parameter.low is not None and parameter.high is not None:
-            values[name] = min(max(value * shares[name], float(parameter.low)), float(parameter.high))
-    if start:
-        values.update({name: state.begun[name] for name in space if not space[name].scheduled})
-        values.update({name: moving.value for name, moving in state.moving.items() if name in ledger.in_force})
-    if ledger.outstanding is not None:
-        wanted, held = ledger.outstanding.params, ledger.held
-        movements = {name: state.recipe[name] for name in wanted if wanted[name] != held.get(name) and name in space}
-    return {
-        name: value
-        for name, value in {**movements, **values}.items()
-        if name in space
-        and space[name].objection(value) is None
-        and (name in movements or value != state.recipe[name] or value != ledger.in_force.get(name, value))
-    }
 
 
 def _kept(now: Situation, trial: Trial, *, neutral: bool = False) -> events.Kept:
@@ -362,32 +337,12 @@ def _kept(now: Situation, trial: Trial, *, neutral: bool = False) -> events.Kept
 def _challenger(now: Situation) -> dict[str, Value]:
     """The values of the start that are to be put on trial now; empty where it is not time, where that could tell
     nothing, or where they are in force."""
-    state, ledger, watch, signals = now.state, now.ledger, now.policy.probation, now.signals
-    if not watch.challenge_evals or not ledger.on_probation or ledger.outstanding is not None or state.best is None:
-        return {}
-    alarms = ledger.alarms | now.policy.alarms(signals.diverging, signals.rise, signals.noise)
-    if not can_go_back(now) or alarms or not math.isfinite(state.measured[-1][2]):
-        return {}
-    changes = [at for at in (*state.changed_at.values(), state.rollback_at) if at is not None]
-    if state.evals - max(changes, default=state.evals) < watch.patience:  # what was taken back must be seen to be back
-        return {}
-    waited = min(state.evals_since_best, state.evals - ledger.challenged_at)
-    if waited < watch.challenge_evals * 2**ledger.challenges:
-        return {}
-    if state.evals_left is not None and state.evals_left < watch.window_evals + 1:
-        return {}
+    state, signals = now.state, now.signals
     if state.steps_left is not None and state.total_steps is not None and state.steps_left < LATE * state.total_steps:
         return {}
-    space = now.declared.parameters
-    return {
-        name: state.begun[name]
-        for name in ledger.in_force
-        if name in space
-        and not space[name].scheduled
-        and state.recipe[name] != state.begun[name]
-        and space[name].objection(state.begun[name]) is None
-        and not _lowered(now, name)
-    }
+    if now.ledger.alarms | now.policy.alarms(signals.diverging, signals.rise, signals.noise):
+        return {}
+    return {name: value for name, value in challenger(now).items() if not _lowered(now, name)}
 
 
 def _lowered(now: Situation, name: str) -> bool:

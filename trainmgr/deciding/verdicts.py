@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 from trainmgr.deciding import allowed
-from trainmgr.deciding.jointly import ROUNDING, SLOWEST
 from trainmgr.state.lineage import COURSE, Saved
 from trainmgr.state.run_state import RunState
 from trainmgr.state.situation import Situation
 from trainmgr.state.trial import Trial
 
+ROUNDING = 1e-9  # of the scale
+SLOWEST = 0.5  # of the progress that was forecast: less is no proof, whatever the best
 UNKNOWN = 10.0  # times the tolerance, where the noise is not known; and what is near the best
 SETTLING = 1 / 2  # of the run: its second part, in which it may settle
 PROTECTS = ("regularization", "averaging")  # groups of which more seldom costs anything
@@ -107,15 +108,15 @@ def proven(now: Situation, trial: Trial) -> bool:
     value = state.measured[-1][2]
     if not math.isfinite(value):
         return False
-    if before.best is None or (gained(state, trial) and not _slowed(state, trial)):  # any number is better than none
+    if before.best is None or (gained(state, trial) and not slowed(state, trial)):  # any number is better than none
         return True
     scale = (state.start.objective.scale if state.start else None) or abs(before.best)
-    near = max(UNKNOWN * watch.tolerance * scale, _chance(trial))
+    near = max(UNKNOWN * watch.tolerance * scale, chance(trial))
     better = before.level is None or beats(state, trial)
     return better and state.worse(value) - state.worse(before.best) <= near
 
 
-def _slowed(state: RunState, trial: Trial) -> bool:
+def slowed(state: RunState, trial: Trial) -> bool:
     """Whether what was gained since is less than SLOWEST of what was forecast, by more than the noise."""
     before, (number, _, value) = trial.forecast, state.measured[-1]
     expected = before.at(number - before.evals)
@@ -123,14 +124,14 @@ def _slowed(state: RunState, trial: Trial) -> bool:
         return False
     level = state.worse(before.level)
     hoped = max(0.0, level - state.worse(expected))
-    return level - state.worse(value) < SLOWEST * hoped - _chance(trial)
+    return level - state.worse(value) < SLOWEST * hoped - chance(trial)
 
 
 def gained(state: RunState, trial: Trial) -> bool:
     """Whether there was a new best since, by more than the noise."""
     before = trial.forecast.best
     return before is None or (
-        state.best is not None and state.worse(before) - state.worse(state.best[1]) > _chance(trial)
+        state.best is not None and state.worse(before) - state.worse(state.best[1]) > chance(trial)
     )
 
 
@@ -147,10 +148,10 @@ def beats(state: RunState, trial: Trial) -> bool:
     """Whether the last evaluation is better than forecast, by more than the noise."""
     number, _, value = state.measured[-1]
     expected = trial.forecast.at(number - trial.forecast.evals)
-    return expected is not None and state.worse(expected) - state.worse(value) > _chance(trial)
+    return expected is not None and state.worse(expected) - state.worse(value) > chance(trial)
 
 
-def _chance(trial: Trial) -> float:
+def chance(trial: Trial) -> float:
     """A difference that says nothing: the noise, or the rounding where there is none."""
     return max(trial.forecast.noise or 0.0, ROUNDING * trial.forecast.scale)
 

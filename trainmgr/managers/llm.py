@@ -1,4 +1,4 @@
-"""`llm:MODEL` and `local:FILE`: a language model reads the snapshot and answers within the schema of the moment.
+"""`llm:MODEL` and `local:FILE`: a language model reads the snapshot and answers within the schema of the run.
 
 It is trusted with nothing: what it says is read by ``answer`` and judged by the guard, and every call is on record with
 its exact prompt before it is made. Without an answer, or with a late or useless one, training goes on untouched.
@@ -34,7 +34,7 @@ from trainmgr.managers.terms import UNSUPPORTED, Terms
 from trainmgr.state import budget
 from trainmgr.state.budget import Spent
 
-SCHEMA_TOKENS = 1200  # of a schema of ten parameters, which endpoints count with the prompt
+SCHEMA_TOKENS = 1600  # of a schema of ten parameters, which endpoints count with the prompt
 BACKOFF = 1.0  # seconds before the first repetition, doubled for each further one
 FREE = Price(input=0.0, output=0.0)
 
@@ -89,9 +89,7 @@ class LlmManager:
         self._terms = Terms(policy.llm, own=server is not None)
         self._held: list[Exchange] = []  # exchanges of before the run, until there is a log
         self._warnings: list[str] = []  # what to say of them
-        self._read = (
-            0  # the most tokens of a prompt that the endpoint ever counted; less may be what it had no cache of
-        )
+        self._read = 0  # the most tokens of a prompt that were ever counted; less may be what was in no cache
         self._shortened = False
         self._spent = Spent()
         self._decision, self._calls = "", 0

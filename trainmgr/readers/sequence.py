@@ -124,9 +124,7 @@ class Sequence:
         if isinstance(data, events.Outcome | events.Failure):  # these may come in between
             return
         if isinstance(data, events.Judgment):
-            after = copy.deepcopy(ledger)
-            after.fold(data)
-            self._owed = _judgment(replace(moment.now, ledger=after))
+            self._owed = _judgment(_behind(moment.now, data))
         elif self._owed is not None:
             self._find(place, f"before it there is no {self._owed}")
             self._owed = None
@@ -145,9 +143,7 @@ class Sequence:
             self._part = "" if data.where == "audit" else self._part
         elif isinstance(data, IN_BETWEEN):
             if moment.now.ledger.plans.underway or isinstance(data, events.Acknowledged):
-                after = copy.deepcopy(moment.now.ledger)
-                after.fold(data)
-                self._part = _part(replace(moment.now, ledger=after))
+                self._part = _part(_behind(moment.now, data))
         elif isinstance(data, events.OverrideIssued) and data.origin == "plan":
             self._part = ""
         elif self._part:
@@ -271,6 +267,13 @@ def _judgment(now: Situation) -> str | None:
     """What probation has to say of the last evaluation."""
     found = probation.assess(now)
     return None if found is None else f'"{found.kind}" for step {found.step}'
+
+
+def _behind(now: Situation, event: events.Payload) -> Situation:
+    """The situation once the log has this event."""
+    ledger = copy.copy(now.ledger)
+    ledger.fold(event)
+    return replace(now, ledger=ledger)
 
 
 def _part(now: Situation) -> str:

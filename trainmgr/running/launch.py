@@ -174,7 +174,8 @@ def ready(manager: Manager, say: Callable[[str], None] = lambda _: None) -> Iter
         return
     try:
         manager.open()
-        say(manager.preflight())
+        for line in manager.preflight().splitlines():
+            say(line)
         yield
     finally:
         manager.close()

@@ -18,7 +18,6 @@ from trainmgr.state.trial import Trial, multiplied, same, share_of
 
 KEPT = 32  # decisions remembered
 OPEN = 8  # trials at a time: of more, the oldest two become one
-APART = 8  # spans of steps remembered
 OVER = "the run ended before the answer came"
 REFUSED = "refused by the workload:"  # how a rejection of its begins
 
@@ -133,9 +132,6 @@ class Ledger:
     """The same since the last trial that brought something, ..."""
     idle_until: int = 0
     """... and the step until which they are counted."""
-    apart: list[tuple[int, int]] = field(default_factory=list)
-    """(first, last) step of the evaluations that the recipe of the start had on our own trial, before that was undone:
-    they say nothing of the run's own recipe and weights."""
     demoted: bool = False
     """Whether nothing of the manager is applied any more."""
     overtaken: bool = False
@@ -195,7 +191,7 @@ class Ledger:
         }
 
     def fold(self, payload: events.Payload) -> None:
-        """Take one event in."""
+        """Take one event in. What it holds is replaced, never changed: a shallow copy goes its own way."""
         self.answers = self.answers.after(payload)
         match payload:
             case events.RunStarted():
@@ -240,7 +236,7 @@ class Ledger:
             case events.Unanswered():
                 self._unanswered(payload)
             case events.PlanEnded():
-                self.plans.ended(payload)
+                self.plans = self.plans.ended(payload)
                 self._rejection(f"the plan for {payload.name} has ended: {payload.why}")
             case events.Outcome():
                 self.outcomes = max(self.outcomes, payload.revision)
@@ -258,7 +254,7 @@ class Ledger:
                 self.due, self.overtaken, self.ending = payload, True, True
             case events.Restarted():
                 self.restarts += 1
-                self.plans.restarted()
+                self.plans = self.plans.restarted()
                 self.changes = self.changes.restarted()
                 self.trials, self.ending = [], False  # what would come of them starts from other weights
                 left, self.carrying = self.due or self.carrying, None
@@ -305,7 +301,7 @@ class Ledger:
         if self.outstanding is None:  # else what was held before the superseded revision still is
             self.held = dict(self.in_force)
         named, plans = self._planned(payload.decision if payload.origin == "manager" else "")
-        self.plans.issued(payload, named, plans, self.outstanding)
+        self.plans = self.plans.issued(payload, named, plans, self.outstanding)
         self._make_room()
         for override in control.schedule or [control]:
             self.revisions = dict([*self.revisions.items(), (override.revision, override.decision)][-KEPT:])
@@ -347,9 +343,9 @@ class Ledger:
             self._watched(payload, settled)
         origin = self.origins.get(payload.revision)
         if payload.result == "applied":
-            self.plans.applied(payload, *self._planned(payload.decision), settled, origin)
+            self.plans = self.plans.applied(payload, *self._planned(payload.decision), settled, origin)
         elif settled is not None and origin == "plan":
-            self.plans.refused(payload, settled)
+            self.plans = self.plans.refused(payload, settled)
         if settled is None and payload.result == "applied" and payload.revision == self.unheard:  # later than it may
             late = {name: new for name, (_, new) in payload.changes.items()}
             self.held, self.in_force = {**self.held, **late}, {**late, **self.in_force}
@@ -426,7 +422,7 @@ class Ledger:
             return
         self._on_trial(payload, payload.forecast, control)
         restored = [name for name, (_, new) in payload.changes.items() if name in back and same(new, back[name])]
-        self.trials[-1] = self.trials[-1].without(restored)
+        self.trials = [*self.trials[:-1], self.trials[-1].without(restored)]
         if len(self.trials) > OPEN:
             self.trials = [self.trials[0].joined(self.trials[1]), *self.trials[2:]]
 
@@ -456,9 +452,9 @@ class Ledger:
         self.demoted |= payload.demoted
         self.due, self.overtaken = payload, True
         self.trials = [] if self._jointly else self._passed_on(payload.revisions)
-        self.plans.taken_back(payload.decisions)
+        self.plans = self.plans.taken_back(payload.decisions)
         if payload.demoted:
-            self.plans.demoted()
+            self.plans = self.plans.demoted()
         pairs = [(revision, payload.why) for revision in payload.revisions]
         self.taken_back = dict([*self.taken_back.items(), *pairs][-KEPT:])
         self._trust(payload.trust)
@@ -495,10 +491,8 @@ class Ledger:
         if payload.result == "applied":
             if self._jointly or isinstance(carried, events.Ending):
                 slipped = [decision for trial in self.trials for decision in trial.decisions]
-                self.plans.taken_back(slipped)  # in between: it was taken back too
+                self.plans = self.plans.taken_back(slipped)  # in between: it was taken back too
                 self.trials = []
-            if isinstance(carried, events.Reverted) and carried.challenge:
-                self.apart = [*self.apart, (carried.since + 1, payload.step)][-APART:]
         elif isinstance(carried, events.Reverted) and carried.command is not None:
             best = carried.command.model_copy(update={"to": "best"}) if carried.command.to != "best" else None
             self.due = carried.model_copy(update={"command": best}) if best or carried.parameters else None

@@ -48,7 +48,7 @@ class Underway:
         return min(max((1 - share) * self.begun + share * plan.to, low), high)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plans:
     """The fold over the log that a `Ledger` keeps of them."""
 
@@ -68,23 +68,24 @@ class Plans:
 
     def issued(
         self, payload: events.OverrideIssued, named: Collection[str], begin: Collection[str], before: Control | None
-    ) -> None:
-        """``named``: what the decision behind it changes or plans; ``begin``: what it plans. ``before`` is the revision
-        that it supersedes, whose part of the way it takes over; None where nothing waits for an answer."""
-        control = payload.control
+    ) -> Plans:
+        """With an override. ``named``: what the decision behind it changes or plans; ``begin``: what it plans.
+        ``before`` is the revision that it supersedes, whose part of the way it takes over; None where nothing waits."""
+        control, underway = payload.control, self.underway
         if payload.origin == "plan":
             go_on = frozenset(payload.plans)
-            for name in go_on & self.underway.keys():
-                self.underway = {**self.underway, name: replace(self.underway[name], at=control.based_on_step)}
+            further = go_on & underway.keys()
+            underway = underway | {name: replace(underway[name], at=control.based_on_step) for name in further}
         else:
             earlier = self.of(before.revision).go_on if before is not None else frozenset()
             go_on = frozenset(
                 name for name in earlier - {*named}
                 if before is not None and control.params.get(name) == before.params.get(name)
             )  # fmt: skip
+        moves = self.moves
         if begin or go_on:
-            found = Moves(frozenset(begin), go_on)
-            self.moves = dict([*self.moves.items(), (control.revision, found)][-KEPT:])
+            moves = dict([*moves.items(), (control.revision, Moves(frozenset(begin), go_on))][-KEPT:])
+        return replace(self, underway=underway, moves=moves)
 
     def applied(
         self,
@@ -93,42 +94,42 @@ class Plans:
         plans: Mapping[str, Plan],
         control: Control | None,
         origin: str | None,
-    ) -> None:
-        """``named`` and ``plans``: of the decision behind it. ``control`` is what was acknowledged, where known."""
+    ) -> Plans:
+        """With what took effect. ``named`` and ``plans``: of the decision behind it. ``control`` is what was
+        acknowledged, where known."""
         params: Mapping[str, Value] = control.params if control is not None else {}
         if origin == "probation":
             named = {*moved(payload.changes)} - self.of(payload.revision).go_on
-        self._end({*named})
+        underway = {name: found for name, found in self.underway.items() if name not in {*named}}
         for name, plan in plans.items():
             begun = payload.changes[name][0] if name in payload.changes else params.get(name)
             if isinstance(begun, int | float) and not isinstance(begun, bool):
                 since = control.based_on_step if control is not None else payload.step
-                found = Underway(plan, payload.decision, float(begun), since, at=since)
-                self.underway = {**self.underway, name: found}
-        self._end({name for name, found in self.underway.items() if params.get(name) == found.plan.to})
+                underway[name] = Underway(plan, payload.decision, float(begun), since, at=since)
+        return self._only({name: found for name, found in underway.items() if params.get(name) != found.plan.to})
 
-    def refused(self, payload: events.Acknowledged, control: Control) -> None:
+    def refused(self, payload: events.Acknowledged, control: Control) -> Plans:
         """The workload refused a part. One that only came too late for its step is made up for by the next one."""
         if control.at_step is not None and payload.step > control.at_step:
-            return
-        for name in self.of(control.revision).go_on & self.underway.keys():
-            found = replace(self.underway[name], refused=payload.reason or "it gave no reason")
-            self.underway = {**self.underway, name: found}
+            return self
+        reason, parts = payload.reason or "it gave no reason", self.of(control.revision).go_on & self.underway.keys()
+        return self._only(self.underway | {name: replace(self.underway[name], refused=reason) for name in parts})
 
-    def taken_back(self, decisions: Collection[str]) -> None:
-        self._end({name for name, found in self.underway.items() if found.decision in decisions})
+    def taken_back(self, decisions: Collection[str]) -> Plans:
+        """Without those of these decisions."""
+        return self._only({name: found for name, found in self.underway.items() if found.decision not in decisions})
 
-    def demoted(self) -> None:
+    def demoted(self) -> Plans:
         """Nothing of the manager is applied any more."""
-        self.underway = {}
+        return self._only({})
 
-    def restarted(self) -> None:
+    def restarted(self) -> Plans:
         """The workload goes on from an earlier step: what follows rests on evaluations that come again."""
-        self.underway = {name: replace(found, at=NEVER) for name, found in self.underway.items()}
+        return self._only({name: replace(found, at=NEVER) for name, found in self.underway.items()})
 
-    def ended(self, payload: events.PlanEnded) -> None:
-        self._end({payload.name})
+    def ended(self, payload: events.PlanEnded) -> Plans:
+        """Without the one that could not go on."""
+        return self._only({name: found for name, found in self.underway.items() if name != payload.name})
 
-    def _end(self, names: set[str]) -> None:
-        if names & self.underway.keys():
-            self.underway = {name: found for name, found in self.underway.items() if name not in names}
+    def _only(self, underway: dict[str, Underway]) -> Plans:
+        return replace(self, underway=underway)

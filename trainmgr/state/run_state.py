@@ -153,10 +153,15 @@ class RunState:
     @property
     def evals_left(self) -> float | None:
         """Evaluations still to come, by the distance of the last two; not rounded. None where nobody knows."""
-        if self.steps_left is None or len(self.evaluations) < 2:
+        if self.steps_left is None or len(self.evaluations) < 2 or self.spacing is None:
             return None
-        distance = self.evaluations[-1].step - self.evaluations[-2].step
-        return self.steps_left / distance if distance > 0 else None
+        return self.steps_left / self.spacing
+
+    @property
+    def spacing(self) -> int | None:
+        """Steps from one evaluation to the next, by the last two, or from 0 to the only one; None for no distance."""
+        before, last = [0, 0, *(evaluation.step for evaluation in self.evaluations[-2:])][-2:]
+        return last - before if last > before else None
 
     @property
     def trained_on(self) -> int:
