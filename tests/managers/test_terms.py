@@ -102,7 +102,7 @@ def test_no_more_room_than_the_policy_and_the_budget_bear() -> None:
         assert caps(endpoint) == [2048, 3000, 3000]
     with ScriptedEndpoint([CUT]) as endpoint:
         desk = Desk(endpoint, policy_of().model_copy(update={"budget": Budget(tokens=8000)}))
-        desk.decide()  # 3,048 are spent, and twice the room may take 5,748
+        desk.decide()  # 3,048 are spent, and twice the room may take 6,148
         desk.manager.close()
         assert caps(endpoint) == [2048]
 

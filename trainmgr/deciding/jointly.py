@@ -20,7 +20,7 @@ import math
 from typing import Literal
 
 from trainmgr.contract import events
-from trainmgr.deciding.restoring import ROLLBACK, challenged, challenger, ending, restored, rollback
+from trainmgr.deciding.restoring import ROLLBACK, restored, rollback
 from trainmgr.deciding.verdicts import chance, gained, slowed
 from trainmgr.state.lineage import Saved
 from trainmgr.state.run_state import RunState
@@ -30,35 +30,20 @@ from trainmgr.state.trial import Trial
 Why = Literal["harm", "no proof", "crash"]
 
 
-def assess(now: Situation) -> events.Judgment | None:
-    """What follows from the last evaluation, as the event to put on record; to be asked again until it is None."""
-    state, ledger = now.state, now.ledger
-    if ledger.started is None or ledger.ending or ledger.due or not state.evaluations:
+def judged(now: Situation) -> events.Reverted | events.Kept | None:
+    """What the last evaluation says of all that is on trial, of which there is something."""
+    state, oldest = now.state, now.ledger.trials[0]
+    if harmed(now, oldest):
+        return _reverted(now, harm=True)
+    if _measured(state, oldest) < now.policy.probation.window_evals:
         return None
-    if ledger.carrying is not None and not isinstance(ledger.carrying, events.Challenged):
-        return None
-    manifest, left = now.manifest, state.steps_left
-    over = state.end is not None or state.stopped_at is not None or (left is not None and left <= 0)
-    if over or state.start is None or manifest.replay_of is not None:
-        return None
-    if ledger.trials:
-        oldest = ledger.trials[0]
-        if harmed(now, oldest):
+    if oldest.challenge:
+        if oldest.forecast.level is None or not math.isfinite(state.measured[-1][2]):  # nothing can be compared
             return _reverted(now, harm=True)
-        if _measured(state, oldest) >= now.policy.probation.window_evals:
-            if oldest.challenge:
-                if oldest.forecast.level is None or not math.isfinite(state.measured[-1][2]):  # nothing can be compared
-                    return _reverted(now, harm=True)
-                return _kept(now, state.step)
-            if (through := proven(now, oldest)) is not None:
-                return _kept(now, through)
-            if not _promising(now):
-                return _reverted(now, harm=False)
-    elif manifest.mode != "shadow" and (values := challenger(now)):
-        return challenged(now, values)
-    if ledger.ends_on_best and manifest.mode != "shadow":
-        return ending(now)
-    return None
+        return _kept(now, state.step)
+    if (through := proven(now, oldest)) is not None:
+        return _kept(now, through)
+    return None if _promising(now) else _reverted(now, harm=False)
 
 
 def harmed(now: Situation, trial: Trial) -> bool:

@@ -172,17 +172,16 @@ def assess(now: Situation) -> events.Judgment | None:
     state, ledger = now.state, now.ledger
     if ledger.started is None or ledger.ending or ledger.due or not state.evaluations:
         return None
-    if now.manifest.edition == 1:
-        return jointly.assess(now)
     if ledger.carrying is not None and not isinstance(ledger.carrying, events.Challenged):
         return None
     manifest, left = now.manifest, state.steps_left
     over = state.end is not None or state.stopped_at is not None or (left is not None and left <= 0)
     if over or state.start is None or manifest.replay_of is not None:
         return None
-    if found := _judged(now):
+    judge, values_of = (jointly.judged, challenger) if manifest.edition == 1 else (_judged, _challenger)
+    if ledger.trials and (found := judge(now)):
         return found
-    if not ledger.trials and manifest.mode != "shadow" and (values := _challenger(now)):
+    if not ledger.trials and manifest.mode != "shadow" and (values := values_of(now)):
         return challenged(now, values)
     if ledger.ends_on_best and manifest.mode != "shadow":
         return ending(now)
