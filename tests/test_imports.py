@@ -85,21 +85,20 @@ ALLOWED: dict[str, str] = {
     "state.run_state state.situation state.trial",
     "deciding.undoing": "base.wire state.interventions state.lineage state.situation state.trial",
     "deciding.allowed": ".undoing base.wire contract.action_space contract.proposal state.situation",
+    "deciding.asking": ".allowed base.wire contract.policy contract.proposal state.evaluations state.situation",
     "deciding.plans": ".allowed .control base.errors base.wire contract.action_space contract.events "
     "contract.proposal contract.protocol state.plans state.signals state.situation",
+    "deciding.guard": ".allowed .asking .plans .undoing base.wire contract.events contract.proposal "
+    "contract.protocol contract.run_file state.situation",
     "deciding.verdicts": ".allowed state.lineage state.run_state state.situation state.trial",
     "deciding.jointly": ".restoring .verdicts contract.events state.lineage state.run_state "
     "state.situation state.trial",
     "deciding.probation": ".allowed .jointly .restoring .undoing .verdicts base.wire contract.events "
     "contract.forecast contract.proposal contract.protocol state.lineage "
     "state.run_state state.situation state.trial",
-    "deciding.asking": ".allowed .probation base.wire contract.policy contract.proposal "
-    "state.evaluations state.situation",
     "deciding.account": ".allowed .asking .probation base.wire contract.proposal contract.protocol "
     "state.changes state.evaluations state.run_state state.signals state.situation "
     "state.trial",
-    "deciding.guard": ".allowed .asking .plans .undoing base.wire contract.events contract.proposal "
-    "contract.protocol contract.run_file state.situation",
     "deciding.snapshot": ".account .allowed .asking .plans .undoing base.wire contract.action_space "
     "contract.policy contract.proposal state.evaluations state.ledger "
     "state.run_state state.signals state.situation",

@@ -266,7 +266,7 @@ with Workload("""
     return body.replace('w.command("stop"', f'{saves}\n    w.command("stop"')  # a rate that helped stays down
 
 
-TRYING = Policy(limits=Limits(lead_steps=1), probation=Probation(challenge_evals=2, window_evals=2, first_evals=4))
+TRYING = Policy(limits=Limits(lead_steps=1), probation=Probation(challenge_evals=2, window_evals=2))
 LUCKY = answer("adjust", {"lr": 0.05})
 
 

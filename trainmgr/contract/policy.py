@@ -127,10 +127,9 @@ class Probation(Section):
 
     enabled: bool | None = None
     """Whether there is one. Default: for every manager but `rules`, schedules, `replay` and `none`, which are known."""
-    first_evals: Count | None = None
-    """Nobody is asked before this many evaluations; but after the first of them, when a value is not finite. Default: 1
-    (not counting one before any training) where the script can keep its weights and go back to them, so that an early
-    mistake costs little; else 4, since nothing could be compared before."""
+    first_evals: Count = 4
+    """Nobody is asked before this many evaluations: nothing could be compared yet. But after the first of them, when a
+    value is not finite. 1 asks a good manager sooner; what a bad one changes then is not always seen as harm in time."""
     window_evals: Annotated[int, Field(ge=1, le=12)] = 5
     """A change is on trial for this many evaluations, measured against a forecast from before it. Then it has brought
     a new best, or something better than forecast that is near the best; or it did neither good nor harm, and stays

@@ -12,7 +12,7 @@ import math
 from trainmgr.base.wire import short
 from trainmgr.contract.policy import asks_model, is_hybrid
 from trainmgr.contract.proposal import Condition, Proposal
-from trainmgr.deciding import allowed, probation
+from trainmgr.deciding import allowed
 from trainmgr.state.evaluations import Evaluation
 from trainmgr.state.situation import Situation
 
@@ -71,7 +71,7 @@ def _by_cadence(now: Situation) -> str | None:
     if ledger.demoted and asks_model(manager):  # its answers cost, and would not be applied
         return None
     watches = policy.watches(manager)
-    early = watches and state.evals < probation.first_evals(now)
+    early = watches and state.evals < policy.probation.first_evals
     lost = policy.cadence.on_alarm and state.finiteness.lost
     if lost and ledger.last_alarm != state.evals and (state.evals or not early):
         return "alarm"
@@ -242,7 +242,7 @@ def _ahead(now: Situation) -> tuple[int, int | None] | None:
     if is_hybrid(manager):
         least = policy.model_steps(state.total_steps)
     last, evals = state.evaluations[-1].step, policy.cadence.every_evals
-    early = probation.first_evals(now) - state.evals if policy.watches(manager) else 0
+    early = policy.probation.first_evals - state.evals if policy.watches(manager) else 0
     first = last + spacing * max(evals, early, math.ceil((least + max(0, state.step - last)) / spacing))
     if total is None:
         return first, None

@@ -31,7 +31,6 @@ from trainmgr.contract.protocol import Command
 from trainmgr.deciding import allowed, jointly, undoing
 from trainmgr.deciding.restoring import (
     ROLLBACK,
-    can_go_back,
     challenged,
     challenger,
     ending,
@@ -59,14 +58,6 @@ from trainmgr.state.trial import Trial, same
 Why = Literal["harm", "no proof", "crash"]
 LATE = 1 / 3  # of the run: its last part, in which the recipe of the start tells nothing any more
 NEUTRAL = 0.5  # of the steps in vain count
-
-
-def first_evals(now: Situation) -> int:
-    """Evaluations before which nobody is asked. Where there is a way back an early mistake costs what it undoes, which
-    is little: the steps until then."""
-    wanted, evaluations = now.policy.probation.first_evals, now.state.evaluations
-    untrained = bool(evaluations) and evaluations[0].step <= 0  # such a one says nothing of the recipe
-    return wanted if wanted is not None else 1 + untrained if can_go_back(now) else allowed.BLIND
 
 
 def judge_after(proposal: Proposal, now: Situation) -> int | None:
@@ -223,7 +214,7 @@ def _way_back(now: Situation, trial: Trial, *, harm: bool) -> Saved | None:
     if kept is None or trial.forecast.level is None:  # of broken weights
         further = best is not None and best.trained > state.lineage.trained(state.step)  # after a rollback to the start
         return best if harm or further or trial.forecast.level is None else None
-    better = best is not None and best.step > kept.step and (best.step <= trial.step or surely_gained(now, trial))
+    better = best is not None and best.step > kept.step and (best.step <= trial.step or surely_gained(state, trial))
     return best if better else kept
 
 

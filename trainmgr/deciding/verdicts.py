@@ -135,13 +135,10 @@ def gained(state: RunState, trial: Trial) -> bool:
     )
 
 
-def surely_gained(now: Situation, trial: Trial) -> bool:
-    """The same, where it is to be believed of a change that did harm: beyond what would be harm the other way, while
-    the noise is not known."""
-    before, best = trial.forecast.best, now.state.best
-    if _noisy(trial) or before is None or best is None:
-        return gained(now.state, trial)
-    return now.state.worse(before) - now.state.worse(best[1]) > margin(now, trial)
+def surely_gained(state: RunState, trial: Trial) -> bool:
+    """The same, where it is to be believed of a change that did harm. Before the noise is known any recipe learns, and
+    an optimizer remembers the gradients of this one."""
+    return _noisy(trial) and gained(state, trial)
 
 
 def beats(state: RunState, trial: Trial) -> bool:

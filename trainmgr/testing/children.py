@@ -49,12 +49,7 @@ def settled(count):
     watch = manifest["policy"]["probation"]
     known = manifest["manager"].partition(":")[0] in ("rules", "schedule", "replay")
     if watch["enabled"] or (watch["enabled"] is None and not known):
-        first = watch["first_evals"]
-        if first is None:  # known by whether the script can go back
-            lines = (RUN / "telemetry.jsonl").read_text().splitlines()
-            start = next(record for record in map(json.loads, lines) if record.get("event") == "start")
-            first = 1 if watch["checkpoint"] and {"checkpoint", "rollback"} <= set(start["commands"]) else 4
-        count -= max(0, first - 1)  # at which nobody is asked
+        count -= max(0, watch["first_evals"] - 1)  # at which nobody is asked
     count -= at_the_end()
     if count <= 0:
         return True
