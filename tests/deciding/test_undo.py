@@ -154,13 +154,11 @@ def test_harm_is_judged_all_the_same() -> None:
 # -- before anything is known ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("commands", "first"), [(KEEPS, 1), (["rollback", "stop"], 4), ([], 4)])
-def test_where_there_is_a_way_back_the_first_evaluation_asks(commands: list[str], first: int) -> None:
-    run = Run(commands=commands, manager="scripted")
-    asked_at = next(n for n in range(1, 9) if run.measure(4.0, best=True).why() is not None)
-    assert asked_at == first
-    run = Run(commands=commands, manager="scripted", policy=Policy(probation=Probation(first_evals=2)))
-    assert [run.measure(4.0, best=True).why() for _ in range(2)] == [None, "evaluation"]  # the operator has said so
+def test_nobody_is_asked_before_four_evaluations_unless_the_policy_says_so() -> None:
+    run = Run(commands=KEEPS, manager="scripted")
+    assert [run.measure(4.0, best=True).why() for _ in range(4)] == [None, None, None, "evaluation"]
+    run = Run(commands=KEEPS, manager="scripted", policy=Policy(probation=Probation(first_evals=1)))
+    assert run.measure(4.0, best=True).why() == "evaluation"
 
 
 def test_before_there_is_a_noise_one_change_is_on_trial_at_a_time() -> None:
@@ -196,9 +194,3 @@ def test_a_parameter_may_be_corrected_once_while_it_is_on_trial() -> None:
     run.measure(4.0, 4.0)
     assert (run.ledger.trials, run.state.recipe["lr"]) == ([], 1e-3)
     assert not view(run.measure(4.0).state, run.policy, run.ledger).recipe[0].resting
-
-
-def test_an_evaluation_before_any_training_does_not_count() -> None:
-    run = Run(commands=KEEPS, manager="scripted")
-    run.at = -10
-    assert [run.measure(4.0, best=True).why() for _ in range(2)] == [None, "evaluation"]

@@ -164,7 +164,8 @@ def test_what_the_script_overwrites_ends_it_in_words(tmp_path: Path) -> None:
 def test_probation_takes_the_whole_of_it_back(tmp_path: Path) -> None:
     """Once the rate is low, the script reports a loss that is far off."""
     body = LINE.replace("w.eval(step, {", "loss += 900 * (recipe['lr'] < 0.2)\n            w.eval(step, {")
-    seen = "any(e['kind'] == 'override' and e['origin'] == 'probation' for e in log())"
+    seen = ("any(e['kind'] == 'override' and e['origin'] == 'probation' and e['control']['revision'] == "
+            "json.loads((RUN / 'control.json').read_bytes())['revision'] for e in log())")  # fmt: skip
     body = body.replace("until(lambda: settled(evals))", f"until(lambda: settled(evals) or {seen})")
     policy = Policy(limits=Limits(lead_steps=1), actions=Actions(end_on_best=False))
     manager = ScriptedManager([answer("adjust", plans={"lr": {"to": 0.04, "by_step": 20}})])

@@ -129,7 +129,7 @@ class Probation(Section):
     """Whether there is one. Default: for every manager but `rules`, schedules, `replay` and `none`, which are known."""
     first_evals: Count = 4
     """Nobody is asked before this many evaluations: nothing could be compared yet. But after the first of them, when a
-    value is not finite. 1 asks a good manager sooner; what a bad one changes then is not always seen as harm in time."""
+    value is not finite. 1 asks a good manager sooner; harm that a bad one does then is not always seen in time."""
     window_evals: Annotated[int, Field(ge=1, le=12)] = 5
     """A change is on trial for this many evaluations, measured against a forecast from before it. Then it has brought
     a new best, or something better than forecast that is near the best; or it did neither good nor harm, and stays
