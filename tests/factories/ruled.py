@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from factories.situations import judge, view
@@ -87,7 +88,7 @@ class Run:
         ended = {name for name, (_, new) in changes.items() if name not in moves.begin | moves.go_on}
         ended |= {name for name, plan in self.ledger.plans.underway.items() if self.state.recipe[name] == plan.plan.to}
         kept = {name: plan for name, plan in self.ledger.plans.underway.items() if name not in ended}
-        self.ledger.plans.underway = kept
+        self.ledger.plans = replace(self.ledger.plans, underway=kept)
 
     def curve(self, losses: list[float], gap: float | None = 0.5) -> Run:
         for loss in losses:
@@ -113,7 +114,8 @@ class Run:
             for name, plan in judgment.plans.items():
                 before = self.state.recipe[name]
                 found = Underway(plan, f"d{self.revision}", float(before), self.state.step, at=self.state.step)
-                self.ledger.plans.underway = {**self.ledger.plans.underway, name: found}
+                plans = self.ledger.plans
+                self.ledger.plans = replace(plans, underway=plans.underway | {name: found})
                 changes[name] = (before, found.value_at(self.state.step + self.spacing))
             self.apply(changes, Moves(begin=frozenset(judgment.plans)), judgment.command)
         return proposal
