@@ -377,7 +377,7 @@ METRICS: dict[str, str | Metric] = {
     "clip_fraction": "share of the last epoch's samples whose ratio was beyond the clip range",
     "epochs_run": "passes over the rollout until then",
     "entropy": "of the Gaussian policy, nats",
-    "action_std": Metric("its standard deviation, rad/s, mean of the joints; learned, not to be set", "action noise"),
+    "action_std": Metric("its standard deviation, rad/s, mean of joints, 0.05 to 1; it is learned", "action noise"),
     "score": "worst_safe_success - worst_collision on fixed scenes, from -1 to 1",
     "worst_safe_success": "lowest rate of safe success in six cells: easy, medium, hard; deterministic and sampled",
     "worst_collision": "highest rate of collisions in the six cells",
@@ -472,6 +472,8 @@ def main() -> None:
         "minibatch": args.minibatch,
         "parameters": info["parameters"],
         "episodes_per_evaluation": 6 * args.eval_episodes,
+        "discount": GAMMA,
+        "other_rewards": "small costs of effort and nearness; none of time or time-outs",
         "scored_at_the_end": "safe success and collisions: last rollouts, held-out scenes",
     }
     w = Workload(

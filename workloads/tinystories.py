@@ -334,7 +334,7 @@ def declare(w: Workload, trainer: Trainer) -> None:
     )  # fmt: skip
     w.optimizer(
         "weight_decay", optimizer, key="weight_decay", low=0.0, high=3.0, scale="linear", groups=[0],
-        group="regularization", description="decoupled decay of the matrices; lr times this is lost a step",
+        group="regularization", description="decoupled decay of matrices and embeddings; lr times this is lost a step",
     )  # fmt: skip
     live("dropout", 0.0, 0.5, "share of features zeroed on embeddings and residuals", max_delta=0.2)
     live("label_smoothing", 0.0, 0.1, "share of the target spread over all tokens")
@@ -343,7 +343,7 @@ def declare(w: Workload, trainer: Trainer) -> None:
         "ema",
         0.9,
         0.999,
-        "decay of the evaluated average of weights; 0: off",
+        "decay of the evaluated average of weights; starts from those of then, another value goes on; 0: off",
         off=0.0,
         set=trainer.set_ema,
         group="averaging",

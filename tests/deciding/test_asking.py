@@ -90,6 +90,19 @@ def test_whoever_costs_is_not_asked_where_keep_is_the_only_answer() -> None:
     assert why(rests, policy=CALM.model_copy(update={"limits": Limits(cooldown_evals=3)})) is None
 
 
+def test_a_step_that_is_about_to_be_evaluated_is_waited_for() -> None:
+    """It is reported before its evaluation, and a manager would be asked about what it has answered already."""
+    begun = (asked(1, 30, 3), kept(1, ask_again_in=20))
+    state = more(run(10, 20, 30), 40)
+    fold([step(50, loss=1.0)], state)
+    assert why(state, *begun, manager="scripted") is None
+    late = more(run(10, 20, 30), 40)
+    fold([step(51, loss=1.0)], late)  # the evaluations have another distance now
+    assert why(late, *begun, manager="scripted") == "evaluation"
+    fold([evaluation(50, 2.0)], state)
+    assert why(state, *begun, manager="scripted") == "evaluation"
+
+
 # -- waiting -----------------------------------------------------------------------------------------------------------
 
 

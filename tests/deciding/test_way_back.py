@@ -147,6 +147,19 @@ def test_a_change_on_its_way_is_taken_back_before_it_takes_effect() -> None:
     assert run.ledger.in_force == {"lr": 1e-3, "dropout": 0.1}
 
 
+def test_a_change_on_its_way_is_waited_for_where_nothing_was_proven() -> None:
+    """It may be a correction of what is put back, and is not thrown out with that."""
+    run = Run().measure(4.0, 4.1, 4.2, 4.3, 4.4, best=True).change(lr=9e-4).measure(4.5, 4.6, 4.7, 4.8)
+    run.obeys = False
+    run.change(lr=8e-4, dropout=0.3).measure(4.9)
+    assert run.reversals == []
+    run.obeys = True
+    run.obey()
+    (back,) = run.reversals
+    assert (back.why, back.decisions, back.parameters) == ("no proof", ["d1"], {})
+    assert run.state.recipe == {"lr": 8e-4, "dropout": 0.3}
+
+
 def test_a_change_that_slipped_through_is_taken_back_too() -> None:
     run = learned().change(lr=2e-3).measure(4.2)
     run.obeys = False

@@ -54,7 +54,8 @@ class Run:
             self.own()
         for outcome in decision.outcomes(self.now):
             self.tell(outcome)
-        while isinstance(record, protocol.Eval) and (event := self.due()) is not None:
+        judged = isinstance(record, protocol.Eval | protocol.Applied | protocol.Refused)
+        while judged and (event := self.due()) is not None:
             self.tell(event)
             self.own()
         if not isinstance(record, protocol.Step):

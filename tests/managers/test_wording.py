@@ -43,12 +43,13 @@ def test_it_is_the_same_for_the_whole_run() -> None:
 
 
 @pytest.mark.parametrize(("policy", "watched", "there", "absent"), [
-    (Policy(), True, ["a trial of its own for the 5 evaluations", "more than 0.3% of the scale, by more than 3 x noise",
+    (Policy(), True, ["a trial of its own for the 5 evaluations", "by more than 3 x noise",
+                      "more than 0.3% of the scale (declared, or the best value)",
                       "2 evaluations in a row", "after 8 evaluations without a new best the recipe of the start",
-                      "10% of the run's steps"],
+                      "10% of the run's steps", "may take 40%"],
      ["Nobody judges"]),
     (Policy(probation=Probation(window_evals=3, tolerance=0.05, challenge_evals=0)), True,
-     ["a trial of its own for the 3 evaluations", "5% of the scale"], ["Done without being asked"]),
+     ["a trial of its own for the 3 evaluations", "5% of the scale (declared"], ["Done without being asked"]),
     (Policy(), False, ["Nobody judges your changes", "A rollback restores the weights"], ["on trial", "Taken back"]),
     (Policy(limits=Limits(lead_steps=10)), False, ["takes effect exactly 10 steps after"], []),
     (Policy(cadence=Cadence(every_steps=50)), False, ["takes effect at the next multiple of 50 steps"], []),
@@ -107,7 +108,7 @@ def long_run(count: int) -> Snapshot:
 
 
 def test_every_change_is_told_while_evaluations_give_way() -> None:
-    few, many = (made(long_run(count), limit=4200).user.split("\n") for count in (3, 50))
+    few, many = (made(long_run(count), limit=4300).user.split("\n") for count in (3, 50))
     lines = [line for line in many if line.startswith("step ") and "plateau" in line]
     assert len(lines) == 50
     assert lines[0] == "step 0, plateau: lr 0.001 to 0.0009; kept at 50: 1.9, forecast 2"
@@ -119,7 +120,7 @@ def test_every_change_is_told_while_evaluations_give_way() -> None:
 
 
 def test_changes_that_are_not_told_one_by_one_are_counted() -> None:
-    text = report(long_run(64), DETAILS[5])
+    text = report(long_run(64), DETAILS[7])
     assert "\n40 earlier ones: 40 kept\nstep 400, plateau" in text
 
 
@@ -141,6 +142,19 @@ def test_constant_and_double_columns_leave_room_for_others() -> None:
     text = made(view(state)).user
     assert "step val train mean.loss mean.grad_norm\n" in text
     assert "constant: flat 7\nthe same: mean.clean_loss as mean.loss\n" in text
+
+
+def test_a_metric_that_the_manager_named_is_shown_before_others() -> None:
+    """What it decides by, as it said, must be there when it is asked again."""
+    state = fold([start(lr())])
+    for i in range(5):
+        fold(
+            [step(10 * i + 9, **{f"m{n}": n + i / 10 for n in range(20)}), evaluation(10 * i + 10, 2.0 - i / 10)], state
+        )
+    shown = view(state)
+    assert "step val mean.m0 mean.m1" in report(shown, DETAILS[5])
+    noted = shown.model_copy(update={"note": "watch mean.m17 and m19.", "noted_at": 20})
+    assert "step val mean.m17 mean.m19 mean.m0" in report(noted, DETAILS[5])
 
 
 def test_the_recipe_stands_beside_the_evaluations() -> None:

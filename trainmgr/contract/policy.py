@@ -174,6 +174,12 @@ class Probation(Section):
     """The recipe that a run goes on with when its manager is demoted: the last one that proved itself; or that of the
     start, for whoever wants nothing at all of such a manager."""
 
+    @property
+    def idle_limit(self) -> float:
+        """Share of the run's steps that may pass in trials that brought nothing since the last one that did: of these
+        steps half count."""
+        return 2 * self.idle_budget
+
 
 class Rules(Section):
     """Thresholds of the `rules` manager."""

@@ -28,6 +28,7 @@ NAME = 48  # characters of a name
 DESCRIPTION = 160
 TOGETHER = 16  # parameters of one change that are told
 REPEATED = 3  # changes whose expectation and falsifier are given back
+FALSIFIER = 300  # characters of one that are given back
 SURELY = 2.0  # times the noise: a difference that says something
 
 Kind = Literal["supervised", "reinforcement learning", "several losses"]
@@ -81,6 +82,16 @@ class Said(Wire):
     falsifier: str
 
 
+class Spent(Wire):
+    """What changes that were taken back have cost so far, in steps, and how much they may."""
+
+    harm: int
+    harm_limit: int
+    idle: int
+    """In trials that brought nothing since the last one that did."""
+    idle_limit: int
+
+
 class Account(Wire):
     """What a snapshot says besides, since edition 2."""
 
@@ -112,6 +123,8 @@ class Account(Wire):
     """Parameters that had more than one value, to the one at each row of the evaluations."""
     marks: list[str]
     """What has to be known of each of these rows; mostly nothing."""
+    spent: Annotated[Spent | None, Field(exclude_if=_missing)] = None
+    """Null where nothing is on probation, or no number of steps is planned."""
     rests: Annotated[dict[str, int], Field(exclude_if=operator.not_)] = {}
     """Parameter to the step from which it may be changed again."""
 
@@ -140,8 +153,17 @@ def of(now: Situation, rows: Sequence[Evaluation]) -> Account:
         definitions=_definitions(state, rows),
         recipe=_recipe(state, rows),
         marks=_marks(now, rows),
+        spent=_spent(now),
         rests=_rests(now, every),
     )
+
+
+def _spent(now: Situation) -> Spent | None:
+    total, watch, ledger = now.state.total_steps, now.policy.probation, now.ledger
+    if total is None or not ledger.on_probation:
+        return None
+    harm, idle = (math.floor(share * total) for share in (watch.loss_budget, watch.idle_limit))
+    return Spent(harm=ledger.lost, harm_limit=harm, idle=ledger.idle_since, idle_limit=idle)
 
 
 def kinds(metrics: dict[str, protocol.MetricInfo]) -> list[Kind]:
@@ -214,7 +236,7 @@ def _checked(now: Situation, change: Change) -> Said:
         now=rounded(value),
         at=at,
         came=came,
-        falsifier=short(change.falsifier, 200),
+        falsifier=short(change.falsifier, FALSIFIER),
     )
 
 
@@ -260,6 +282,11 @@ def _rests(now: Situation, every: int | None) -> dict[str, int]:
     """Until when parameters rest, as far as evaluations go on at the distance of the last two."""
     if every is None or not now.state.evaluations:
         return {}
-    step = now.state.evaluations[-1].step
-    left = {name: allowed.rest(now, name) for name in now.space.parameters}
-    return {name: step + evals * every for name, evals in left.items() if evals > 0}
+    step, found = now.state.evaluations[-1].step, {}
+    for name in now.space.parameters:
+        if not allowed.resting(now, name):
+            continue
+        measured = step + max(0, allowed.rest(now, name)) * every
+        trials = sorted(_ends(now, trial) or 0 for trial in now.ledger.trials if name in trial.before)
+        found[name] = max(measured, trials[0] if allowed.corrected(now, name) else 0)
+    return {name: until for name, until in found.items() if until > step}

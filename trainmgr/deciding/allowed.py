@@ -167,11 +167,16 @@ def _listed(values: list[float]) -> str:
 
 
 def resting(now: Situation, name: str) -> bool:
-    """Whether a parameter was changed too recently to be changed again, or was corrected already and that is on trial:
-    a chain of changes, each of which replaces the one before, would never have to prove itself."""
+    """Whether a parameter was changed too recently to be changed again."""
+    return corrected(now, name) or rest(now, name) > 0
+
+
+def corrected(now: Situation, name: str) -> bool:
+    """Whether it was changed again before its trial was over, and that is on trial: a chain of changes, each of which
+    replaces the one before, would never have to prove itself."""
     on_trial = [trial for trial in now.ledger.trials if name in trial.before]
-    corrected = len(on_trial) > 1 or any(name in trial.inherited for trial in on_trial)
-    return (corrected and now.manifest.edition > 1) or rest(now, name) > 0
+    again = len(on_trial) > 1 or any(name in trial.inherited for trial in on_trial)
+    return again and now.manifest.edition > 1
 
 
 def rest(now: Situation, name: str) -> int:

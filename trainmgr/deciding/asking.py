@@ -29,6 +29,8 @@ def trigger(now: Situation) -> str | None:
     why = _by_cadence(now)
     if why is None or now.manifest.edition == 1:
         return why
+    if why == "evaluation" and _evaluated_next(now):
+        return None
     if _in_vain(now) or (spared(now, why) and not is_hybrid(now.manifest.manager)):
         return None
     wait = now.ledger.answers.wait
@@ -91,6 +93,13 @@ def _by_cadence(now: Situation) -> str | None:
     if new >= policy.cadence.every_evals and not 0 <= steps < least:  # below 0: after a restart
         return "evaluation"
     return None
+
+
+def _evaluated_next(now: Situation) -> bool:
+    """Whether this very step is to be evaluated. It is reported before its evaluation, without which a manager would be
+    asked about what it has answered already."""
+    state = now.state
+    return bool(state.evaluations) and state.step - state.evaluations[-1].step == state.spacing
 
 
 def _planned(now: Situation) -> str | None:

@@ -57,7 +57,6 @@ from trainmgr.state.trial import Trial, same
 
 Why = Literal["harm", "no proof", "crash"]
 LATE = 1 / 3  # of the run: its last part, in which the recipe of the start tells nothing any more
-NEUTRAL = 0.5  # of the steps in vain count
 
 
 def judge_after(proposal: Proposal, now: Situation) -> int | None:
@@ -171,12 +170,19 @@ def assess(now: Situation) -> events.Judgment | None:
         return None
     judge, values_of = (jointly.judged, challenger) if manifest.edition == 1 else (_judged, _challenger)
     if ledger.trials and (found := judge(now)):
-        return found
+        return None if _on_its_way(now, found) else found
     if not ledger.trials and manifest.mode != "shadow" and (values := values_of(now)):
         return challenged(now, values)
     if ledger.ends_on_best and manifest.mode != "shadow":
         return ending(now)
     return None
+
+
+def _on_its_way(now: Situation, found: events.Judgment) -> bool:
+    """Whether a verdict waits for the acknowledgment of a change that was decided before it. One that takes back for
+    want of proof is not urgent, and would undo with a change what has just corrected it; harm does not wait."""
+    waits = isinstance(found, events.Reverted) and found.why == "no proof" and now.ledger.outstanding is not None
+    return waits and now.manifest.edition > 1
 
 
 def _judged(now: Situation) -> events.Reverted | events.Kept | None:
@@ -258,7 +264,7 @@ def _taken_back(now: Situation, trials: list[Trial], why: Why, back: Saved | Non
     elif total is None:
         demoted = ledger.reversals >= watch.max_reversals
     else:
-        much = NEUTRAL * (ledger.idle_since + vain) > watch.idle_budget * total and ledger.reversals >= 2
+        much = ledger.idle_since + vain > watch.idle_limit * total and ledger.reversals >= 2
         demoted = ledger.lost + lost > watch.loss_budget * total or much
     gone = ledger.trials if demoted else trials  # nothing of such a manager is judged any more
     name = f"probation{ledger.revision + 1}"

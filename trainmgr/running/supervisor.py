@@ -58,6 +58,7 @@ from trainmgr.state.situation import Mark, Situation
 
 POLL = 0.5  # seconds between two looks at files and clocks where no event comes
 LEFT = 4  # processes that a script has left behind, each named
+JUDGED = protocol.Eval | protocol.Applied | protocol.Refused  # a verdict may wait for an answer of the workload
 SLICE = 2000  # records that are read between two looks at the queue
 TRIES, PAUSE = 20, 0.1  # how often the end of a run is read and written where a disk refuses it, and seconds between
 
@@ -186,14 +187,14 @@ class Supervisor:
         if (content := self.ledger.outstanding or schedule) is not None:  # it may have died between log and file
             orders.put(content)
         self._own()  # what it had on record as due only
-        if isinstance(record, protocol.Eval):  # it may have died before it had judged that
+        if isinstance(record, JUDGED):  # it may have died before it had judged that
             self._judge()
         self._take_further()
         for record in self._feed.records():
             self._fold(record)
             if isinstance(record, protocol.Applied | protocol.Refused) and record.revision > known:
                 self._acknowledge(record)
-            elif isinstance(record, protocol.Eval):
+            if isinstance(record, JUDGED):
                 self._judge()
             if not isinstance(record, protocol.Step):
                 self._take_further()
@@ -355,7 +356,7 @@ class Supervisor:
                 self._fail("restart", f"the script did not go on from {self._resume}; it began at step 0")
         for outcome in decision.outcomes(self.now):
             self._append(outcome)
-        if isinstance(record, protocol.Eval):
+        if isinstance(record, JUDGED):
             self._judge()
         self._take_further()
 

@@ -8,22 +8,24 @@ from dataclasses import dataclass
 
 from trainmgr.contract.policy import Policy
 
-TRIAL = """Every decision that changes something is a trial of its own for the {window} after it takes effect, longer
-with judge_after (by up to {longest} of the run) or until the end of a plan. The objective is held against a forecast
-without it (the trend of the evaluations before it, damped) and against the best before it."""
-HARM = """Harm: worse than forecast by more than {tolerance} of the scale, by more than {factor} x noise and by more
-than half of the progress that was forecast, at {patience} in a row; or at one by {catastrophe} times as much, or not
-finite. The last change that this holds for is taken back at once{weights}; if the harm goes on, the one before is
-next."""
+TRIAL = """Every decision that changes something is a trial of its own for the {window} after it takes effect, beside
+those under way; longer with judge_after (up to {longest} of the run) or until the end of a plan. The objective is held
+against a forecast without it (the trend of the evaluations before it, damped) and against the best before it."""
+HARM = """Harm: worse than forecast by more than {tolerance} of the scale (declared, or the best value), by more than
+{factor} x noise and by more than half of the progress that was forecast, at {patience} in a row; or at one by
+{catastrophe} times as much, or not finite. The last change that this holds for is taken back at once{weights}; if the
+harm goes on, the one before is next."""
 PROOF = """At the end of its trial a change is kept if it brought a new best, or is better than forecast and near the
 best. What did neither good nor harm is kept where that costs nothing (more regularization, a longer average, late in
 the run a lower learning rate); else its values are put back for want of proof, which does not show that it was
 wrong."""
 UNDONE = """Undo, or a change that sets the values back, ends a trial without a verdict."""
 BACK = """After harm the parameters rest, which means that they cannot be changed until the step given, and their
-reach is multiplied by {shrink}."""
-COST = """Harm may cost {harm} of the run's steps in all, and {idle} may pass in trials that brought nothing since the
-last one that did. Beyond that nothing of yours is applied any more."""
+reach is multiplied by {shrink}. A parameter that was changed again while on trial rests, too, until a trial of it is
+over."""
+COST = """Harm may cost {harm} of the run's steps in all. Trials that brought nothing since the last one that did may
+take {idle}, steps of trials that overlap counted once, and that only from the third reversal on. Beyond that nothing of
+yours is applied any more."""
 CHALLENGE = """Done without being asked: after {evals} without a new best the recipe of the start is put on trial in
 place of yours, and undone if it harms; not in the last third of the run, not while the objective rises, and a
 learning rate that was brought down stays."""
@@ -90,7 +92,7 @@ def _probation(policy: Policy, commands: Sequence[str]) -> list[str]:
         PROOF,
         UNDONE,
         BACK.format(shrink=f"{watch.shrink:g}"),
-        COST.format(harm=_share(watch.loss_budget), idle=_share(watch.idle_budget)),
+        COST.format(harm=_share(watch.loss_budget), idle=_share(min(watch.idle_limit, 1.0))),
     ]
     if watch.challenge_evals and watch.checkpoint and {"checkpoint", "rollback"} <= {*commands}:
         lines.append(CHALLENGE.format(evals=_evaluations(watch.challenge_evals)))

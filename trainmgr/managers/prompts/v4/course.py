@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from trainmgr.base.wire import Value
 from trainmgr.deciding.account import Account, Said, Told
+from trainmgr.deciding.asking import MEAN
 from trainmgr.deciding.snapshot import Past, Snapshot
 from trainmgr.managers.prompts.v4.detail import Detail
 from trainmgr.managers.prompts.words import aligned, figure, last, quote, step, value, word
 from trainmgr.state.evaluations import thinned
 
-NOTE, FALSIFIER = 400, 200  # characters that are given back
+NOTE, FALSIFIER = 400, 300  # characters that are given back
 DUST = 1e-9  # of the largest number of a column: what is less is rounding
 WORDS = {
     "kept": "kept", "neutral": "kept as harmless", "harm": "did harm", "no proof": "not proven", "crash": "a crash",
@@ -108,7 +110,7 @@ def _said(words: Said, detail: Detail) -> str:
     text = f"step {words.step}:"
     if words.direction:
         by = "" if words.by_step is None else f" by step {words.by_step}"
-        came = {None: "too early to say", True: "it came", False: "it did not come"}[words.came]
+        came = {None: "too early to say", True: "it came", False: _missed(words)}[words.came]
         since = (
             f"{figure(words.was)} before, {figure(words.now)} at {words.at}"
             if words.at is not None
@@ -118,6 +120,13 @@ def _said(words: Said, detail: Detail) -> str:
     if words.falsifier:
         text += f" would show you wrong: {quote(words.falsifier, FALSIFIER)}"
     return text.rstrip(";:")
+
+
+def _missed(words: Said) -> str:
+    """In what way it did not come."""
+    rise = (words.now or 0.0) - (words.was or 0.0)
+    within = words.direction != "flat" and (rise > 0 if words.direction == "up" else rise < 0)
+    return "not beyond the noise" if within else "it did not come"
 
 
 # -- evaluations -------------------------------------------------------------------------------------------------------
@@ -131,7 +140,7 @@ def evaluations(view: Snapshot, detail: Detail) -> list[str]:
     steps = [row[0] for row in table.rows]
     columns: list[Column] = [(name, _dusted([row[at] for row in table.rows]))
                              for at, name in enumerate(table.columns) if at]  # fmt: skip
-    first = [name for name in (view.objective, view.counterpart) if name]
+    first = [*(name for name in (view.objective, view.counterpart) if name), *_named(view)]
     told, left_out = _telling(columns, first, detail)
     shown = told[: detail.columns]
     beside = _recipe(account, detail)
@@ -150,6 +159,14 @@ def evaluations(view: Snapshot, detail: Detail) -> list[str]:
     with_recipe = ", then the recipe in effect (. as above)" if beside else ""
     return ["", f"evaluations, oldest first{with_recipe}{note}:", text[0], *marked, *left_out,
             *_definitions(account, [name for name, _ in shown], detail)]  # fmt: skip
+
+
+def _named(view: Snapshot) -> list[str]:
+    """The metrics that the manager's own words name, with or without their prefix: what it decides by must be shown."""
+    said = view.account.said if view.account else []
+    words = " ".join([view.note, *(f"{one.metric} {one.falsifier}" for one in said)])
+    there = {name.rstrip(".") for name in re.findall(r"[\w./-]+", words)}
+    return [name for name in view.evaluations.columns if name in there or name.removeprefix(MEAN) in there]
 
 
 def _telling(columns: Sequence[Column], first: Sequence[str], detail: Detail) -> tuple[list[Column], list[str]]:

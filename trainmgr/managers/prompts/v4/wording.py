@@ -117,12 +117,16 @@ def _standing(view: Snapshot, detail: Detail) -> list[str]:
         slope = _difference(view, signals.slope, PER_EVALUATION, "none").removeprefix(", ")
         there = view.progress.evaluations
         trend = f"; trend of the last {min(WINDOW, there)}: {slope}" if slope else ""
-        lines.append(f"noise {figure(noise)} (last {min(NOISE, there)} evaluations){trend}")
+        known = f"noise {figure(noise)}" if noise else "noise not seen yet"
+        lines.append(f"{known} (last {min(NOISE, there)} evaluations){trend}")
     if account and account.level is not None:
         ahead = (
             "" if account.ahead is None else f"; without it {figure(account.ahead)} is expected by the end of its trial"
         )
         lines.append(f"a change made now is judged from {figure(account.level)}{ahead}")
+    if account and (spent := account.spent):
+        lines.append(f"spent of what trials may cost: harm {spent.harm} of {spent.harm_limit} steps, "
+                     f"trials that brought nothing {spent.idle} of {spent.idle_limit}")  # fmt: skip
     if signals.gap is not None:
         trend = _difference(view, signals.gap_slope, ("wider per evaluation", "narrower per evaluation"), "steady")
         lines.append(f"gap: objective minus counterpart {figure(_tidy(view, signals.gap))}{trend}")
