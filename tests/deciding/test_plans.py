@@ -247,6 +247,22 @@ def test_a_change_that_supersedes_a_part_takes_it_over_and_is_still_a_change_of_
     assert way(run)[-1] < waiting.params["lr"]  # type: ignore[operator]
 
 
+def test_a_plan_goes_on_when_another_change_is_taken_back() -> None:
+    run = watched(challenge_evals=0)
+    run.plan("lr", 2e-4, 400).measure(4.0).change(dropout=0.2)
+    run.obeys = False
+    (*_, waiting) = parts(run.measure(4.0))
+    (back,) = run.measure(math.nan).reversals
+    assert (back.why, back.decisions) == ("harm", ["d2"])
+    assert back.parameters == {"lr": waiting.control.params["lr"], "dropout": 0.1}
+    run.obeys = True
+    run.obey()
+    assert run.ledger.plans.underway.keys() == {"lr"}
+    before = run.state.recipe["lr"]
+    run.measure(4.0)
+    assert run.state.recipe["lr"] < before  # type: ignore[operator]
+
+
 # -- how it ends -------------------------------------------------------------------------------------------------------
 
 

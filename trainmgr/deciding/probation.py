@@ -181,8 +181,10 @@ def assess(now: Situation) -> events.Judgment | None:
 def _on_its_way(now: Situation, found: events.Judgment) -> bool:
     """Whether a verdict waits for the acknowledgment of a change that was decided before it. One that takes back for
     want of proof is not urgent, and would undo with a change what has just corrected it; harm does not wait."""
-    waits = isinstance(found, events.Reverted) and found.why == "no proof" and now.ledger.outstanding is not None
-    return waits and now.manifest.edition > 1
+    order = now.ledger.outstanding
+    if now.manifest.edition == 1 or order is None or now.ledger.origins.get(order.revision) == "plan":
+        return False
+    return isinstance(found, events.Reverted) and found.why == "no proof"
 
 
 def _judged(now: Situation) -> events.Reverted | events.Kept | None:

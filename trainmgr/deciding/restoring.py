@@ -30,7 +30,8 @@ def expect(state: RunState) -> forecast.Forecast:
 def restored(now: Situation, gone: list[Trial], *, start: bool) -> dict[str, Value]:
     """The values from before what is taken back, but for what a later change has moved on; or those of the start.
 
-    A change that is on its way may take effect before it is superseded: what it would move is named too.
+    A change that is on its way may take effect before it is superseded: what it would move is named too. Parts of plans
+    that stay are taken over.
     """
     state, ledger, space = now.state, now.ledger, now.declared.parameters
     values, movements = dict[str, Value](), dict[str, Value]()
@@ -51,7 +52,9 @@ def restored(now: Situation, gone: list[Trial], *, start: bool) -> dict[str, Val
         values.update({name: moving.value for name, moving in state.moving.items() if name in ledger.in_force})
     if ledger.outstanding is not None:
         wanted, held = ledger.outstanding.params, ledger.held
-        movements = {name: state.recipe[name] for name in wanted if wanted[name] != held.get(name) and name in space}
+        parts = _parts(now, gone)
+        movements = {name: wanted[name] if name in parts else state.recipe[name]
+                     for name in wanted if wanted[name] != held.get(name) and name in space}  # fmt: skip
     return {
         name: value
         for name, value in {**movements, **values}.items()
@@ -59,6 +62,15 @@ def restored(now: Situation, gone: list[Trial], *, start: bool) -> dict[str, Val
         and space[name].objection(value) is None
         and (name in movements or value != state.recipe[name] or value != ledger.in_force.get(name, value))
     }
+
+
+def _parts(now: Situation, gone: list[Trial]) -> set[str]:
+    """Of what is on its way, the parameters that only go on with plans that nothing is wrong with."""
+    ledger, taken_back = now.ledger, {decision for trial in gone for decision in trial.decisions}
+    if ledger.outstanding is None:
+        return set()
+    underway, go_on = ledger.plans.underway, ledger.plans.of(ledger.outstanding.revision).go_on
+    return {name for name in go_on & underway.keys() if underway[name].decision not in taken_back}
 
 
 def rollback(state: RunState, name: str, back: Saved | None) -> Command | None:
