@@ -222,6 +222,15 @@ def test_parts_are_no_changes_of_their_own() -> None:
     assert next(row for row in snapshot.take(run.now, "x").recipe if row.name == "lr").plan is None
 
 
+def test_an_account_tells_a_plan_once_and_none_of_its_parts() -> None:
+    run = begun().plan("lr", 2e-4, 230).measure(*[4.0] * 9)
+    assert len(parts(run)) > 5
+    account = snapshot.take(run.now, "evaluation").account
+    assert account is not None
+    (told,) = account.changes
+    assert told.plans == {"lr": Plan(to=2e-4, by_step=230)}
+
+
 def test_a_long_plan_does_not_make_the_ledger_forget_or_grow() -> None:
     run = begun().change(dropout=0.2).measure(4.0).plan("lr", 2e-4, 990).measure(*[4.0] * 90)
     assert len(parts(run)) > 2 * KEPT

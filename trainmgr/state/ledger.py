@@ -361,8 +361,7 @@ class Ledger:
         challenge = origin == "probation" and isinstance(self.carrying, events.Challenged)
         if not moved(payload.changes) and payload.decision not in self.changes.words:
             return
-        begun = any(change.decision == payload.decision for change in self.changes.listed)
-        if origin == "manager" or challenge or (origin == "plan" and not begun):
+        if origin == "manager" or challenge:
             self.changes = self.changes.applied(payload, "challenge" if challenge else "manager")
 
     def _unanswered(self, payload: events.Unanswered) -> None:

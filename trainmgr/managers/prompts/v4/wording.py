@@ -153,6 +153,8 @@ def _saved(view: Snapshot) -> str:
     step = view.best_checkpoint
     if step is None:
         return " (no checkpoint yet)"
+    if not view.signals.evals_since_best:  # it is being saved
+        return ""
     return "" if step == view.signals.best_step else f" (its checkpoint has the weights of step {step})"
 
 
