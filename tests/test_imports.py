@@ -124,8 +124,8 @@ ALLOWED: dict[str, str] = {
     "managers.prompts.words": "base.wire",
     "managers.prompts.v3.wording": ".prompts.game .prompts.words contract.proposal deciding.snapshot state.evaluations",
     "managers.prompts.v4.detail": ".prompts.words",
-    "managers.prompts.v4.course": ".prompts.v4.detail .prompts.words base.wire deciding.account deciding.asking "
-    "deciding.snapshot state.evaluations",
+    "managers.prompts.v4.course": ".prompts.v4.detail .prompts.words base.wire contract.proposal deciding.account "
+    "deciding.asking deciding.snapshot state.evaluations",
     "managers.prompts.v4.schema": ".prompts.words contract.proposal deciding.snapshot",
     "managers.answer": ".prompts.__init__ .prompts.v3.schema .prompts.v4.schema base.wire "
     "contract.proposal contract.protocol deciding.snapshot",

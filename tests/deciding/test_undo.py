@@ -187,7 +187,10 @@ def test_values_are_the_same_but_for_rounding() -> None:
 def test_a_parameter_may_be_corrected_once_while_it_is_on_trial() -> None:
     """Else a chain of changes, each of which replaces the one before, would never have to prove itself."""
     run = learned(RATE, commands=KEEPS).change(lr=1.1e-3).measure(4.0, 4.0).change(lr=1.2e-3).measure(4.0)
-    assert view(run.state, run.policy, run.ledger).recipe[0].resting
+    shown = view(run.state, run.policy, run.ledger)
+    assert shown.recipe[0].resting
+    assert shown.account is not None
+    assert shown.account.rests == {"lr": run.at + 40}  # where the second trial ends, which may have to answer for both
     run.measure(4.0, 4.0)  # the first has brought nothing, and the second answers for both
     assert [back.parameters for back in run.reversals] == [{}]
     assert view(run.state, run.policy, run.ledger).recipe[0].resting

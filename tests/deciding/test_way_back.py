@@ -160,6 +160,17 @@ def test_a_change_on_its_way_is_waited_for_where_nothing_was_proven() -> None:
     assert run.state.recipe == {"lr": 8e-4, "dropout": 0.3}
 
 
+def test_a_run_ends_on_its_best_whatever_is_on_its_way() -> None:
+    """The workload may be over before it has answered."""
+    run = Run(total_steps=300).measure(*(4.0 + i / 10 for i in range(24)), best=True).change(lr=1.1e-3)
+    run.measure(6.4, 6.5)
+    run.obeys = False
+    run.change(dropout=0.3).measure(6.6, 6.7, 6.8)
+    assert run.reversals == []
+    (ending,) = run.of(events.Ending)
+    assert (ending.best, ending.command.name, ending.command.to) == (4.0, "stop", "best")
+
+
 def test_a_change_that_slipped_through_is_taken_back_too() -> None:
     run = learned().change(lr=2e-3).measure(4.2)
     run.obeys = False

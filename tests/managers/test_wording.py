@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainmgr.contract.policy import Actions, Cadence, Limits, Llm, Policy, Probation
+from trainmgr.contract.proposal import NOTE
 from trainmgr.deciding import snapshot
-from trainmgr.deciding.account import Told
+from trainmgr.deciding.account import FALSIFIER, Said, Told
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers.prompt import Prompt, render, room
 from trainmgr.managers.prompts.game import Game, game_of, rules
@@ -162,6 +163,29 @@ def test_the_recipe_stands_beside_the_evaluations() -> None:
     fold([applied(20, 1, {"lr": (3e-3, 1e-3)}), evaluation(30, 1.8), evaluation(40, 1.7)], state)
     table = made(view(state)).user.split("evaluations, oldest first, then the recipe in effect (. as above):\n")[1]
     assert [line.split()[-1] for line in table.split("\n")[:5]] == ["lr", "0.003", ".", "0.001", "."]
+
+
+@pytest.mark.parametrize(("now", "words"), [(1.9, "not beyond the noise"), (2.1, "it did not come")])
+def test_what_came_a_little_is_told_from_what_did_not_come(now: float, words: str) -> None:
+    said = Said(step=10, metric="val", direction="down", by_step=20, was=2.0, now=now, at=20, came=False, falsifier="")
+    shown = view(curve([2.0, 1.9]))
+    assert shown.account is not None
+    text = made(shown.model_copy(update={"account": shown.account.model_copy(update={"said": [said]})})).user
+    assert f"expected val down by step 20: 2 before, {now} at 20, {words}\n" in text
+
+
+def test_a_best_of_a_moment_ago_is_not_called_saved_with_older_weights() -> None:
+    """Its checkpoint follows its evaluation."""
+    older = view(curve([2.0, 1.9])).model_copy(update={"best_checkpoint": 10})
+    assert "weights of step 10" not in made(older).user
+    later = view(curve([2.0, 1.9, 1.95])).model_copy(update={"best_checkpoint": 10})
+    assert "best 1.9 at step 20 (its checkpoint has the weights of step 10)" in made(later).user
+
+
+def test_the_lengths_that_it_promises_are_those_in_force() -> None:
+    text = " ".join(made(view(curve([2.0]))).system.split())
+    assert f"in at most {NOTE} characters" in text
+    assert f"Of a falsifier, {FALSIFIER} characters are given back" in text
 
 
 def test_what_is_zero_but_for_rounding_is_zero() -> None:

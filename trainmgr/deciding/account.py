@@ -284,9 +284,8 @@ def _rests(now: Situation, every: int | None) -> dict[str, int]:
         return {}
     step, found = now.state.evaluations[-1].step, {}
     for name in now.space.parameters:
-        if not allowed.resting(now, name):
-            continue
-        measured = step + max(0, allowed.rest(now, name)) * every
-        trials = sorted(_ends(now, trial) or 0 for trial in now.ledger.trials if name in trial.before)
-        found[name] = max(measured, trials[0] if allowed.corrected(now, name) else 0)
+        found[name] = step + allowed.rest(now, name) * every
+        if allowed.corrected(now, name):  # a correction answers for what it corrected, should that go back
+            ends = [_ends(now, trial) or step for trial in now.ledger.trials if name in trial.before]
+            found[name] = max(found[name], *ends)
     return {name: until for name, until in found.items() if until > step}

@@ -169,8 +169,8 @@ def assess(now: Situation) -> events.Judgment | None:
     if over or state.start is None or manifest.replay_of is not None:
         return None
     judge, values_of = (jointly.judged, challenger) if manifest.edition == 1 else (_judged, _challenger)
-    if ledger.trials and (found := judge(now)):
-        return None if _on_its_way(now, found) else found
+    if ledger.trials and (found := judge(now)) and not _on_its_way(now, found):
+        return found
     if not ledger.trials and manifest.mode != "shadow" and (values := values_of(now)):
         return challenged(now, values)
     if ledger.ends_on_best and manifest.mode != "shadow":

@@ -51,8 +51,7 @@ def restored(now: Situation, gone: list[Trial], *, start: bool) -> dict[str, Val
         values.update({name: state.begun[name] for name in space if not space[name].scheduled})
         values.update({name: moving.value for name, moving in state.moving.items() if name in ledger.in_force})
     if ledger.outstanding is not None:
-        wanted, held = ledger.outstanding.params, ledger.held
-        parts = _parts(now, gone)
+        wanted, held, parts = ledger.outstanding.params, ledger.held, _parts(now, ledger.outstanding.revision, gone)
         movements = {name: wanted[name] if name in parts else state.recipe[name]
                      for name in wanted if wanted[name] != held.get(name) and name in space}  # fmt: skip
     return {
@@ -64,13 +63,11 @@ def restored(now: Situation, gone: list[Trial], *, start: bool) -> dict[str, Val
     }
 
 
-def _parts(now: Situation, gone: list[Trial]) -> set[str]:
-    """Of what is on its way, the parameters that only go on with plans that nothing is wrong with."""
-    ledger, taken_back = now.ledger, {decision for trial in gone for decision in trial.decisions}
-    if ledger.outstanding is None:
-        return set()
-    underway, go_on = ledger.plans.underway, ledger.plans.of(ledger.outstanding.revision).go_on
-    return {name for name in go_on & underway.keys() if underway[name].decision not in taken_back}
+def _parts(now: Situation, revision: int, gone: list[Trial]) -> set[str]:
+    """The parameters that only go on in a revision, with plans that nothing is wrong with."""
+    plans, taken_back = now.ledger.plans, {decision for trial in gone for decision in trial.decisions}
+    go_on = plans.of(revision).go_on & plans.underway.keys()
+    return {name for name in go_on if plans.underway[name].decision not in taken_back}
 
 
 def rollback(state: RunState, name: str, back: Saved | None) -> Command | None:

@@ -128,10 +128,8 @@ class Sequence:
         elif self._owed is not None:
             self._find(place, f"before it there is no {self._owed}")
             self._owed = None
-        if (
-            isinstance(data, events.Acknowledged) and moment.now.manifest.edition > 1
-        ):  # a verdict may have waited for it
-            self._owed = _judgment(_behind(moment.now, data))
+        if isinstance(data, events.Acknowledged) and moment.now.manifest.edition > 1:
+            self._owed = _judgment(_behind(moment.now, data))  # a verdict may have waited for it
         if isinstance(data, events.Restarted):
             if ledger.trials:
                 self._find(place, "changes that were on trial were not taken back before it")

@@ -21,8 +21,8 @@ the run a lower learning rate); else its values are put back for want of proof, 
 wrong."""
 UNDONE = """Undo, or a change that sets the values back, ends a trial without a verdict."""
 BACK = """After harm the parameters rest, which means that they cannot be changed until the step given, and their
-reach is multiplied by {shrink}. A parameter that was changed again while on trial rests, too, until a trial of it is
-over."""
+reach is multiplied by {shrink}. A parameter that was changed again while on trial rests, too, until these trials
+are over."""
 COST = """Harm may cost {harm} of the run's steps in all. Trials that brought nothing since the last one that did may
 take {idle}, steps of trials that overlap counted once, and that only from the third reversal on. Beyond that nothing of
 yours is applied any more."""

@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 from trainmgr.base.wire import Value
-from trainmgr.deciding.account import Account, Said, Told
+from trainmgr.contract.proposal import NOTE
+from trainmgr.deciding.account import FALSIFIER, Account, Said, Told
 from trainmgr.deciding.asking import MEAN
 from trainmgr.deciding.snapshot import Past, Snapshot
 from trainmgr.managers.prompts.v4.detail import Detail
 from trainmgr.managers.prompts.words import aligned, figure, last, quote, step, value, word
 from trainmgr.state.evaluations import thinned
 
-NOTE, FALSIFIER = 400, 300  # characters that are given back
 DUST = 1e-9  # of the largest number of a column: what is less is rounding
 WORDS = {
     "kept": "kept", "neutral": "kept as harmless", "harm": "did harm", "no proof": "not proven", "crash": "a crash",
