@@ -32,7 +32,7 @@ AHEAD = 0.2  # seconds that a change for a certain step is sent before that
 LATE = 0.75  # of the time: then there is no more waiting for what is only good to know
 FEW = 3  # evaluations before the first rollback: so much must have been learned that can be lost
 QUIET = 0.25  # of the time, at most, until the first evaluation: so long nothing is changed, for the seeds
-AGAIN = 5.0  # seconds that another seed may take longer than the first one did, or as much as that again
+AGAIN = 20.0  # seconds that another seed may take longer than the first one did, or as much as that again
 
 Until = Callable[[], bool]
 """Whether what is waited for has come."""
@@ -139,10 +139,11 @@ class Probe:
         steps = [item.step for item in alone if isinstance(item, protocol.Step)]
         begun = [answer.seq for r in self._rollbacks[-1:] if (answer := first.answers.get(r.revision))]
         after = [item.step for item in first.evals if begun and item.seq > begun[0] and item.moving]
-        steps += after[:1]  # until there it shows where the schedules would be without a rollback
+        shown = after[0] if after else 0  # evaluated there it shows where the schedules would be without a rollback
 
         def course() -> Iterator[Until]:
             yield lambda: len(other.evals) >= wanted and other.state.step >= max(steps, default=0)
+            yield lambda: not shown or any(item.step >= shown for item in other.evals)  # after the step's own record
 
         self._supervised(other, breaches.SEEDS[1], max(2 * took, took + AGAIN), course())
         return other.items

@@ -75,6 +75,13 @@ def _scheduled(checked: Checked, seen: Seen) -> None:
         before = plain
         after = [item for item in seen.evals if item.seq > begun[0].seq and name in item.moving]
         known = _follows(name, before, alone)
+        if seen.other is not None and max(alone, default=0) < before[-1].step:
+            checked.warning(
+                f"Whether the schedule of {name} goes on after a rollback cannot be told: without one the script got "
+                f"to step {max(alone, default=0)}, with one to step {before[-1].step} before it.",
+                "Check it again when the machine has less to do.",
+            )
+            continue
         if not known:
             back = [answer for answer in begun if answer.command and answer.command.to == "initial"]
             before = [item for item in seen.evals if back and item.seq < back[0].seq] or plain
