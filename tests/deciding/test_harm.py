@@ -56,6 +56,29 @@ def test_a_change_that_does_not_stop_what_went_wrong_before_is_not_its_cause() -
     assert (back.why, back.forecast, back.lost, back.idle) == ("no proof", pytest.approx(4.9), 0, 50)
 
 
+def test_a_change_is_not_put_back_for_want_of_proof_while_a_later_one_builds_on_it() -> None:
+    """What a wider clip range is worth may show only with the higher learning rate that comes after it."""
+    run = learned().change(dropout=0.3).measure(4.0, 4.0, 4.0).change(lr=1.1e-3).measure(4.0, 4.0, 4.0)
+    assert run.reversals == []  # the first one is over
+    run.measure(3.9, best=True).measure(3.8, best=True)
+    assert [kept.decisions for kept in run.of(events.Kept)] == [["d1"], ["d2"]]
+    assert run.reversals == []
+
+
+def test_that_waits_for_as_long_again_at_most() -> None:
+    run = learned().change(lr=1.1e-3).measure(4.0, 4.0, 4.0).change(dropout=0.3, judge_after=100)
+    run.measure(*[4.0] * 6)
+    assert run.reversals == []
+    (back,) = run.measure(4.0).reversals
+    assert (back.why, back.decisions) == ("no proof", ["d1"])
+
+
+def test_what_a_later_change_replaced_is_not_waited_with() -> None:
+    """Nothing would be put back: the later one answers for both."""
+    run = learned().change(lr=1.1e-3).measure(4.0, 4.0).change(lr=1.2e-3).measure(4.0, 4.0, 4.0)
+    assert [back.parameters for back in run.reversals] == [{}]
+
+
 def test_what_stops_a_run_from_learning_is_harm_too() -> None:
     run = Run().measure(*(8.0 - 0.4 * i for i in range(8)), best=True).change(lr=2e-4)
     run.measure(5.15, 5.12, 5.1)

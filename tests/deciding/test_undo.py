@@ -11,6 +11,7 @@ from factories.watched import KEEPS, RATE, Run, learned
 
 from trainmgr.contract import events, protocol
 from trainmgr.contract.policy import Actions, Limits, Policy, Probation
+from trainmgr.deciding import asking
 from trainmgr.state.trial import same
 
 LOSES = Policy(probation=Probation(loss_budget=0.5))
@@ -156,9 +157,20 @@ def test_harm_is_judged_all_the_same() -> None:
 
 def test_nobody_is_asked_before_four_evaluations_unless_the_policy_says_so() -> None:
     run = Run(commands=KEEPS, manager="scripted")
-    assert [run.measure(4.0, best=True).why() for _ in range(4)] == [None, None, None, "evaluation"]
+    values = (4.0, 3.9, 3.8, 3.7)
+    assert [run.measure(value, best=True).why() for value in values] == [None, None, None, "evaluation"]
     run = Run(commands=KEEPS, manager="scripted", policy=Policy(probation=Probation(first_evals=1)))
     assert run.measure(4.0, best=True).why() == "evaluation"
+
+
+def test_a_run_that_stands_still_from_the_start_has_nothing_to_lose_and_is_not_waited_with() -> None:
+    run = Run(commands=KEEPS, manager="scripted").measure(4.0, best=True)
+    assert run.why() is None
+    assert asking.next_question(run.now) == 40
+    assert run.measure(4.0).why() == "evaluation"
+    run = Run(commands=KEEPS, manager="scripted").measure(4.0, 3.9, best=True)
+    assert run.why() is None
+    assert run.measure(3.95).why() == "evaluation"
 
 
 def test_before_there_is_a_noise_one_change_is_on_trial_at_a_time() -> None:

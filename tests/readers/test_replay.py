@@ -383,7 +383,7 @@ def test_a_reversal_without_harm_is_found(harmed: RunPaths, tmp_path: Path) -> N
 def test_an_override_of_a_manager_that_lost_too_much_is_found(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     answers = [answer("adjust", {"lr": 0.2}), *[answer("adjust", {"decay": 0.2})] * 2]
-    simulate(tmp_path / "run", answers, CURVE, Policy(probation=Probation(loss_budget=0.0)))
+    simulate(tmp_path / "run", answers, [*CURVE[:3], *[3.0] * 3, *CURVE], Policy(probation=Probation(loss_budget=0.0)))
     run = RunPaths(tmp_path / "run")
     assert [back.demoted for back in _of(run, events.Reverted)] == [True]
     assert proof.prove(run).holds

@@ -129,12 +129,14 @@ class Probation(Section):
     """Whether there is one. Default: for every manager but `rules`, schedules, `replay` and `none`, which are known."""
     first_evals: Count = 4
     """Nobody is asked before this many evaluations: nothing could be compared yet. But after the first of them, when a
-    value is not finite. 1 asks a good manager sooner; harm that a bad one does then is not always seen in time."""
+    value is not finite, and after the second, when the objective stands still: such a run has nothing to lose. 1 asks
+    a good manager sooner; harm that a bad one does then is not always seen in time."""
     window_evals: Annotated[int, Field(ge=1, le=12)] = 5
     """A change is on trial for this many evaluations, measured against a forecast from before it. Then it has brought
     a new best, or something better than forecast that is near the best; or it did neither good nor harm, and stays
     where that costs nothing (more regularization, a longer average; in the second half of the run a lower rate, less
-    exploration): else it is put back."""
+    exploration): else it is put back. That waits while a later change is on trial, which may build on it, for as many
+    evaluations again at most."""
     longest_trial: Share = 0.2
     """By how much of the run's steps a change may put that off (`judge_after`), and never for longer than the loss
     budget would bear. Harm is judged all the time."""

@@ -73,7 +73,7 @@ def _by_cadence(now: Situation) -> str | None:
     if ledger.demoted and asks_model(manager):  # its answers cost, and would not be applied
         return None
     watches = policy.watches(manager)
-    early = watches and state.evals < policy.probation.first_evals
+    early = watches and too_early(now)
     lost = policy.cadence.on_alarm and state.finiteness.lost
     if lost and ledger.last_alarm != state.evals and (state.evals or not early):
         return "alarm"
@@ -235,6 +235,14 @@ def questions_left(now: Situation) -> int | None:
         return found[1]
     calls = 1 if now.policy.llm.formatter is None else 2  # of one decision, at least
     return min(found[1], max(0, (now.policy.budget.calls - now.ledger.spent.calls) // calls - 1))
+
+
+def too_early(now: Situation) -> bool:
+    """Whether a manager on probation has to wait for more evaluations. Not in a run that stands still from the start:
+    it has nothing to lose but the time."""
+    state = now.state
+    still = state.evals > 1 and state.evals_since_best > 0 and now.manifest.edition > 1
+    return state.evals < now.policy.probation.first_evals and not still
 
 
 def _ahead(now: Situation) -> tuple[int, int | None] | None:

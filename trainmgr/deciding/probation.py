@@ -41,6 +41,7 @@ from trainmgr.deciding.restoring import (
 from trainmgr.deciding.verdicts import (
     ROUNDING,
     beats,
+    built_on,
     cost,
     costs_nothing,
     harmed,
@@ -204,6 +205,8 @@ def _judged(now: Situation) -> events.Reverted | events.Kept | None:
             continue
         if costs_nothing(now, trial):
             return _kept(now, trial, neutral=True)
+        if built_on(now, trial) and restored(now, [trial], start=False):
+            continue
         return _reverted(now, trial, "no proof")
     return None
 

@@ -29,6 +29,13 @@ def over(now: Situation, trial: Trial) -> bool:
     return not in_time and late >= now.policy.probation.window_evals
 
 
+def built_on(now: Situation, trial: Trial) -> bool:
+    """Whether a later change is still on trial, which may need this one to show what it is worth: then it is too early
+    to put this one back for want of proof. That waits for as long again at most."""
+    later = [other for other in now.ledger.trials if other.step > trial.step and not over(now, other)]
+    return bool(later) and _measured(now.state, trial) < 2 * now.policy.probation.window_evals
+
+
 def grace(now: Situation, trial: Trial) -> int:
     """Steps that what went back has to come up again: those that it undid, as far as the loss budget goes. None where
     it undid far more than that: from the best it has nothing to come up from."""

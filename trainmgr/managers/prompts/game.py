@@ -18,7 +18,7 @@ harm goes on, the one before is next."""
 PROOF = """At the end of its trial a change is kept if it brought a new best, or is better than forecast and near the
 best. What did neither good nor harm is kept where that costs nothing (more regularization, a longer average, late in
 the run a lower learning rate); else its values are put back for want of proof, which does not show that it was
-wrong."""
+wrong. That waits while a later change is on trial, which may build on it, for as long again at most."""
 UNDONE = """Undo, or a change that sets the values back, ends a trial without a verdict."""
 BACK = """After harm the parameters rest, which means that they cannot be changed until the step given, and their
 reach is multiplied by {shrink}. A parameter that was changed again while on trial rests, too, until these trials
