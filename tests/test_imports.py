@@ -146,7 +146,7 @@ ALLOWED: dict[str, str] = {
     "managers.replay": "base.errors base.paths base.wire contract.events contract.proposal deciding.snapshot log.audit",
     "managers.reply": ".answer .completion .endpoint contract.policy",
     "managers.rules": ".anew .exploration .imbalance .reading .remedies base.wire contract.policy "
-    "contract.proposal deciding.snapshot",
+    "contract.proposal deciding.allowed deciding.snapshot",
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
     "managers.terms": ".endpoint contract.policy",
     "managers.llm": ".answer .base .completion .endpoint .key .listing .probe .prompt .prompts.game "
