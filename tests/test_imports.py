@@ -13,14 +13,15 @@ from factories.modules import MODULES, imported
 PACKAGES: dict[str, str] = {  # in the order of the loop, with the packages that each may import, all of them above it
     "base": "",
     "workload": "",
+    "sources": "workload",
     "contract": "base",
     "state": "base contract",
     "deciding": "base contract state",
     "log": "base contract state",
     "managers": "base contract state deciding log",
-    "running": "base contract state deciding log managers",
+    "running": "base sources contract state deciding log managers",
     "checking": "base contract state log running",
-    "readers": "base contract state deciding log managers running",
+    "readers": "base sources contract state deciding log managers running",
     "terminal": "base contract state log managers running checking readers",
     "comparison": "base contract state deciding log managers running terminal",
     "testing": "base contract state deciding log managers running",
@@ -52,6 +53,19 @@ ALLOWED: dict[str, str] = {
     ".records .surroundings .values",
     "workload.checkpoints": ".rehearsal .surroundings .values .workload",
     "workload.__init__": ".checkpoints .records .surroundings .workload",
+    "sources.figures": "",
+    "sources.record": "",
+    "sources.lines": "",
+    "sources.pattern": ".figures",
+    "sources.reading": ".figures .pattern",
+    "sources.tail": ".lines",
+    "sources.rows": ".figures",
+    "sources.clock": ".figures .record",
+    "sources.reader": ".lines .pattern .reading .record .rows",
+    "sources.report": ".clock .lines .reader .reading .record workload.__init__",
+    "sources.script": "",
+    "sources.watch": ".lines .reader .reading .report .script .tail workload.__init__",
+    "sources.__main__": ".pattern .reading .watch",
     "contract.action_space": "base.wire",
     "contract.forecast": "base.wire",
     "contract.proposal": "base.wire",
@@ -146,7 +160,7 @@ ALLOWED: dict[str, str] = {
     "managers.replay": "base.errors base.paths base.wire contract.events contract.proposal deciding.snapshot log.audit",
     "managers.reply": ".answer .completion .endpoint contract.policy",
     "managers.rules": ".anew .exploration .imbalance .reading .remedies base.wire contract.policy "
-    "contract.proposal deciding.snapshot",
+    "contract.proposal deciding.allowed deciding.snapshot",
     "managers.schedules": ".reading base.errors base.wire contract.proposal deciding.snapshot",
     "managers.terms": ".endpoint contract.policy",
     "managers.llm": ".answer .base .completion .endpoint .key .listing .probe .prompt .prompts.game "
@@ -159,7 +173,7 @@ ALLOWED: dict[str, str] = {
     ".schedules base.errors base.paths contract.policy",
     "running.exit_code": "base.errors contract.run_file state.ledger state.run_state",
     "running.listener": "contract.events log.telemetry state.run_state state.situation",
-    "running.manifest": "base.errors base.process contract.run_file",
+    "running.manifest": "base.errors base.process base.wire contract.run_file sources.reading",
     "running.messages": "base.process managers.base",
     "running.objective": "base.wire state.run_state",
     "running.supervisor": ".listener .messages .objective base.errors base.files base.paths base.process "
@@ -170,7 +184,7 @@ ALLOWED: dict[str, str] = {
     "state.situation",
     "running.launch": ".listener .manifest .supervisor __init__ base.errors base.files base.paths "
     "base.process contract.events contract.policy contract.protocol "
-    "contract.run_file log.audit log.history managers.base managers.catalog",
+    "contract.run_file log.audit log.history managers.base managers.catalog sources.reading",
     "checking.checked": "",
     "checking.seen": "base.process base.wire contract.protocol log.telemetry state.interventions state.run_state",
     "checking.rollbacks": ".checked .seen contract.protocol",
@@ -188,7 +202,7 @@ ALLOWED: dict[str, str] = {
     "log.telemetry managers.answer managers.base managers.hybrid managers.prompt "
     "managers.prompts.game state.lineage state.situation",
     "readers.again": ".opinions .replay base.errors base.paths contract.policy contract.run_file "
-    "log.history managers.catalog running.launch",
+    "log.history managers.catalog running.launch sources.pattern sources.reading",
     "readers.sequence": "base.errors contract.events contract.protocol contract.run_file "
     "deciding.decision deciding.plans deciding.probation log.history log.telemetry "
     "state.situation",
@@ -354,6 +368,12 @@ def test_the_workload_library_is_alone_and_standard() -> None:
     parts = [path for module, path in MODULES.items() if module.startswith("workload.")]
     names = {name for path in parts for name in imported(path) if not name.startswith("trainmgr.workload.")}
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+
+
+def test_what_reads_a_script_is_standard_but_for_the_workload_library() -> None:
+    parts = [path for module, path in MODULES.items() if module.startswith("sources.")]
+    names = {name for path in parts for name in imported(path)}
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {"trainmgr"}
 
 
 @pytest.mark.parametrize("module", MODULES)

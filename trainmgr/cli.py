@@ -8,7 +8,7 @@ import contextlib
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,9 @@ from trainmgr.base.paths import (
 )
 from trainmgr.managers.prompts import VARIANTS
 from trainmgr.terminal import output, tab
+
+if TYPE_CHECKING:
+    from trainmgr.sources.reading import Reading
 
 EXIT_TEXT = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in errors.EXIT_CODES.items()) + "."
 
@@ -114,6 +117,30 @@ def run(
     blocking: Annotated[
         bool, typer.Option("--blocking", help="Stop training during decisions, to measure what that would cost.")
     ] = False,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Read a script that only prints: 'step {step} .* val {val_loss}'. May be repeated."
+        ),
+    ] = None,
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Read the CSV file that it writes; - for what it prints.")
+    ] = None,
+    jsonl: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Read the JSON lines that it writes; - for what it prints.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(metavar="NAME:min|max", help="With these: the number that decides what is better.")
+    ] = None,
+    counterpart: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With these: the number that measures the same on training data.")
+    ] = None,
+    step: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="With --csv or --jsonl: the column that is the step.")
+    ] = None,
+    total_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="With these: the step that it ends with.")
+    ] = None,
     api_key_env: KeyNameOption = None,
     send_key: SendKeyOption = None,
     quiet: QuietOption = False,
@@ -122,6 +149,9 @@ def run(
     """Start a training script and supervise it to its end. The script's exit code is kept.
 
     Example: `trainmgr run workloads/tinystories.py --manager rules --seed 1 -- --profile quick`
+
+    A script that reports nothing is watched, and stopped by signals, if it prints or writes its figures:
+    `trainmgr run --read 'step {step} loss {loss}' --read 'val {val_loss}' --objective val_loss:min train.py`
 
     Ctrl-C or SIGTERM once asks the script to end, twice kills it. SIGUSR1, SIGUSR2 and the like are passed on to it.
     """
@@ -135,6 +165,10 @@ def run(
         script=script, arguments=arguments or [], manager=manager, mode=mode, seed=seed, runs_dir=runs_dir,
         policy=policies.with_flags(policies.load(policy), restarts=restarts, stall_timeout=stall_timeout),
         name=name, blocking=blocking, say=lambda text: None if quiet else consoles.aside(text),
+        reading=_reading(
+            patterns=read or [], csv=csv, jsonl=jsonl, objective=objective, counterpart=counterpart, step=step,
+            total_steps=total_steps,
+        ),
     )  # fmt: skip
     if manager == "auto":
         request.say("manager: {} ({})".format(*catalog.choose(manager, request.policy)))
@@ -478,6 +512,17 @@ def _own(paths: RunPaths, trust: bool, what: str) -> RunPaths:
     if not trust and (why := stranger(paths)):
         raise UserError(f"{paths.id}: {why}. {what} Look at it with `trainmgr show`, and add --trust if you trust it.")
     return paths
+
+
+def _reading(**asked: Any) -> "Reading | None":
+    """How a script is read. Raises UserError for what cannot be."""
+    from trainmgr.sources.pattern import SourceError
+    from trainmgr.sources.reading import Reading
+
+    try:
+        return Reading.asked(**asked)
+    except SourceError as error:
+        raise UserError(str(error)) from None
 
 
 # -- the entry point ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from trainmgr.contract.action_space import Parameter
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Plan
 from trainmgr.deciding import snapshot
-from trainmgr.managers import reading
+from trainmgr.managers import prompt, reading
 from trainmgr.state.ledger import Ledger
 
 # -- overfitting -------------------------------------------------------------------------------------------------------
@@ -533,3 +533,35 @@ def test_a_fall_of_what_is_to_rise_does_not_read_as_a_rise() -> None:
 
 def view(run: Run) -> snapshot.Snapshot:
     return situations.view(run.state, run.policy, run.ledger)
+
+
+def bare(losses: list[float], gap: float | None = 0.5, **options: Any) -> Run:
+    """A run of which nothing can be changed, as of a script that is only read."""
+    run = Run(space=[], commands=("stop",), total=None, **options)
+    return run.curve(LEARNING, None if gap is None else 0.5).curve(losses, gap)
+
+
+def test_what_only_gets_worse_is_stopped_where_nothing_else_can_be_done() -> None:
+    patience = Policy().rules.plateau_evals
+    rising = [5.0 + 0.1 * step for step in range(patience)]
+    proposal = bare(rising, 1.0).obey()
+    assert (proposal.diagnosis, proposal.action, proposal.to) == ("overfitting", "stop", None)
+    assert bare(rising[:-1], 1.0).ask().action == "keep"
+    assert bare(rising, None, counterpart=None).obey().diagnosis == "worsening"
+    proposal = bare([math.nan] * patience, None).obey()
+    assert (proposal.diagnosis, proposal.action) == ("divergence", "stop")
+
+
+def test_a_language_model_is_offered_a_stop_and_nothing_else() -> None:
+    run = bare([5.0] * 8)
+    text = prompt.render(situations.view(run.state, run.policy, run.ledger), 5000).user
+    assert "Allowed now: keep, stop." in text
+    assert "there is no parameter that may be changed" in text
+
+
+def test_a_plateau_is_no_reason_to_stop_and_neither_is_what_could_be_helped() -> None:
+    assert bare([LEARNING[-1] + 0.001] * 40).ask().diagnosis == "plateau"
+    assert bare([LEARNING[-1] + 0.001] * 40).ask().action == "keep"
+    rising = [5.0 + 0.1 * step for step in range(40)]
+    assert Run(space=[DROP], commands=("stop",), total=None).curve([*LEARNING, *rising], 1.0).ask().action != "stop"
+    assert bare(rising, policy=Policy.model_validate({"actions": {"stop": False}})).ask().action == "keep"

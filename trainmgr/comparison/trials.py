@@ -202,7 +202,7 @@ def _stored(runs_dir: Path) -> Iterator[tuple[Key, RunPaths, RunFile]]:
         if file is None:
             continue
         m = file.manifest
-        if m.mode != "auto" or m.replay_of is not None or m.blocking:
+        if m.mode != "auto" or m.replay_of is not None or m.blocking or m.reading:
             continue
         if _unknown(paths, m):
             continue

@@ -55,6 +55,8 @@ class Manifest(Wire):
     """Whether training stood still during decisions: only to measure what that costs."""
     replay_of: str | None = None
     """The run whose overrides this run repeats at their recorded steps."""
+    reading: Annotated[list[str], Field(exclude_if=operator.not_)] = []
+    """How a script that reports nothing is read, as options of `trainmgr run`; empty for one that reports itself."""
     edition: Annotated[int, Field(ge=1, exclude_if=_first)] = 1
     """By which rules snapshots are taken, questions asked and changes judged: an old log is read again by its own."""
     policy: Annotated[Policy, BeforeValidator(known)]

@@ -15,6 +15,7 @@ from typing import Any
 from trainmgr.base.wire import plain
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.proposal import Diagnosis, Expectation, Proposal, keep
+from trainmgr.deciding.allowed import NOT_OFFERED
 from trainmgr.deciding.snapshot import Snapshot
 from trainmgr.managers import anew, exploration, imbalance, reading, remedies
 from trainmgr.managers.reading import NO_PLANS, Changes, Plans
@@ -49,6 +50,7 @@ class RulesManager:
         )
         learning = exploration.declared(snapshot)
         for rule in (
+            self._lost,
             self._divergence,
             self._last_chance,
             *((self._exploration,) if learning else supervised),
@@ -59,6 +61,23 @@ class RulesManager:
         return plain(self._kept(snapshot))
 
     # -- the rules, in order -----------------------------------------------------------------------------------------
+
+    def _lost(self, snapshot: Snapshot) -> Proposal | None:
+        """Nothing can be changed and there is no way back, as of a script that is only read: what is beyond noise above
+        its best for as long as a plateau takes is ended. A plateau alone is not: the script's own schedule may end it.
+        """
+        bare = not snapshot.recipe and snapshot.unavailable.get(remedies.ROLLBACK) == NOT_OFFERED
+        if not bare or "stop" not in snapshot.actions or not self._beyond_noise(snapshot):
+            return None
+        if reading.settled(snapshot) < self._rules.plateau_evals:
+            return None
+        diagnosis, evidence = self._rise(snapshot)
+        return Proposal(
+            diagnosis="divergence" if snapshot.signals.lost else diagnosis,
+            evidence=evidence[:EVIDENCE],
+            action="stop",
+            expected=Expectation(metric=snapshot.objective, direction="flat"),
+        )
 
     def _divergence(self, snapshot: Snapshot) -> Proposal | None:
         """What was finite is not any more, or training itself is worse than at the beginning, beyond noise: back to the

@@ -1,3 +1,3 @@
-"""Finished and live runs, read again: audit, replay, other opinions. Imports base, contract, state, deciding, log,
-managers, running.
+"""Finished and live runs, read again: audit, replay, other opinions. Imports base, sources, contract, state, deciding,
+log, managers, running.
 """

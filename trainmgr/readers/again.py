@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainmgr.base.errors import UserError
+from trainmgr.base.errors import RecordError, UserError
 from trainmgr.base.paths import RunPaths
 from trainmgr.contract.policy import Policy
 from trainmgr.contract.run_file import EDITION
@@ -15,6 +15,8 @@ from trainmgr.managers import catalog
 from trainmgr.readers import replay
 from trainmgr.readers.opinions import Opinion, Reworded, Wordy, opinions, reworded
 from trainmgr.running.launch import Request, ready
+from trainmgr.sources.pattern import SourceError
+from trainmgr.sources.reading import Reading
 
 
 def decide(paths: RunPaths, runs_dir: Path) -> replay.Rebuilt:
@@ -98,6 +100,15 @@ def train(paths: RunPaths, runs_dir: Path, start: Callable[[Request], RunPaths],
             script=Path(record.script), arguments=record.arguments, manager="none", policy=record.policy,
             seed=record.seed, runs_dir=runs_dir, name=f"{Path(record.script).stem}-replay",
             directory=Path(record.directory), replay_of=paths.id, schedule=schedule or None,
+            reading=_reading(paths, record.reading),
         )
     )  # fmt: skip
     return Trained(again, replay.compare_training(paths, again))
+
+
+def _reading(paths: RunPaths, options: list[str]) -> Reading | None:
+    """How the script was read; None where it reported itself."""
+    try:
+        return Reading.parsed(options) if options else None
+    except SourceError as error:
+        raise RecordError(f"{paths.manifest} does not say how its script was read: {error}") from None

@@ -28,6 +28,7 @@ from trainmgr.managers.base import Consultant, Manager, Repeating
 from trainmgr.running import manifest
 from trainmgr.running.listener import Listener
 from trainmgr.running.supervisor import Supervisor
+from trainmgr.sources.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Request:
     directory: Path = field(default_factory=Path.cwd)
     blocking: bool = False
     """Let training stand still during decisions, to measure what that costs."""
+    reading: Reading | None = None
+    """How the script is read, where it reports nothing itself."""
     say: Callable[[str], None] = lambda _: None
     """Gets what a person should know before it starts."""
     replay_of: str | None = None
@@ -124,8 +127,15 @@ def launch(
     """
     script = request.directory / request.script  # a replay may come from elsewhere
     command = manifest.command_of(script, request.arguments)
+    if request.reading is not None:
+        if request.blocking:
+            raise UserError("--blocking stops what reports, and a script that is only read would go on. Leave it out.")
+        grace = request.policy.process.grace
+        command = manifest.watching(command, request.reading, request.name or request.script.stem, grace)
     key = audit.given_key()
     manager = manager or catalog.make(request.manager, request.policy, request.runs_dir)
+    if request.reading is not None and manager.name != "none":
+        request.say(f"a script that is only read has nothing to change: all that {manager.name} can do is stop it")
     manifest.recordable(str(request.directory), manager.name)
     with ready(manager, say=request.say):
         now = time.time()
@@ -147,6 +157,7 @@ def launch(
             mode=request.mode,
             blocking=request.blocking,
             replay_of=request.replay_of,
+            reading=request.reading.options() if request.reading is not None else [],
             edition=EDITION,
             policy=request.policy,
         )

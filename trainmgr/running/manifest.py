@@ -12,7 +12,9 @@ from pathlib import Path
 
 from trainmgr.base.errors import WorkloadError
 from trainmgr.base.process import clean_environment
+from trainmgr.base.wire import MAX_NAME
 from trainmgr.contract.run_file import Git
+from trainmgr.sources.reading import Reading
 
 PACKAGES = ("trainmgr", "torch", "numpy", "tokenizers", "gymnasium", "mujoco", "pydantic", "openai", "xllamacpp")
 PASSIVE = ("-c", "core.fsmonitor=", "-c", f"core.hooksPath={os.devnull}")  # a program, and a folder of programs
@@ -40,6 +42,17 @@ def command_of(script: Path, arguments: list[str]) -> list[str]:
     if os.access(script, os.X_OK):
         return [str(script.resolve()), *arguments]
     raise WorkloadError(f"{script} is neither a .py file nor executable. Make it executable with chmod +x.")
+
+
+def watching(command: list[str], reading: Reading, name: str, grace: float) -> list[str]:
+    """What is started in place of ``command``, so that what it prints or writes is reported. Nothing that lies in the
+    working directory can come before the modules of Python there (-P).
+
+    Raises WorkloadError for what cannot be recorded.
+    """
+    recordable(*reading.options())
+    ours = [f"--name={name[:MAX_NAME]}", f"--grace={grace:g}", *reading.options()]
+    return [sys.executable, "-P", "-m", "trainmgr.sources", *ours, "--", *command]
 
 
 def recordable(*names: str) -> None:
