@@ -537,3 +537,21 @@ def test_only_the_first_rank_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     script.keep.begin()
     script.keep.end(0)
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_as_a_context_it_begins_and_ends_at_the_last_step_that_was_reported(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    with script.w, script.keep as keep:
+        for step in (1, 2, 3):
+            keep.step(step, {"x": 1.0})
+    assert saved(tmp_path) == [(0, "initial.pt", False), (3, "last.pt", False)]
+    assert [r["step"] for r in records(tmp_path, "step")] == [1, 2, 3]
+    assert records(tmp_path, "end")[0]["status"] == "completed"
+
+
+def test_as_a_context_it_saves_nothing_of_a_training_that_failed(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    with pytest.raises(ZeroDivisionError), script.w, script.keep as keep:
+        keep.step(1, {"x": 1 / 0})
+    assert saved(tmp_path) == [(0, "initial.pt", False)]
+    assert records(tmp_path, "end")[0]["status"] == "failed"

@@ -376,3 +376,32 @@ def test_changes_in_an_optimizer_that_does_not_train_any_more_are_refused_until_
     assert [r["step"] for r in records(run, "refused")] == [21, 26, 31, 36]
     assert optimizer.seen[-1] == [0.01 + 56 / 1e4]
     assert [drift.set_at for drift in folded(run).drifts] == [16]
+
+
+def test_each_of_two_betas_is_managed_by_its_place(run: Path) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], betas=(0.9, 0.99))
+    w = Workload("test", objective="loss")
+    w.optimizer("beta1", optimizer, key="betas", index=0, low=0.5, high=0.95, scale="linear")
+    w.optimizer("beta2", optimizer, key="betas", index=1, low=0.9, high=0.999, scale="linear")
+    seen = []
+    saved = copy.deepcopy(optimizer.state_dict())
+    w.command("rollback", lambda to: optimizer.load_state_dict(copy.deepcopy(saved)))
+    control(run, 1, {"beta1": 0.8})
+    w.step(1, {"loss": 1.0})
+    control(run, 2, {"beta1": 0.8, "beta2": 0.999}, command=command("rollback", "best"))
+    w.step(2, {"loss": 1.0})
+    optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["betas"]))
+    optimizer.step()
+    assert seen == [(pytest.approx(0.8), pytest.approx(0.999))]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.99)
+    assert records(run, "applied")[1]["changes"] == {"beta2": [0.99, pytest.approx(0.999)]}
+
+
+def test_the_same_place_of_one_value_has_one_owner() -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    w = Workload("test", objective="loss")
+    w.optimizer("beta1", optimizer, key="betas", index=0, low=0.5, high=0.95, scale="linear")
+    with pytest.raises(ValueError, match="beta1 has 'betas' of one of these groups already"):
+        w.optimizer("again", optimizer, key="betas", index=0, low=0.5, high=0.95, scale="linear")
+    with pytest.raises(IndexError):
+        w.optimizer("beta3", optimizer, key="betas", index=2, low=0.5, high=0.95, groups=[0], scale="linear")

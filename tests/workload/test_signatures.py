@@ -14,6 +14,7 @@ from typing import Any, Literal, SupportsFloat, get_args, get_type_hints
 import pytest
 
 from trainmgr import workload
+from trainmgr.integrations.torch import TorchCheckpoints
 from trainmgr.workload import Checkpoints, Metric, Workload
 from trainmgr.workload.records import ROLES
 
@@ -33,6 +34,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 PUBLIC = dict(public())
+LATE = {"TorchCheckpoints": TorchCheckpoints}  # of adapters, which are imported by who calls them
 FREE = {"Workload.__init__": {"broadcast"}}  # of any type: an object goes in, and rank 0's comes out
 
 
@@ -43,7 +45,7 @@ def test_what_is_public_is_found() -> None:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_parameter_has_a_type_that_can_be_resolved(name: str) -> None:
-    hints = get_type_hints(PUBLIC[name])
+    hints = get_type_hints(PUBLIC[name], localns=LATE)
     parameters = set(inspect.signature(PUBLIC[name]).parameters) - {"self", "cls"}
     assert parameters <= set(hints)
     loose = {name for name in parameters if hints[name] is Any or Any in get_args(hints[name])}
@@ -106,6 +108,9 @@ with Workload("mine", objective="loss", mode="max", total_steps=9, seed=default_
         w.log("info", f"{w.stopping} {w.checkpoints / 'a'} {keep.best_value:.2f}")
     keep.end(step)
     w.end(step, status="stopped")
+with w, w.torch(Adam(), object(), scheduler=object(), clip=1, weights={"kl": 0.1}, bounds={"lr": None}) as kept:
+    kept.step(1, {"norm": kept.clip, "weight": kept.weights["kl"]})
+    kept.load(Path("last.pt"))
 """
 WRONG = {  # a call: what a type checker must have against it
     "Workload('mine', objective='loss', mode='maximum')": '"mode" to "Workload"',
@@ -117,6 +122,10 @@ WRONG = {  # a call: what a type checker must have against it
     "w.bool('on', get=lambda: 'yes', set=print)": '"get" to "bool"',
     "w.choice('name', get=lambda: 'a', set=print, choices=['a'], boundary='epoch')": '"boundary" to "choice"',
     "w.optimizer('lr', 'adam', key='lr', low=1e-4, high=1.0)": 'Argument 2 to "optimizer"',
+    "w.torch('adam', print)": 'Argument 1 to "torch"',
+    "w.torch(Adam(), print, bounds={'lr': 0.1})": "Dict entry 0 has incompatible type",
+    "w.torch(Adam(), print, scaler=1.0)": '"scaler" to "torch"',
+    "w.torch(Adam(), print).clip.upper()": '"float" has no attribute "upper"',
     "w.command('pause', print)": 'Argument 1 to "command"',
     "w.step('1', {'loss': 1.0})": 'Argument 1 to "step"',
     "w.step(1, {'loss': '1.0'})": "Dict entry 0 has incompatible type",
@@ -129,19 +138,24 @@ WRONG = {  # a call: what a type checker must have against it
 
 
 def test_a_type_checker_passes_a_correct_script_and_finds_what_is_wrong(tmp_path: Path) -> None:
-    head = "from trainmgr.workload import Checkpoints, Metric, Workload\nw = Workload('mine', objective='loss')\n"
+    head = (
+        "from trainmgr.workload import Checkpoints, Metric, Workload\n"
+        "class Adam: param_groups: list[dict[str, float]] = []\n"
+        "w = Workload('mine', objective='loss')\n"
+    )
+    (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-torch.*]\nfollow_imports = skip\n")  # it takes long
     (tmp_path / "right.py").write_text(RIGHT)
     (tmp_path / "wrong.py").write_text(head + "\n".join(WRONG) + "\n")
     root = Path(workload.__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path / 'cache'}", "right.py",
-         "wrong.py"],
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=mypy.ini", f"--cache-dir={tmp_path / 'cache'}",
+         "right.py", "wrong.py"],
         cwd=tmp_path, env={"MYPYPATH": str(root), "PATH": ""}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     found: dict[str, str] = {}  # the first error of each line
     for place, error in (line.split(": error: ") for line in done.stdout.splitlines() if ": error: " in line):
         found.setdefault(place, error)
-    assert set(found) == {f"wrong.py:{i + 3}" for i in range(len(WRONG))}
+    assert set(found) == {f"wrong.py:{i + 4}" for i in range(len(WRONG))}
     assert [error for error, said in zip(found.values(), WRONG.values(), strict=True) if said not in error] == []
 
 

@@ -10,6 +10,8 @@ supervisor. Without one (no ``TRAINMGR_RUN_DIR`` in the environment) nothing is 
             loss = train_one_step()
             w.step(step, {"loss": loss})
 
+`Workload.torch` declares all that it finds in a training with torch, and keeps its checkpoints.
+
 Parameters and commands may be declared until the first report. Overrides are applied, and setters called, only inside
 ``step``, ``eval`` and ``checkpoint``: between two training steps, in the thread that trains. A bad control file never
 raises there; it is answered with a ``refused`` or a ``log`` record, and training goes on as it was.

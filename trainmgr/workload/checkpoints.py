@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, Self, SupportsFloat
 
 from trainmgr.workload.surroundings import CHECK_VARIABLE, no_room
 from trainmgr.workload.values import entries, label, now, real, taken
@@ -25,15 +25,13 @@ BEFORE = "{}-before"  # what the training before this one in the same run had le
 class Checkpoints:
     """Offers "rollback", "checkpoint" and "stop", and reports evaluations together with what they leave on disk.
 
-        keep = Checkpoints(w, save, load)
-        with w:
-            keep.begin()
+        w = Workload(...)
+        with w, Checkpoints(w, save, load) as keep:  # keep.begin(), and keep.end() where nothing was raised
             for step in w.steps():
                 ...
+                keep.step(step, {"loss": loss})  # instead of w.step
                 if step % 100 == 0:
                     keep.eval(step, {"val_loss": evaluate()})  # instead of w.eval
-                keep.report(step)
-            keep.end(step)
 
     ``save(path)`` writes one file, or makes one folder, with all that a resume needs and all that is evaluated
     (averaged weights too); a crash in the middle leaves the old one whole. The path ends in ``suffix``, which is ""
@@ -81,6 +79,7 @@ class Checkpoints:
         self._troubles: dict[Path, str] = {}  # why one is not as new as it should be, or not there
         self._unusable: set[Path] = set()  # nobody may go back to them, and they could not be put aside
         self._unreported: list[tuple[Path, bool]] = []  # of a command, inside of a report, where no other can be made
+        self._reached = workload.resumed_step  # the last step that was reported here
         if workload.resumed_from is not None:
             self._take_along(workload.resumed_from.parent)
         workload.command("rollback", self.rollback)
@@ -91,6 +90,19 @@ class Checkpoints:
         """Save and report the initial checkpoint, unless the run was resumed."""
         if self._w.resumed_from is None:
             self._told(0, self.initial, self._kept(self.initial, 0))
+
+    def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.end(self._reached)
+
+    def step(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+        """Report that a training step is done, and what a command has saved in it."""
+        self._w.step(step, metrics)
+        self.report(step)
 
     def better(self, value: float) -> bool:
         """Whether it is a new best, by the supervisor's rule: NaN and the infinities never are."""
@@ -136,7 +148,8 @@ class Checkpoints:
         self.report(step)
 
     def report(self, step: int) -> None:
-        """Report what a command has saved since; call it after each step where parameters change at steps."""
+        """Report what a command has saved since; call it after each ``w.step`` where parameters change at steps."""
+        self._reached = step
         while self._unreported:
             self._told(step, *self._unreported.pop())
 

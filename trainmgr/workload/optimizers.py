@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 SIMULATED = 20_000  # steps of a scheduler that are played through, where its end cannot be computed at once
 WRAPPED = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer")  # accelerate, Lightning, SAM, Lookahead
+MARKS = {("lr", None): "initial_lr", ("momentum", None): "max_momentum", ("betas", 0): "max_momentum"}  # a scheduler's
 OWNERS = "_trainmgr"  # the attribute of an optimizer that knows who manages it
 
 Kept = list[tuple[Any, Any]]  # for each group what stands there, and a copy of it
@@ -34,10 +35,11 @@ class Optimizer(Protocol):
 class Managed:
     """``param_groups[i][key]`` of an optimizer as one value: the one in effect in the update.
 
-    ``groups`` are indices; None means all that there are at the moment, later ones too. The value is that of the first
-    of them that is not 0. ``low`` and ``high`` bound what comes of a change when the script's own schedule moves on: a
-    value leaves them only as far as the script's own does. ``scheduler`` is the script's, where it has one: then it is
-    known what it will end on. ``moves`` says that the script moves the value by itself.
+    Where that is a tuple, as betas are, ``index`` is the place of the value in it. ``groups`` are indices; None means
+    all that there are at the moment, later ones too. The value is that of the first of them that is not 0. ``low`` and
+    ``high`` bound what comes of a change when the script's own schedule moves on: a value leaves them only as far as
+    the script's own does. ``scheduler`` is the script's, where it has one: then it is known what it will end on.
+    ``moves`` says that the script moves the value by itself.
 
     An optimizer without step hooks (not one of torch) is written into instead, and keeps the change only as long as
     nobody else writes there.
@@ -52,11 +54,12 @@ class Managed:
         groups: Sequence[int] | None,
         scheduler: Any = None,
         *,
+        index: int | None = None,
         moves: bool = False,
     ) -> None:
         self._optimizer = innermost(optimizer)
         self._scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper
-        self._key, self._low, self._high = key, low, high
+        self._key, self._index, self._low, self._high = key, index, low, high
         self._indices = list(groups) if groups is not None else None
         self._moves = moves
         self._asked: tuple[float, float] | None = None  # a value, and what the script itself had at that moment
@@ -74,8 +77,8 @@ class Managed:
         self.steps = 0
         """Steps of the optimizer since `watch` that used what is in force."""
         for i in self._indices or ():
-            self._optimizer.param_groups[i][key]  # raises for a wrong index or key
-        if any(_is_tensor(group[key]) for group in self._groups()):
+            self._read(self._optimizer.param_groups[i])  # raises for a wrong index or key
+        if any(_is_tensor(self._read(group)) for group in self._groups()):
             self._hook()  # now: a step that is captured in a graph calls nobody afterwards
             self._scale()
 
@@ -119,7 +122,7 @@ class Managed:
         """Whether a scheduler is known to move the value, as far as the groups or the script tell."""
         if self._moves or self._scheduler is not None:
             return True
-        mark = {"lr": "initial_lr", "momentum": "max_momentum"}.get(self._key)
+        mark = MARKS.get((self._key, self._index))
         return any(mark in group for group in self._groups() if mark)
 
     def watch(self) -> None:
@@ -176,17 +179,18 @@ class Managed:
         The learning rate of every group goes with it: where a scheduler multiplies what is there, one from an older
         checkpoint would set it on another course.
         """
-        asked, key = self._asked, self._key
-        kept: Kept = [(group[key], _copied(group[key])) for group in self._groups()]
-        rates: Kept = [(g.get("lr"), _copied(g.get("lr"))) for g in self._optimizer.param_groups if key != "lr"]
+        asked = self._asked
+        kept: Kept = [(there, _copied(there)) for there in map(self._read, self._groups())]
+        rates: Kept = [(g.get("lr"), _copied(g.get("lr"))) for g in self._optimizer.param_groups if self._key != "lr"]
 
         def restore() -> None:
             self._asked = asked
             self._tune()
-            for name, groups, values in ((key, self._groups(), kept), ("lr", self._optimizer.param_groups, rates)):
-                for group, (there, value) in zip(groups, values, strict=False):
-                    if value is not None:
-                        group[name] = _filled(there, value)  # the same tensor, if it is one
+            for group, (there, value) in zip(self._groups(), kept, strict=False):
+                self._store(group, _filled(there, value))  # the same tensor, if it is one
+            for group, (there, value) in zip(self._optimizer.param_groups, rates, strict=False):
+                if value is not None:
+                    group["lr"] = _filled(there, value)
 
         return restore
 
@@ -207,7 +211,7 @@ class Managed:
         """The training is over: the groups get what was in effect, as everybody expects who looks at them then."""
         if self._asked is not None:
             for group, value in zip(self._groups(), self.values(), strict=True):
-                group[self._key] = _filled(group[self._key], value)
+                self._store(group, _filled(self._read(group), value))
             self._asked = self._last = None
             self._tune()
 
@@ -215,10 +219,10 @@ class Managed:
         """Into the groups, in the ratio that they have, or had before all were set to 0."""
         self._asked, groups = None, self._groups()
         if base:
-            self._ratios = [float(group[self._key]) / base for group in groups]
+            self._ratios = [float(self._read(group)) / base for group in groups]
         ratios = self._ratios if len(self._ratios) == len(groups) else [1.0] * len(groups)
         for group, ratio in zip(groups, ratios, strict=True):
-            group[self._key] = _filled(group[self._key], value * ratio)
+            self._store(group, _filled(self._read(group), value * ratio))
 
     # -- the optimizer's step ----------------------------------------------------------------------------------------
 
@@ -239,36 +243,36 @@ class Managed:
             self._give_back()
 
     def _scaled(self) -> None:
-        groups, scale, key = self._groups(), self._scale(), self._key
-        plain = scale is None or not all(_is_tensor(group[key]) for group in groups)
+        groups, scale = self._groups(), self._scale()
+        plain = scale is None or not all(_is_tensor(self._read(group)) for group in groups)
         wanted = self._effective(self._bases()) if plain else []
-        self._saved = [(group[key], _copied(group[key])) for group in groups]
+        self._saved = [(there, _copied(there)) for there in map(self._read, groups)]
         for i, group in enumerate(groups):
-            there: Any = group[key]
+            there = self._read(group)
             if scale is not None and _is_tensor(there):
                 there.detach().mul_(scale)
             else:
-                group[key] = _filled(group[key], wanted[i])
-            self._put.append(group[key])
+                self._store(group, _filled(there, wanted[i]))
+            self._put.append(self._read(group))
 
     def _after(self, *_: Any) -> None:
         intact = not self._saved or all(
-            group[self._key] is put for group, put in zip(self._groups(), self._put, strict=False)
+            self._read(group) is put for group, put in zip(self._groups(), self._put, strict=False)
         )
         self.steps += intact  # else a hook of the script's own came after ours
         self._give_back()
 
     def _give_back(self) -> None:
         for group, (there, value), put in zip(self._groups(), self._saved, self._put, strict=False):
-            if group[self._key] is put:
-                group[self._key] = _filled(there, value)
+            if self._read(group) is put:
+                self._store(group, _filled(there, value))
         self._saved, self._put = [], []
 
     def _scale(self) -> Any:
         """What rates that are tensors are multiplied by: a tensor, for a step that was captured in a graph looks it up
         at each replay, and calls none of this. None where the rates are plain numbers."""
         groups = self._groups()
-        own: Any = groups[min(self._reference or 0, len(groups) - 1)][self._key] if groups else None
+        own: Any = self._read(groups[min(self._reference or 0, len(groups) - 1)]) if groups else None
         if not _is_tensor(own):
             return None
         own = own.detach()
@@ -301,11 +305,12 @@ class Managed:
         end = count + round((total - step) * (count - before) / (step - begun))
         if self._plan is None or abs(self._plan[0] - end) > 0.01 * end:
             try:
-                rates = ended(self._scheduler, end)
+                groups = ended(self._scheduler, end)
+                at = self._reference or 0
+                last = groups[self._indices[at] if self._indices is not None else at] if groups else None
+                self._plan = (end, float(self._read(last)) if last else None)
             except Exception:  # somebody's own scheduler
-                rates = None
-            at = self._reference or 0
-            self._plan = (end, rates[self._indices[at] if self._indices is not None else at] if rates else None)
+                self._plan = (end, None)
         value = self._plan[1]
         if value is None or self._asked is None:
             return value
@@ -315,7 +320,7 @@ class Managed:
 
     def shares(self, other: Managed) -> bool:
         """Whether both have the same value of the same group: two factors on one value are none of the two."""
-        if self._optimizer is not other._optimizer or self._key != other._key:
+        if self._optimizer is not other._optimizer or (self._key, self._index) != (other._key, other._index):
             return False
         return None in (self._indices, other._indices) or not set(self._indices or ()).isdisjoint(other._indices or ())
 
@@ -332,7 +337,19 @@ class Managed:
     def _bases(self) -> list[float]:
         if self._saved:  # somebody looks in the middle of a step, or an update has raised
             return [float(value) for _, value in self._saved]
-        return [float(group[self._key]) for group in self._groups()]
+        return [float(self._read(group)) for group in self._groups()]
+
+    def _read(self, group: dict[str, Any]) -> Any:
+        """What a group has there, a number or a tensor."""
+        return group[self._key] if self._index is None else group[self._key][self._index]
+
+    def _store(self, group: dict[str, Any], value: Any) -> None:
+        """Others may have the other places of a tuple, so only one is exchanged."""
+        if self._index is None:
+            group[self._key] = value
+        else:
+            there = group[self._key]
+            group[self._key] = (*there[: self._index], value, *there[self._index + 1 :])
 
     def _refer(self, bases: list[float]) -> int:
         """The group that stands for all: the same as before, unless that is gone or was set to 0 for good."""
@@ -364,8 +381,8 @@ def counted(scheduler: Any) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def ended(scheduler: Any, count: int) -> list[float] | None:
-    """The rates of all groups when a scheduler of torch has counted to ``count``, from a copy of it.
+def ended(scheduler: Any, count: int) -> list[dict[str, Any]] | None:
+    """The groups when a scheduler of torch has counted to ``count``, from a copy of it: rates, and momentum if cycled.
 
     None where that depends on what is still to be measured, or would take too long to play through.
     """
@@ -387,7 +404,8 @@ def ended(scheduler: Any, count: int) -> list[float] | None:
         else:
             for _ in range(count - (counted(twin) or 0)):
                 twin.step()
-    return [float(group["lr"]) for group in there.param_groups]
+    groups: list[dict[str, Any]] = there.param_groups
+    return groups
 
 
 CLOSED = ("LambdaLR", "CosineAnnealingWarmRestarts", "OneCycleLR", "CyclicLR")  # computed from the count alone

@@ -176,6 +176,7 @@ class Declarations:
         optimizer: Optimizer,
         *,
         key: str,
+        index: builtins.int | None = None,
         low: builtins.float,
         high: builtins.float,
         scale: Literal["linear", "log"] = "log",
@@ -196,14 +197,15 @@ class Declarations:
         the ratios between groups stay as the script makes them, and a group at 0 stays at 0. Between two steps the
         groups hold the script's own values.
 
-        ``groups`` are indices; None means all, those too that are added later. The value shown is that of the first
+        ``index`` is the place of the value where ``key`` has a tuple: 0 for the first of Adam's betas. ``groups`` are
+        indices; None means all, those too that are added later. The value shown is that of the first
         group that is not 0; acknowledgments carry the values of all. ``scheduler`` is the learning-rate scheduler,
         where there is one: then managers are told what it will end on. ``scheduled`` says that the script moves the
         value by itself; it need not be said where a ``scheduler`` is given, or one of torch is found.
 
         Raises ValueError for a group that another parameter has already.
         """
-        managed = Managed(optimizer, key, low, high, groups, scheduler, moves=bool(scheduled))
+        managed = Managed(optimizer, key, low, high, groups, scheduler, index=index, moves=bool(scheduled))
         for other in self._parameters.values():
             if other.managed is not None and other.managed.shares(managed):
                 raise ValueError(f"{name}: {other.spec['name']} has {key!r} of one of these groups already")

@@ -7,13 +7,13 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, SupportsFloat
 
 from trainmgr.workload.lines import dump
-from trainmgr.workload.optimizers import Managed
+from trainmgr.workload.optimizers import Managed, Optimizer
 from trainmgr.workload.overrides import Boundary
 from trainmgr.workload.parameters import Declarations
 from trainmgr.workload.persistence import Lost
@@ -24,7 +24,18 @@ from trainmgr.workload.surroundings import CHECK_VARIABLE, ODD, RUN_DIR_VARIABLE
 from trainmgr.workload.values import facts as declared
 from trainmgr.workload.values import label, named, text, whole
 
+if TYPE_CHECKING:
+    from trainmgr.integrations.torch import TorchCheckpoints
+
 Scalar = float | int | bool | str
+
+
+class Stateful(Protocol):
+    """What saves and loads as modules, optimizers and scalers of torch do."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
 
 
 class Workload(Declarations):
@@ -239,6 +250,36 @@ class Workload(Declarations):
 
     def _managed(self) -> list[Managed]:
         return [parameter.managed for parameter in self._parameters.values() if parameter.managed is not None]
+
+    # -- frameworks --------------------------------------------------------------------------------------------------
+
+    def torch(
+        self,
+        optimizer: Optimizer,
+        model: object,
+        *,
+        scheduler: object = None,
+        scaler: Stateful | None = None,
+        clip: float | None = None,
+        weights: MutableMapping[str, float] | None = None,
+        also: Mapping[str, Stateful] | None = None,
+        bounds: Mapping[str, tuple[float, float] | None] | None = None,
+        every: int = 1,
+    ) -> TorchCheckpoints:
+        """Declare what is found in a training with torch (learning rate, weight decay, momentum or betas, dropouts, the
+        norm to ``clip`` to, ``weights`` of the loss), and offer rollback, checkpoint and stop: see `TorchCheckpoints`.
+        """
+        from trainmgr.integrations.torch import TorchCheckpoints  # imports torch, as the script has
+
+        if "rollback" in self._commands:
+            raise ValueError(
+                "a rollback is offered already: w.torch is called once, with all that is trained. Several optimizers "
+                "are declared one by one with w.optimizer(...), and saved by one Checkpoints(w, save, load)"
+            )
+        return TorchCheckpoints(
+            self, optimizer, model, scheduler=scheduler, scaler=scaler, clip=clip, weights=weights, also=also,
+            bounds=bounds, every=every,
+        )  # fmt: skip
 
     def end(
         self,
