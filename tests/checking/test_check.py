@@ -396,6 +396,14 @@ def test_another_seed_is_waited_for_until_it_evaluated_where_the_schedule_is_com
     assert "After a rollback the schedule of lr began again" in what
 
 
+def test_a_slow_schedule_is_compared_at_more_than_the_step_after_the_rollback(tmp_path: Path) -> None:
+    """One step after it, early in the run, what began again is still the same to the last digit."""
+    body = SCHEDULED.replace("LambdaLR(optimizer, lambda t: 1 / (1 + t / 100))", "CosineAnnealingLR(optimizer, 10**6)")
+    body = body.replace("(initial[1])", "(initial[1])\n    scheduler.load_state_dict(initial[2])")
+    (what,) = errors(checked(tmp_path, body + "    time.sleep(0.01)  # stands for work\n"))
+    assert "After a rollback the schedule of lr began again" in what
+
+
 def test_a_schedule_that_could_not_be_compared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "AGAIN", 0.0)
     slow = f"    if w.seed == {breaches.SEEDS[1]}:\n        time.sleep(1.0)\n"

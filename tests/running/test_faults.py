@@ -298,10 +298,10 @@ def refuse(*_: Any) -> None:
 def test_a_fault_of_our_own_leaves_the_script_running_and_says_how_to_attach(tmp_path: Path) -> None:
     fault = """
 from trainmgr.state.run_state import RunState
-def broken(self, record, fold=RunState.fold):
+def broken(self, record, *more, fold=RunState.fold):
     if self.step >= 8:
         raise KeyError("a fault of ours")
-    fold(self, record)
+    fold(self, record, *more)
 RunState.fold = broken
 """
     done = real(tmp_path, write_child(tmp_path, STAYS), fault)

@@ -138,8 +138,8 @@ class Probe:
         wanted = sum(isinstance(item, protocol.Eval) and item.step > 0 for item in alone)
         steps = [item.step for item in alone if isinstance(item, protocol.Step)]
         begun = [answer.seq for r in self._rollbacks[-1:] if (answer := first.answers.get(r.revision))]
-        after = [item.step for item in first.evals if begun and item.seq > begun[0] and item.moving]
-        shown = after[0] if after else 0  # evaluated there it shows where the schedules would be without a rollback
+        after = [item.step for item in first.evals if begun and item.seq > begun[0] and item.moving][:2]
+        shown = max(after, default=0)  # evaluated there it shows where the schedules would be without a rollback
 
         def course() -> Iterator[Until]:
             yield lambda: len(other.evals) >= wanted and other.state.step >= max(steps, default=0)
