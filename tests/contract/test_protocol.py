@@ -216,7 +216,8 @@ def test_the_examples_are_valid(name: str) -> None:
 
 def test_the_committed_schemas_are_those_of_the_types() -> None:
     """`python -m trainmgr schema schemas` writes them."""
-    assert {path.name: path.read_text() for path in FOLDER.iterdir()} == schemas.documents()
+    found = {path.name: path.read_text() for path in FOLDER.iterdir() if path.name != "README.md"}
+    assert found == schemas.documents()
 
 
 def test_write(tmp_path: Path) -> None:
