@@ -19,7 +19,7 @@ from trainmgr.workload import Workload, surroundings
 
 CORE = (
     "test_imports.py", "base/test_files.py", "base/test_paths.py", "base/test_wire.py", "contract",
-    "sources/test_following.py", "sources/test_pattern.py", "sources/test_reading.py",
+    "sources/test_following.py", "sources/test_pattern.py", "sources/test_options.py",
     "state", "deciding", "log", "managers/test_adversaries.py", "managers/test_answer.py",
     "managers/test_completion.py", "managers/test_exploration.py", "managers/test_prompt.py",
     "managers/test_remedies.py", "managers/test_rules.py", "managers/test_schedules.py", "readers/test_example.py",
